@@ -1,0 +1,87 @@
+"""Eq. 2: adaptive layer ratios under an exact budget."""
+
+import math
+from collections.abc import Sequence
+
+from psap_core.cost import CostModel
+from psap_core.errors import InputError
+
+
+def filter_floors(filters: Sequence[int], min_filters: int = 2, min_filter_share: float = 0.05) -> list[int]:
+    """The fewest filters each layer keeps: max(min_filters, ceil(min_filter_share * O)), at most O."""
+    return [min(o, max(min_filters, math.ceil(min_filter_share * o))) for o in filters]
+
+
+def layer_prune_ratios(
+    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float = 1.0
+) -> list[float]:
+    """Prune ratio of each layer, real-valued: 1 - k_l / O_l with k_l = clamp(lambda (1 - s_l)^alpha O_l, floor_l, O_l).
+
+    Args:
+        sparsity: s_l of eq. 1, in [0, 1], one per layer.
+        cost: cost of the exported network.
+        budget: the most it may cost, in the cost's unit.
+        floors: fewest filters of each layer.
+        alpha: how strongly the ratios follow the sparsity; 0 is one ratio for all layers.
+
+    Raises:
+        InputError: the budget cannot be met with the floors.
+    """
+    kept = _real_counts(sparsity, cost, budget, floors, alpha)
+    return [1 - k / o for k, o in zip(kept, cost.filters, strict=True)]
+
+
+def filter_counts(
+    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float = 1.0
+) -> list[int]:
+    """Kept filters of each layer, whole numbers: largest remainders of eq. 2 first, as long as one more fits.
+
+    Arguments and errors as in `layer_prune_ratios`. The result costs at most `budget`, and no layer's next
+    filter would fit.
+    """
+    real = _real_counts(sparsity, cost, budget, floors, alpha)
+    kept = [math.floor(k) for k in real]
+    remainder = [k - n for k, n in zip(real, kept, strict=True)]
+    left = budget - cost.cost(kept)
+    while True:
+        marginal = cost.marginal(kept)
+        fits = [l for l, o in enumerate(cost.filters) if kept[l] < o and marginal[l] <= left]
+        if not fits:
+            return kept
+        chosen = max(fits, key=lambda l: (remainder[l], -l))
+        kept[chosen] += 1
+        remainder[chosen] -= 1
+        left -= marginal[chosen]
+
+
+def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> None:
+    """Raise InputError if even the floors cost more than the budget."""
+    least = cost.cost(floors)
+    if least > budget:
+        raise InputError(
+            f"a target cut of {1 - budget / cost.dense:.4f} is unreachable: with every layer at its minimum "
+            f"the cut is {1 - least / cost.dense:.4f}; lower the target, min_filters or min_filter_share"
+        )
+
+
+def _real_counts(
+    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float
+) -> list[float]:
+    check_reachable(cost, budget, floors)
+    shares = [(1 - s) ** alpha for s in sparsity]
+
+    def counts(scale: float) -> list[float]:
+        return [
+            min(max(scale * share * o, float(floor)), float(o))
+            for share, o, floor in zip(shares, cost.filters, floors, strict=True)
+        ]
+
+    low, high = 0.0, max((1 / share for share in shares if share > 0), default=0.0)
+    if cost.cost(counts(high)) <= budget:
+        return counts(high)
+    while low < (middle := (low + high) / 2) < high:
+        if cost.cost(counts(middle)) <= budget:
+            low = middle
+        else:
+            high = middle
+    return counts(low)

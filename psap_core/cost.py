@@ -1,0 +1,110 @@
+"""Multiply-accumulates and parameters: one definition, and the cost model that allocation uses.
+
+MACs are those of convolutions and linear layers, counted by torch's FlopCounterMode (two FLOPs each).
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from psap_core.layers import PrunableLayer
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One row of `layer_table`: module path, class name, MACs for the whole example batch, parameters."""
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Cost of the exported network as a function of the kept filters k_l of its prunable layers.
+
+    cost(k) = fixed + sum_l linear[l] * k_l + sum_(l, m, c) c * k_l * k_m, every coefficient >= 0.
+    A layer's own output costs k_l; its share of a consumer's input costs k_m too if it is an inner layer.
+    """
+
+    filters: tuple[int, ...]
+    fixed: int
+    linear: tuple[int, ...]
+    bilinear: tuple[tuple[int, int, int], ...]
+
+    def cost(self, kept: Sequence[float]) -> float:
+        """Cost with kept[l] filters in layer l; an exact integer for integers."""
+        own = sum(c * k for c, k in zip(self.linear, kept, strict=True))
+        return self.fixed + own + sum(c * kept[l] * kept[m] for l, m, c in self.bilinear)
+
+    def marginal(self, kept: Sequence[int]) -> list[int]:
+        """What one more filter costs, per layer: its own output and its share of its consumers' input."""
+        marginal = list(self.linear)
+        for l, m, c in self.bilinear:
+            marginal[l] += c * kept[m]
+            marginal[m] += c * kept[l]
+        return marginal
+
+    @property
+    def dense(self) -> int:
+        return int(self.cost(self.filters))
+
+
+def macs(model: nn.Module, example_input: Tensor) -> int:
+    """Multiply-accumulates of one forward pass of `example_input` [N, C, H, W], all N inputs together."""
+    return _count(model, example_input).get_total_flops() // 2
+
+
+def params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
+    """MACs and parameters of every convolution and linear layer, in module order."""
+    flops = _count(model, example_input).get_flop_counts()
+    root = type(model).__name__
+    return [
+        LayerCost(
+            name, type(module).__name__, sum(flops.get(f"{root}.{name}", {}).values()) // 2, params(module)
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+
+
+def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_input: Tensor) -> CostModel:
+    """MACs of the exported network for one input, as a function of the kept filters of `layers`."""
+    writes = {member: l for l, layer in enumerate(layers) for member in layer.members}
+    reads = {consumer: l for l, layer in enumerate(layers) for consumer in layer.consumers}
+    filters = tuple(layer.filters for layer in layers)
+    linear = [0] * len(layers)
+    bilinear: list[tuple[int, int, int]] = []
+    fixed = macs(model, example_input[:1])
+    for row in layer_table(model, example_input[:1]):
+        match [side[row.name] for side in (writes, reads) if row.name in side]:
+            case [out, into]:
+                bilinear.append((out, into, row.macs // (filters[out] * filters[into])))
+            case [layer]:
+                linear[layer] += row.macs // filters[layer]
+            case _:
+                continue
+        fixed -= row.macs
+    return CostModel(filters, fixed, tuple(linear), tuple(bilinear))
+
+
+def filters_cost_model(layers: Sequence[PrunableLayer]) -> CostModel:
+    """The number of kept filters, for a budget in filters instead of MACs."""
+    return CostModel(tuple(layer.filters for layer in layers), 0, (1,) * len(layers), ())
+
+
+def _count(model: nn.Module, example_input: Tensor) -> FlopCounterMode:
+    # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(False), torch.no_grad(), counter:
+        copy.deepcopy(model).eval()(example_input)
+    return counter

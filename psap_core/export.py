@@ -1,0 +1,189 @@
+"""The small network that a plan describes: built, verified against the masked one, saved without pickles."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from psap_core.errors import InputError
+from psap_core.layers import PrunableLayer, analyse
+from psap_core.plan import PrunePlan
+
+SPEC_FORMAT = "psap-exported-1"
+MAX_RELATIVE_ERROR = 1e-9
+
+
+class ScatteredBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the kept channels, scattered into the full-width stream: [N, kept, H, W] -> [N, width, H, W]."""
+
+    kept: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, kept: Tensor) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.register_buffer("kept", kept, persistent=False)
+        self.width = norm.num_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        thin = super().forward(input)
+        full = thin.new_zeros(thin.shape[0], self.width, *thin.shape[2:])
+        return full.index_copy(1, self.kept, thin)
+
+
+def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
+    """The network without the plan's filters: inner ones removed, outputs of residual ones scattered.
+
+    The model's pruned filters must be silent already, as PSAP leaves them; a plan from elsewhere is applied
+    with `apply_` first. The result is verified on the CPU in float64 against the model as given.
+
+    Returns:
+        A new network, in the model's modes, on its device; the model is untouched.
+
+    Raises:
+        InputError: the plan is of another network, or the exported network computes something else.
+    """
+    small = _shrink(model, plan)
+    error = export_error(model, small, plan)
+    if not error <= MAX_RELATIVE_ERROR:
+        raise InputError(
+            f"the exported network differs from the masked one by {error:.1e} (at most {MAX_RELATIVE_ERROR:.0e} is "
+            "rounding): the plan's filters are not silent in this model; apply_ the plan first"
+        )
+    return small
+
+
+def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
+    """max|a - b| / max|a| of both networks' outputs: evaluation mode, CPU, float64, two random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, *plan.input_shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        masked, exported = (copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small))
+    return float((masked - exported).abs().max() / masked.abs().max())
+
+
+def save_exported(
+    folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write `spec.json` (the plan, and `extra` JSON values) and `weights.safetensors` into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
+    spec = {"format": SPEC_FORMAT, "plan": json.loads(plan.to_json()), **(extra or {})}
+    _write(folder / "weights.safetensors", save_tensors(tensors))
+    _write(folder / "spec.json", json.dumps(spec, indent=1).encode())
+
+
+def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
+    """The exported network of a folder, from a freshly built dense network (which is left as it is).
+
+    Raises:
+        InputError: the folder holds no export, it is of another network, or spec and weights do not match.
+    """
+    plan = PrunePlan.from_json(json.dumps(read_spec(folder)["plan"]))
+    small = _shrink(dense_model, plan)
+    path = Path(folder) / "weights.safetensors"
+    try:
+        small.load_state_dict(load_tensors(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} does not match its spec.json on this network: {reason}") from error
+    return small
+
+
+def read_spec(folder: Path | str) -> dict[str, Any]:
+    """The content of a folder's `spec.json`. Raises InputError if it is not one."""
+    path = Path(folder) / "spec.json"
+    try:
+        spec: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no exported network: spec.json is missing") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT or "plan" not in spec:
+        raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
+    return spec
+
+
+def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
+    """Write the network as ONNX (dynamo exporter), any batch size, evaluation mode. Needs onnxscript."""
+    example = torch.zeros(2, *plan.input_shape)
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        copy.deepcopy(small).cpu().eval(), (example,), path, dynamo=True, dynamic_shapes=({0: batch},),
+        input_names=["images"], output_names=["logits"], external_data=False, verbose=False,
+    )  # fmt: skip
+
+
+def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
+    """A copy of the model with the plan's filters cut out of every tensor that holds them."""
+    small = copy.deepcopy(model)
+    first = next(small.parameters())
+    layers, _ = analyse(small, torch.zeros(1, *plan.input_shape, device=first.device, dtype=first.dtype))
+    by_name = {layer.name: layer for layer in layers}
+    for layer_plan in plan.layers:
+        layer = by_name.get(layer_plan.name)
+        if layer is None or layer.filters != layer_plan.filters:
+            raise InputError(
+                f"the plan is of another network: {type(model).__name__} has no prunable layer "
+                f"{layer_plan.name!r} with {layer_plan.filters} filters"
+            )
+        if layer_plan.pruned:
+            keep = torch.ones(layer.filters, dtype=torch.bool)
+            keep[list(layer_plan.pruned)] = False
+            _cut_filters_(small, layer, keep.nonzero().flatten().to(first.device))
+    return small
+
+
+def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
+    if layer.role == "residual":
+        norm = model.get_submodule(layer.affine)
+        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        scattered = ScatteredBatchNorm2d(norm, kept).to(norm.weight).train(norm.training)
+        scattered.load_state_dict(norm.state_dict())
+        model.set_submodule(layer.affine, scattered)
+    for member in layer.members:
+        module = model.get_submodule(member)
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach()[kept], parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.ndim and name != "kept":
+                setattr(module, name, buffer[kept])
+        if isinstance(module, nn.Conv2d):
+            module.out_channels = len(kept)
+            if module.groups > 1:
+                module.groups = module.in_channels = len(kept)
+        elif isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            module.num_features = len(kept)
+    for consumer in layer.consumers:
+        _cut_inputs_(model.get_submodule(consumer), layer.filters, kept)
+
+
+def _cut_inputs_(module: nn.Module, channels: int, kept: Tensor) -> None:
+    """Drop a convolution's input channels, or the columns of a linear layer that a flattened channel feeds."""
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    weight = module.weight.detach()
+    by_channel = weight.view(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
+    module.weight = nn.Parameter(by_channel.flatten(1, 2), module.weight.requires_grad)
+    if isinstance(module, nn.Conv2d):
+        module.in_channels = len(kept)
+    else:
+        module.in_features = by_channel.shape[1] * by_channel.shape[2]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All or nothing: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

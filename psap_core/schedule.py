@@ -1,0 +1,73 @@
+"""When a pruning step happens and how much it may cut. Time is counted in completed epochs, never in iterations."""
+
+import math
+from dataclasses import dataclass
+
+from psap_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps at start, start + interval, ... below freeze, and always at freeze (completed epochs).
+
+    Raises:
+        InputError: unless 1 <= start <= ramp_end <= freeze <= total_epochs and interval >= 1.
+    """
+
+    total_epochs: int
+    start: int
+    ramp_end: int
+    freeze: int
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise InputError(f"interval must be at least 1 epoch, not {self.interval}")
+        if not 1 <= self.start <= self.ramp_end <= self.freeze <= self.total_epochs:
+            raise InputError(
+                "the schedule must satisfy 1 <= start <= ramp_end <= freeze <= total_epochs, not "
+                f"start={self.start}, ramp_end={self.ramp_end}, freeze={self.freeze}, total_epochs={self.total_epochs}"
+            )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return (*range(self.start, self.freeze, self.interval), self.freeze)
+
+    def is_step(self, epochs_done: int) -> bool:
+        return epochs_done in self.steps
+
+    def ramp(self, epochs_done: int) -> float:
+        """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1]."""
+        if self.freeze == self.start:
+            return 1.0
+        x = min(
+            1.0, (epochs_done - self.start + self.interval) / (self.ramp_end - self.start + self.interval)
+        )
+        return 1 - (1 - x) ** 3
+
+
+def make_schedule(
+    total_epochs: int,
+    start: int | float = 0.05,
+    ramp_end: int | float = 0.40,
+    freeze: int | float = 0.50,
+    interval: int = 1,
+) -> Schedule:
+    """A schedule from epochs (int) or from shares of all epochs (float).
+
+    A share becomes floor(share * total_epochs + 0.5) epochs, start at least 1, ramp_end at least start,
+    freeze at least ramp_end; epochs are taken as they are.
+    """
+    first = _epochs(start, total_epochs, at_least=1)
+    full = _epochs(ramp_end, total_epochs, at_least=first)
+    return Schedule(total_epochs, first, full, _epochs(freeze, total_epochs, at_least=full), interval)
+
+
+def _epochs(when: int | float, total_epochs: int, at_least: int) -> int:
+    if isinstance(when, int):
+        return when
+    if not 0 <= when <= 1:
+        raise InputError(
+            f"a share of the epochs must be in [0, 1], not {when}; whole epochs are given as an int"
+        )
+    return max(at_least, math.floor(when * total_epochs + 0.5))

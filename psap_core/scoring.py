@@ -1,0 +1,39 @@
+"""Eq. 3: the norm proposes which filters to suspend."""
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+
+def filter_norms(weight: Tensor) -> Tensor:
+    """L2 norm of every filter: [O, I, kH, kW] -> [O]."""
+    norms: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+    return norms
+
+
+def relative_norms(norms: Tensor, live: Tensor) -> Tensor:
+    """Filter norms [O] over the mean norm of the layer's live filters (bool [O]): unchanged by rescaling the layer."""
+    return norms / norms[live].mean()
+
+
+def pulse_margin(pruned: int, kept: int, floor: int, margin: float) -> int:
+    """m_l: how many filters beyond the `pruned` ones are proposed for the pulse to choose from."""
+    return min(max(1, math.floor(margin * pruned)), kept - floor)
+
+
+def propose(scores: Sequence[float], suspended: Collection[int], pruned: int, margin: int) -> tuple[int, ...]:
+    """The live filters proposed anew: the lowest scores first, ties by index.
+
+    Args:
+        scores: relative norm of each filter, [O].
+        suspended: filters that are suspended already; they stay proposed.
+        pruned: n_l, how many filters must be suspended.
+        margin: m_l, how many more to propose; none where no new filter is needed.
+    """
+    needed = pruned - len(suspended)
+    if needed <= 0:
+        return ()
+    live = set(range(len(scores))).difference(suspended)
+    return tuple(sorted(sorted(live, key=lambda f: (scores[f], f))[: needed + margin]))

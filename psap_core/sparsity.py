@@ -1,0 +1,44 @@
+"""Eq. 1: the weight sparsity ratio of every layer."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Fan = Literal["in", "out"]
+Reference = Literal["network", "layer"]
+
+
+def weight_sparsity_ratio(
+    weights: Mapping[str, Tensor], *, kappa: float = 0.5, fan: Fan = "in", reference: Reference = "network"
+) -> dict[str, float]:
+    """Share of each layer's weights that training has left small, in units of their He initialisation.
+
+    s_l = share of the weights w of layer l with |w| sqrt(fan_l / 2) < kappa R, where R is the root mean
+    square of |w| sqrt(fan / 2) over all given weights.
+
+    Args:
+        weights: layer name to weight [O, I, kH, kW].
+        kappa: threshold in units of R.
+        fan: `in` (I kH kW) or `out` (O kH kW), whichever the network's initialisation used.
+        reference: `network` for R as above; `layer`, the ablation's control, for the layer's own R.
+
+    Returns:
+        Layer name to s_l, in [0, 1]; unchanged when all weights are multiplied by one number.
+    """
+    scale = torch.tensor([_he_scale(w, fan) for w in weights.values()], dtype=torch.float64)
+    size = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
+    norms = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights.values()]).double().cpu()
+    square = (norms * scale) ** 2
+    mean_square = square.sum() / size.sum() if reference == "network" else square / size
+    thresholds = (kappa * mean_square.sqrt() / scale).tolist()
+    small = [
+        (w.detach().abs() < t).count_nonzero() for w, t in zip(weights.values(), thresholds, strict=True)
+    ]
+    return dict(zip(weights, (torch.stack(small).cpu() / size).tolist(), strict=True))
+
+
+def _he_scale(weight: Tensor, fan: Fan) -> float:
+    return math.sqrt((weight[0].numel() if fan == "in" else weight[:, 0].numel()) / 2)
