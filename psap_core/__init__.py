@@ -1,15 +1,7 @@
 """PSAP: Protective Self-Adaptive Pruning of filters while a network trains (Li and Zhao, arXiv 2303.11881)."""
 
 from psap_core.allocation import check_reachable, filter_counts, filter_floors, layer_prune_ratios
-from psap_core.cost import (
-    CostModel,
-    LayerCost,
-    filters_cost_model,
-    layer_table,
-    macs,
-    macs_cost_model,
-    params,
-)
+from psap_core.cost import CostModel, LayerCost, filters_cost_model, layer_table, macs, macs_cost_model, params
 from psap_core.errors import InputError
 from psap_core.export import export, export_error, export_onnx, load_exported, read_spec, save_exported
 from psap_core.layers import PrunableLayer, find_layers
@@ -19,16 +11,7 @@ from psap_core.schedule import Schedule, make_schedule
 from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
 from psap_core.sparsity import weight_sparsity_ratio
 from psap_core.supervision import PULSE_EPSILON, Supervision, choose_restored, pulse
-from psap_core.suspension import (
-    FilterTensors,
-    Snapshot,
-    apply_,
-    filter_tensors,
-    freeze_,
-    refresh_,
-    restore_,
-    suspend_,
-)
+from psap_core.suspension import FilterTensors, Snapshot, apply_, filter_tensors, freeze_, refresh_, restore_, suspend_
 
 __all__ = [
     "PSAP", "PULSE_EPSILON", "CostModel", "FilterTensors", "InputError", "LayerCost", "LayerPlan",
@@ -38,4 +21,4 @@ __all__ = [
     "layer_prune_ratios", "layer_table", "load_exported", "macs", "macs_cost_model", "make_plan",
     "make_schedule", "params", "propose", "pulse", "pulse_margin", "read_spec", "refresh_",
     "relative_norms", "restore_", "save_exported", "suspend_", "weight_sparsity_ratio",
-]  # fmt: skip
+]

@@ -58,10 +58,8 @@ def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> No
     """Raise InputError if even the floors cost more than the budget."""
     least = cost.cost(floors)
     if least > budget:
-        raise InputError(
-            f"a target cut of {1 - budget / cost.dense:.4f} is unreachable: with every layer at its minimum "
-            f"the cut is {1 - least / cost.dense:.4f}; lower the target, min_filters or min_filter_share"
-        )
+        asked, most = 1 - budget / cost.dense, 1 - least / cost.dense
+        raise InputError(f"a cut of {asked:.4f} is unreachable: min_filters and min_filter_share allow {most:.4f}")
 
 
 def _real_counts(
@@ -71,10 +69,8 @@ def _real_counts(
     shares = [(1 - s) ** alpha for s in sparsity]
 
     def counts(scale: float) -> list[float]:
-        return [
-            min(max(scale * share * o, float(floor)), float(o))
-            for share, o, floor in zip(shares, cost.filters, floors, strict=True)
-        ]
+        layers = zip(shares, cost.filters, floors, strict=True)
+        return [float(min(max(scale * share * o, floor), o)) for share, o, floor in layers]
 
     low, high = 0.0, max((1 / share for share in shares if share > 0), default=0.0)
     if cost.cost(counts(high)) <= budget:

@@ -4,6 +4,7 @@ MACs are those of convolutions and linear layers, counted by torch's FlopCounter
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,7 @@ def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
     flops = _count(model, example_input).get_flop_counts()
     root = type(model).__name__
     return [
-        LayerCost(
-            name, type(module).__name__, sum(flops.get(f"{root}.{name}", {}).values()) // 2, params(module)
-        )
+        LayerCost(name, type(module).__name__, sum(flops.get(f"{root}.{name}", {}).values()) // 2, params(module))
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
@@ -86,14 +85,13 @@ def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_i
     bilinear: list[tuple[int, int, int]] = []
     fixed = macs(model, example_input[:1])
     for row in layer_table(model, example_input[:1]):
-        match [side[row.name] for side in (writes, reads) if row.name in side]:
-            case [out, into]:
-                bilinear.append((out, into, row.macs // (filters[out] * filters[into])))
-            case [layer]:
-                linear[layer] += row.macs // filters[layer]
-            case _:
-                continue
-        fixed -= row.macs
+        touched = [side[row.name] for side in (writes, reads) if row.name in side]
+        coefficient = row.macs // math.prod(filters[l] for l in touched)
+        if len(touched) == 2:
+            bilinear.append((touched[0], touched[1], coefficient))
+        elif touched:
+            linear[touched[0]] += coefficient
+        fixed -= row.macs if touched else 0
     return CostModel(filters, fixed, tuple(linear), tuple(bilinear))
 
 
@@ -104,7 +102,6 @@ def filters_cost_model(layers: Sequence[PrunableLayer]) -> CostModel:
 
 def _count(model: nn.Module, example_input: Tensor) -> FlopCounterMode:
     # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(False), torch.no_grad(), counter:
+    with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
         copy.deepcopy(model).eval()(example_input)
     return counter

@@ -2,15 +2,12 @@
 
 import copy
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from psap_core.errors import InputError
@@ -52,10 +49,7 @@ def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
     small = _shrink(model, plan)
     error = export_error(model, small, plan)
     if not error <= MAX_RELATIVE_ERROR:
-        raise InputError(
-            f"the exported network differs from the masked one by {error:.1e} (at most {MAX_RELATIVE_ERROR:.0e} is "
-            "rounding): the plan's filters are not silent in this model; apply_ the plan first"
-        )
+        raise InputError(f"the export differs from the model by {error:.1e}: silence the filters with apply_")
     return small
 
 
@@ -68,16 +62,13 @@ def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
     return float((masked - exported).abs().max() / masked.abs().max())
 
 
-def save_exported(
-    folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] | None = None
-) -> None:
+def save_exported(folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}) -> None:
     """Write `spec.json` (the plan, and `extra` JSON values) and `weights.safetensors` into a folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
-    spec = {"format": SPEC_FORMAT, "plan": json.loads(plan.to_json()), **(extra or {})}
-    _write(folder / "weights.safetensors", save_tensors(tensors))
-    _write(folder / "spec.json", json.dumps(spec, indent=1).encode())
+    spec = {"format": SPEC_FORMAT, "plan": json.loads(plan.to_json()), **extra}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _write(Path(folder) / "weights.safetensors", safetensors.torch.save(tensors))
+    _write(Path(folder) / "spec.json", json.dumps(spec, indent=1).encode())
 
 
 def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
@@ -90,10 +81,8 @@ def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
     small = _shrink(dense_model, plan)
     path = Path(folder) / "weights.safetensors"
     try:
-        small.load_state_dict(load_tensors(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except (SafetensorError, RuntimeError) as error:
+        small.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not match its spec.json on this network: {reason}") from error
     return small
@@ -104,10 +93,8 @@ def read_spec(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "spec.json"
     try:
         spec: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no exported network: spec.json is missing") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise InputError(f"{folder} holds no exported network: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT or "plan" not in spec:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
     return spec
@@ -120,7 +107,7 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     torch.onnx.export(
         copy.deepcopy(small).cpu().eval(), (example,), path, dynamo=True, dynamic_shapes=({0: batch},),
         input_names=["images"], output_names=["logits"], external_data=False, verbose=False,
-    )  # fmt: skip
+    )
 
 
 def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
@@ -128,18 +115,10 @@ def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
     small = copy.deepcopy(model)
     first = next(small.parameters())
     layers, _ = analyse(small, torch.zeros(1, *plan.input_shape, device=first.device, dtype=first.dtype))
-    by_name = {layer.name: layer for layer in layers}
-    for layer_plan in plan.layers:
-        layer = by_name.get(layer_plan.name)
-        if layer is None or layer.filters != layer_plan.filters:
-            raise InputError(
-                f"the plan is of another network: {type(model).__name__} has no prunable layer "
-                f"{layer_plan.name!r} with {layer_plan.filters} filters"
-            )
-        if layer_plan.pruned:
-            keep = torch.ones(layer.filters, dtype=torch.bool)
-            keep[list(layer_plan.pruned)] = False
-            _cut_filters_(small, layer, keep.nonzero().flatten().to(first.device))
+    for layer, part in plan.match(layers):
+        kept = sorted(set(range(part.filters)).difference(part.pruned))
+        if part.pruned:
+            _cut_filters_(small, layer, torch.tensor(kept, device=first.device))
     return small
 
 
@@ -161,8 +140,8 @@ def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
             module.out_channels = len(kept)
             if module.groups > 1:
                 module.groups = module.in_channels = len(kept)
-        elif isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            module.num_features = len(kept)
+        else:
+            module.num_features = len(kept)  # type: ignore[assignment]
     for consumer in layer.consumers:
         _cut_inputs_(model.get_submodule(consumer), layer.filters, kept)
 
@@ -171,19 +150,13 @@ def _cut_inputs_(module: nn.Module, channels: int, kept: Tensor) -> None:
     """Drop a convolution's input channels, or the columns of a linear layer that a flattened channel feeds."""
     assert isinstance(module, (nn.Conv2d, nn.Linear))
     weight = module.weight.detach()
-    by_channel = weight.view(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
+    by_channel = weight.reshape(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
     module.weight = nn.Parameter(by_channel.flatten(1, 2), module.weight.requires_grad)
-    if isinstance(module, nn.Conv2d):
-        module.in_channels = len(kept)
-    else:
-        module.in_features = by_channel.shape[1] * by_channel.shape[2]
+    setattr(module, "in_channels" if isinstance(module, nn.Conv2d) else "in_features", module.weight.shape[1])
 
 
 def _write(path: Path, data: bytes) -> None:
     """All or nothing: a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.write_bytes(data)
+    temporary.replace(path)

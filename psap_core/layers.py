@@ -4,9 +4,9 @@ Works on the torch.fx graph, by module type and by who reads whose channels, nev
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,23 +14,17 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from psap_core.errors import InputError
 
-Role = Literal["inner", "residual"]
 Scope = Literal["all", "inner"]
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-# Channel-wise operations that map 0 to 0: a channel whose affine is zero is still zero behind them.
-ZERO_PRESERVING_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh,
-    nn.Identity, nn.Dropout, nn.Dropout2d,
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-ZERO_PRESERVING_NAMES = {
-    "relu", "relu_", "relu6", "leaky_relu", "elu", "silu", "gelu", "mish", "hardswish", "tanh",
-    "dropout", "dropout2d", "contiguous", "clone",
-    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
-}  # fmt: skip
+# Operations, as torch.nn, functional and method calls name them (lower case, no underscores).
+# Channel-wise ones that map 0 to 0: a channel whose affine is zero is still zero behind them.
+ZERO_PRESERVING = {
+    "relu", "relu6", "leakyrelu", "elu", "silu", "gelu", "mish", "hardswish", "tanh", "identity",
+    "dropout", "dropout2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "contiguous", "clone",
+}
 RESHAPES = {"flatten", "view", "reshape", "squeeze"}
-SUMS = {"add", "add_", "iadd"}
+SUMS = {"add", "iadd"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class PrunableLayer:
 
     name: str
     members: tuple[str, ...]
-    role: Role
+    role: Literal["inner", "residual"]
     filters: int
     consumers: tuple[str, ...]
 
@@ -74,24 +68,18 @@ def find_layers(
         InputError: the network cannot be traced, has no prunable layer, an excluded name is no convolution
             of the network, or a layer cannot be silenced by its affine and is not excluded.
     """
+    network = type(model).__name__
     convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if unknown := sorted(set(exclude) - convolutions):
-        raise InputError(f"excluded layer {unknown[0]!r} is not a convolution of {type(model).__name__}")
+        raise InputError(f"excluded layer {unknown[0]!r} is not a convolution of {network}")
     layers, refused = analyse(model, example_input)
     if refusals := {name: why for name, why in refused.items() if name not in exclude}:
         name, why = next(iter(refusals.items()))
-        raise InputError(
-            f"layer {name!r} cannot be pruned: {why}; exclude={sorted(refusals)} leaves such layers alone"
-        )
-    found = tuple(
-        layer for layer in layers if layer.name not in exclude and (scope == "all" or layer.role == "inner")
-    )
+        raise InputError(f"layer {name!r} cannot be pruned: {why}; exclude={sorted(refusals)} leaves such layers alone")
+    found = [layer for layer in layers if layer.name not in exclude and (scope == "all" or layer.role == "inner")]
     if not found:
-        raise InputError(
-            f"{type(model).__name__} has no prunable layer in scope {scope!r}: "
-            "a prunable layer is a convolution followed by a BatchNorm with an affine"
-        )
-    return found
+        raise InputError(f"{network} has no prunable layer (convolution with BatchNorm) in scope {scope!r}")
+    return tuple(found)
 
 
 def analyse(model: nn.Module, example_input: Tensor) -> tuple[list[PrunableLayer], dict[str, str]]:
@@ -100,21 +88,17 @@ def analyse(model: nn.Module, example_input: Tensor) -> tuple[list[PrunableLayer
     layers: list[PrunableLayer] = []
     refused: dict[str, str] = {}
     for node in graph.nodes:
-        if not graph.is_dense_convolution(node):
+        members = graph.members(node) if graph.is_dense_convolution(node) else []
+        if not any(graph.is_batch_norm(member) for member in members):
             continue
-        members = graph.members(node)
-        if graph.affine_of(members) is None:
-            continue
+        names = tuple(str(member.target) for member in members)
         try:
             role, consumers = graph.role(members)
         except InputError as why:
-            refused[str(node.target)] = str(why)
+            refused[names[0]] = str(why)
             continue
-        if role == "residual" and graph.is_projection_shortcut(node, members[-1]):
-            continue
-        names = tuple(str(member.target) for member in members)
-        filters = graph.convolution(node).out_channels
-        layers.append(PrunableLayer(names[0], names, role, filters, consumers))
+        if role == "inner" or not graph.is_projection_shortcut(node, members[-1]):
+            layers.append(PrunableLayer(names[0], names, role, _shape(node)[1], consumers))
     return layers, refused
 
 
@@ -136,11 +120,8 @@ class _Graph:
             with torch.no_grad():
                 ShapeProp(fx.GraphModule(model, graph)).propagate(example_input)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"{type(model).__name__} cannot be traced by torch.fx on an input of shape "
-                f"{list(example_input.shape)}: {reason}"
-            ) from error
+            network, reason = type(model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{network} cannot be traced by torch.fx on {[*example_input.shape]}: {reason}") from error
         self.nodes = list(graph.nodes)
         self.modules = dict(model.named_modules())
         targets = [node.target for node in self.nodes if node.op == "call_module"]
@@ -149,10 +130,10 @@ class _Graph:
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def convolution(self, node: fx.Node) -> nn.Conv2d:
+    def operation(self, node: fx.Node) -> str:
         module = self.module(node)
-        assert isinstance(module, nn.Conv2d)
-        return module
+        target = type(module) if module is not None else node.target
+        return str(getattr(target, "__name__", target)).lower().replace("_", "")
 
     def is_dense_convolution(self, node: fx.Node) -> bool:
         module = self.module(node)
@@ -160,27 +141,23 @@ class _Graph:
 
     def is_depthwise(self, node: fx.Node) -> bool:
         module = self.module(node)
-        return (
-            isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
-        )
+        return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
     def is_batch_norm(self, node: fx.Node) -> bool:
         return isinstance(self.module(node), BATCH_NORMS)
 
     def is_sum(self, node: fx.Node) -> bool:
-        return _called(node) in SUMS and len(node.all_input_nodes) + (node.args[0] is node.args[-1]) == 2
+        return self.operation(node) in SUMS and len(node.all_input_nodes) + (node.args[0] is node.args[-1]) == 2
 
     def keeps_channels(self, node: fx.Node) -> bool:
         """Is this a channel-wise operation that maps 0 to 0?"""
-        if isinstance(self.module(node), (*ZERO_PRESERVING_MODULES, nn.Flatten)):
-            return True
-        name = _called(node)
-        if name in RESHAPES:
+        operation = self.operation(node)
+        if operation in RESHAPES:
             return len(_shape(node)) == 2 and _shape(node)[0] == _shape(node.all_input_nodes[0])[0]
-        if name == "mean":
+        if operation == "mean":
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             return isinstance(dims, (tuple, list)) and all(d in (2, 3, -1, -2) for d in dims)
-        return name in ZERO_PRESERVING_NAMES
+        return operation in ZERO_PRESERVING
 
     def members(self, convolution: fx.Node) -> list[fx.Node]:
         """The convolution, then every BatchNorm and depthwise convolution up to the first fork or mixing."""
@@ -193,43 +170,29 @@ class _Graph:
                 break
         return members
 
-    def affine_of(self, members: list[fx.Node]) -> nn.Module | None:
-        norms = [self.module(member) for member in members if self.is_batch_norm(member)]
-        return norms[-1] if norms else None
+    def reads_of(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Every (tensor, reader) at which the channels of `node` are read, through channel-wise operations."""
+        pending = [node]
+        for tensor in pending:
+            for reader in _readers(tensor):
+                yield tensor, reader
+                if self.keeps_channels(reader) and reader not in pending:
+                    pending.append(reader)
 
-    def role(self, members: list[fx.Node]) -> tuple[Role, tuple[str, ...]]:
+    def role(self, members: list[fx.Node]) -> tuple[Literal["inner", "residual"], tuple[str, ...]]:
         """Role and consumers of a layer; raises InputError with the reason if its affine cannot silence it."""
         affine = self.module(members[-1])
-        reused = [str(member.target) for member in members if member.target in self.reused]
-        if reused:
-            raise InputError(f"{reused[0]!r} is called more than once")
         if not isinstance(affine, BATCH_NORMS) or not affine.affine:
             raise InputError(f"its channels leave {members[-1].target!r} without the affine of a BatchNorm")
-        consumers: list[str] = []
-        problem = None
-        reaches_sum = False
-        pending, seen = _readers(members[-1]), set()
-        while pending:
-            node = pending.pop(0)
-            if node in seen:
-                continue
-            seen.add(node)
-            module = self.module(node)
-            if self.is_sum(node):
-                reaches_sum = True
-            elif self.keeps_channels(node):
-                pending += _readers(node)
-            elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-                consumers.append(str(node.target))
-                if node.target in self.reused:
-                    problem = f"its consumer {node.target!r} is called more than once"
-            else:
-                problem = f"its channels pass through {str(node.target)!r}, which is not known to map 0 to 0 channel by channel"
-        if reaches_sum:
+        if self.reused.intersection(member.target for member in members):
+            raise InputError("its BatchNorm is called more than once")
+        ends = [reader for _, reader in self.reads_of(members[-1]) if not self.keeps_channels(reader)]
+        if any(self.is_sum(end) for end in ends):
             return "residual", ()
-        if problem:
-            raise InputError(problem)
-        return "inner", tuple(consumers)
+        for end in ends:
+            if not self.is_dense_convolution(end) and not isinstance(self.module(end), nn.Linear):
+                raise InputError(f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel")
+        return "inner", tuple(str(end.target) for end in ends)
 
     def is_projection_shortcut(self, convolution: fx.Node, affine: fx.Node) -> bool:
         """Does a longer branch, from the same input to the same sum, run beside this convolution?"""
@@ -237,18 +200,11 @@ class _Graph:
         while self.keeps_channels(source) and len(source.all_input_nodes) == 1:
             source = source.all_input_nodes[0]
         depth = self._convolutions_from(source, avoiding=convolution)
-        pending, seen = [affine], set()
-        while pending:
-            node = pending.pop()
-            for reader in _readers(node):
-                if self.is_sum(reader):
-                    others = [operand for operand in reader.all_input_nodes if operand is not node]
-                    if any(depth.get(other, 0) >= 2 for other in others):
-                        return True
-                elif self.keeps_channels(reader) and reader not in seen:
-                    seen.add(reader)
-                    pending.append(reader)
-        return False
+        return any(
+            depth.get(operand, 0) >= 2
+            for tensor, reader in self.reads_of(affine) if self.is_sum(reader)
+            for operand in reader.all_input_nodes if operand is not tensor
+        )
 
     def _convolutions_from(self, source: fx.Node, avoiding: fx.Node) -> dict[fx.Node, int]:
         """Nodes that `source` reaches without `avoiding`, each with the most convolutions on the way."""
@@ -260,16 +216,8 @@ class _Graph:
         return depth
 
 
-def _called(node: fx.Node) -> str | None:
-    """Name of the function or method that a node calls."""
-    if node.op == "call_method":
-        return str(node.target)
-    return getattr(node.target, "__name__", None) if node.op == "call_function" else None
-
-
-def _shape(node: fx.Node) -> torch.Size:
-    shape: torch.Size = node.meta["tensor_meta"].shape
-    return shape
+def _shape(node: fx.Node) -> Any:
+    return node.meta["tensor_meta"].shape
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

@@ -25,9 +25,7 @@ class LayerPlan:
         if list(self.pruned) != sorted(set(self.pruned)):
             raise InputError(f"pruned filters of layer {self.name!r} are not sorted and distinct")
         if self.pruned and not 0 <= self.pruned[0] <= self.pruned[-1] < self.filters:
-            raise InputError(
-                f"layer {self.name!r} has {self.filters} filters, the plan prunes number {self.pruned[-1]}"
-            )
+            raise InputError(f"a pruned filter of layer {self.name!r} is not in 0..{self.filters - 1}")
         if len(self.pruned) >= self.filters:
             raise InputError(f"the plan keeps no filter of layer {self.name!r}")
 
@@ -57,8 +55,7 @@ class PrunePlan:
     unit: Unit = "macs"
 
     def __post_init__(self) -> None:
-        names = [layer.name for layer in self.layers]
-        if len(set(names)) != len(names):
+        if len(self.pruned) != len(self.layers):
             raise InputError("the plan names a layer twice")
 
     @property
@@ -66,14 +63,10 @@ class PrunePlan:
         return 1 - self.macs / self.dense_macs
 
     @property
-    def filters_cut(self) -> float:
-        filters = sum(layer.filters for layer in self.layers)
-        return sum(len(layer.pruned) for layer in self.layers) / filters if filters else 0.0
-
-    @property
     def cut(self) -> float:
         """The cut reached, in the unit of the target; cut - target_cut says how far off the plan is."""
-        return self.macs_cut if self.unit == "macs" else self.filters_cut
+        kept, filters = (sum(getattr(layer, name) for layer in self.layers) for name in ("kept", "filters"))
+        return self.macs_cut if self.unit == "macs" else 1 - kept / filters
 
     @property
     def pruned(self) -> dict[str, tuple[int, ...]]:
@@ -84,6 +77,14 @@ class PrunePlan:
         """SHA-256 over layer names, widths and pruned indices only, never over floats."""
         content = [[layer.name, layer.filters, layer.pruned] for layer in self.layers]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def match(self, layers: Sequence[PrunableLayer]) -> list[tuple[PrunableLayer, LayerPlan]]:
+        """The plan's layers beside a network's; raises InputError if the plan is of another network."""
+        found = {(layer.name, layer.filters): layer for layer in layers}
+        for part in self.layers:
+            if (part.name, part.filters) not in found:
+                raise InputError(f"the plan is of another network: no layer {part.name!r} with {part.filters} filters")
+        return [(found[part.name, part.filters], part) for part in self.layers]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"digest": self.digest}, indent=1)
@@ -104,12 +105,8 @@ class PrunePlan:
 
 
 def make_plan(
-    layers: Sequence[PrunableLayer],
-    pruned: Mapping[str, Collection[int]],
-    cost: CostModel,
-    input_shape: Sequence[int],
-    target_cut: float = 0.0,
-    unit: Unit = "macs",
+    layers: Sequence[PrunableLayer], pruned: Mapping[str, Collection[int]], cost: CostModel, input_shape: Sequence[int],
+    target_cut: float = 0.0, unit: Unit = "macs",
 ) -> PrunePlan:
     """The plan that prunes the filters `pruned` (layer name to indices, none where absent).
 

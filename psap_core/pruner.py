@@ -1,13 +1,12 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from psap_core.allocation import check_reachable, filter_counts, filter_floors
@@ -18,20 +17,11 @@ from psap_core.plan import PrunePlan, Unit, make_plan
 from psap_core.schedule import make_schedule
 from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
 from psap_core.sparsity import Fan, Reference, weight_sparsity_ratio
-from psap_core.supervision import Supervision, choose_restored, pulse
-from psap_core.suspension import (
-    NOTHING_SUSPENDED,
-    FilterTensors,
-    Snapshot,
-    filter_tensors,
-    freeze_,
-    refresh_,
-    restore_,
-    suspend_,
-)
+from psap_core.supervision import MakeLosses, Supervision, choose_restored, pulse
+from psap_core.suspension import FilterTensors, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
 
-MakeLosses = Callable[[], Iterable[Tensor]]
 Filters = dict[str, tuple[int, ...]]
+TOO_EARLY = "losses made beforehand were computed before the pulse and say nothing about suspended filters"
 
 
 @dataclass(frozen=True)
@@ -44,9 +34,8 @@ class PruneStep:
         weight_sparsity_ratio: s_l of eq. 1.
         proposed: filters that stood suspended during the pulse, earlier ones included.
         restored: filters given back, exactly.
-        suspended: filters that stay away until the next step.
-        utility: proposed filter to (mean, standard error) of eq. 5; empty without protection.
-        grad_norm_live, grad_norm_suspended: mean norm of the affine gradient in the pulse; empty without protection.
+        utility: proposed filter to (mean, standard error) of eq. 5; empty without a pulse.
+        grad_norm_live, grad_norm_suspended: mean norm of the affine gradient in the pulse; empty without one.
         mask_churn: filters whose state this step changed, as a share of all filters.
         seconds: duration of the step, pulse included.
     """
@@ -56,7 +45,6 @@ class PruneStep:
     weight_sparsity_ratio: dict[str, float]
     proposed: Filters
     restored: Filters
-    suspended: Filters
     utility: dict[str, dict[int, tuple[float, float]]]
     grad_norm_live: dict[str, float]
     grad_norm_suspended: dict[str, float]
@@ -96,51 +84,34 @@ class PSAP:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example_input: Tensor,
-        *,
-        target_macs_cut: float | None = None,
-        target_filters_cut: float | None = None,
-        total_epochs: int,
-        scope: Scope = "all",
-        exclude: Sequence[str] = (),
-        kappa: float = 0.5,
-        sparsity_reference: Reference = "network",
-        fan: Fan = "in",
-        alpha: float = 1.0,
-        protection: bool = True,
-        pulse_batches: int = 10,
-        margin: float = 0.3,
-        min_filters: int = 2,
-        min_filter_share: float = 0.05,
-        start: int | float = 0.05,
-        ramp_end: int | float = 0.40,
-        freeze: int | float = 0.50,
-        interval: int = 1,
+        self, model: nn.Module, optimizer: Optimizer, example_input: Tensor, *,
+        target_macs_cut: float | None = None, target_filters_cut: float | None = None, total_epochs: int,
+        scope: Scope = "all", exclude: Sequence[str] = (),
+        kappa: float = 0.5, sparsity_reference: Reference = "network", fan: Fan = "in", alpha: float = 1.0,
+        protection: bool = True, pulse_batches: int = 10, margin: float = 0.3,
+        min_filters: int = 2, min_filter_share: float = 0.05,
+        start: int | float = 0.05, ramp_end: int | float = 0.40, freeze: int | float = 0.50, interval: int = 1,
     ) -> None:
         _check_unwrapped(model)
-        self.unit: Unit
-        if target_macs_cut is not None and target_filters_cut is None:
-            self.target_cut, self.unit = target_macs_cut, "macs"
-        elif target_filters_cut is not None and target_macs_cut is None:
-            self.target_cut, self.unit = target_filters_cut, "filters"
-        else:
+        targets: dict[Unit, float | None] = {"macs": target_macs_cut, "filters": target_filters_cut}
+        given = [(unit, cut) for unit, cut in targets.items() if cut is not None]
+        if len(given) != 1:
             raise InputError("give exactly one of target_macs_cut and target_filters_cut")
-        for name, value, allowed in (
-            (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1),
-            ("kappa", kappa, kappa > 0),
-            ("alpha", alpha, alpha >= 0),
-            ("pulse_batches", pulse_batches, pulse_batches >= 2),
-            ("margin", margin, 0 <= margin <= 1),
-            ("min_filters", min_filters, min_filters >= 1),
-            ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1),
+        self.unit, self.target_cut = given[0]
+        for name, value, in_range, wanted in (
+            (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
+            ("kappa", kappa, kappa > 0, "above 0"),
+            ("alpha", alpha, alpha >= 0, "at least 0"),
+            ("pulse_batches", pulse_batches, pulse_batches >= 2, "at least 2, for a standard error"),
+            ("margin", margin, 0 <= margin <= 1, "a share in [0, 1]"),
+            ("min_filters", min_filters, min_filters >= 1, "at least 1: a layer cannot vanish"),
+            ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1, "a share in [0, 1]"),
+            ("sparsity_reference", sparsity_reference, sparsity_reference in ("network", "layer"), "network or layer"),
+            ("fan", fan, fan in ("in", "out"), "in or out"),
         ):
-            if not allowed:
-                raise InputError(f"{name}={value} is out of range: {_RANGES[name]}")
-        self.model = model
-        self.optimizer = optimizer
+            if not in_range:
+                raise InputError(f"{name} must be {wanted}, not {value}")
+        self.model, self.optimizer = model, optimizer
         self.kappa, self.sparsity_reference, self.fan, self.alpha = kappa, sparsity_reference, fan, alpha
         self.protection, self.pulse_batches, self.margin = protection, pulse_batches, margin
         self.schedule = make_schedule(total_epochs, start, ramp_end, freeze, interval)
@@ -148,12 +119,12 @@ class PSAP:
         self._macs = macs_cost_model(model, self.layers, example_input)
         self._cost = self._macs if self.unit == "macs" else filters_cost_model(self.layers)
         self._floors = filter_floors(self._macs.filters, min_filters, min_filter_share)
-        check_reachable(self._cost, self._budget(self.target_cut), self._floors)
-        _check_trained(model, optimizer, self._tensors())
+        check_reachable(self._cost, (1 - self.target_cut) * self._cost.dense, self._floors)
+        _check_trained(optimizer, self._tensors())
 
         self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
-        self._suspended = {layer.name: NOTHING_SUSPENDED for layer in self.layers}
+        self._snapshots: dict[str, Snapshot] = {layer.name: {} for layer in self.layers}
         self._hold_suspended()
         optimizer.register_step_post_hook(self._zero_suspended_affine)
 
@@ -171,122 +142,86 @@ class PSAP:
                 losses may come from a DistributedDataParallel or compiled wrapper of the model.
 
         Raises:
-            InputError: make_losses is no function, too few losses came, a gradient is not finite (the network
-                is then as before the call), all epochs are over, or the ranks of a distributed run disagree.
+            InputError: make_losses is no function, too few losses came, a gradient is not finite, all epochs
+                are over, or the ranks of a distributed run disagree; the network is then as before the call.
         """
         if not callable(make_losses):
-            raise InputError(
-                f"end_epoch takes a function that makes the losses, not {type(make_losses).__name__}: losses made "
-                "beforehand were computed before the pulse and say nothing about suspended filters"
-            )
+            raise InputError(f"make_losses must be a function, not {make_losses!r}: {TOO_EARLY}")
         if self.epochs_done == self.schedule.total_epochs:
             raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
-        epochs_done = self.epochs_done + 1
-        step = self._step(epochs_done, make_losses) if self.schedule.is_step(epochs_done) else None
-        self.epochs_done = epochs_done
+        due = self.epochs_done + 1 in self.schedule.steps
+        step = self._step(self.epochs_done + 1, make_losses) if due else None
+        self.epochs_done += 1
         return step
 
     def _step(self, epochs_done: int, make_losses: MakeLosses) -> PruneStep:
         began = time.perf_counter()
-        tensors = self._tensors()
-        for name, snapshot in self._suspended.items():
-            refresh_(tensors[name], snapshot)
         target = self.target_cut * self.schedule.ramp(epochs_done)
+        tensors, earlier = self._tensors(), self.plan.pruned
+        for name, filters in earlier.items():
+            refresh_(tensors[name], filters, self._snapshots[name])
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
-        sparsity = weight_sparsity_ratio(
-            weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference
-        )
-        kept = filter_counts(
-            list(sparsity.values()), self._cost, self._budget(target), self._floors, self.alpha
-        )
-        pruned = {layer.name: layer.filters - k for layer, k in zip(self.layers, kept, strict=True)}
+        sparsity = weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
+        budget = (1 - target) * self._cost.dense
+        kept = filter_counts(list(sparsity.values()), self._cost, budget, self._floors, self.alpha)
         norms = self._relative_norms(weights)
-        anew = self._propose(norms, pruned)
-        taken = {name: suspend_(tensors[name], filters) for name, filters in anew.items()}
-        standing = {name: earlier.join(taken[name]) for name, earlier in self._suspended.items()}
+        anew = self._propose(norms, kept)
+        proposed = {name: tuple(sorted(earlier[name] + filters)) for name, filters in anew.items()}
+        for name, filters in anew.items():
+            suspend_(tensors[name], filters, self._snapshots[name])
         try:
-            seen = self._supervise(tensors, standing, make_losses)
-            restored = self._protect(seen, norms, anew, pruned)
-            left = {
-                name: set(snapshot.filters).difference(restored[name]) for name, snapshot in standing.items()
-            }
-            plan = make_plan(self.layers, left, self._macs, self.plan.input_shape, target, self.unit)
+            seen = Supervision({}, {}, {})
+            if self.protection and any(proposed.values()):
+                seen = pulse(self.model, tensors, proposed, self._snapshots, make_losses, self.pulse_batches)
+            restored = self._protect(seen, norms, anew, kept)
+            suspended = {name: set(filters).difference(restored[name]) for name, filters in proposed.items()}
+            plan = make_plan(self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit)
             _check_same_plan_on_all_ranks(plan)
         except BaseException:
-            for name, snapshot in taken.items():
-                restore_(tensors[name], snapshot)
+            for name, filters in anew.items():
+                restore_(tensors[name], filters, self._snapshots[name])
             raise
-
-        changed = sum(
-            len(left[name].symmetric_difference(before)) for name, before in self.plan.pruned.items()
-        )
+        for name, filters in restored.items():
+            restore_(tensors[name], filters, self._snapshots[name])
         self.plan = plan
-        for name, snapshot in standing.items():
-            restore_(tensors[name], snapshot.take(restored[name]))
-            self._suspended[name] = snapshot.take(plan.pruned[name])
         if epochs_done == self.schedule.freeze:
-            for name, snapshot in self._suspended.items():
-                freeze_(tensors[name], snapshot.filters)
-                self._suspended[name] = NOTHING_SUSPENDED
+            for name, filters in plan.pruned.items():
+                freeze_(tensors[name], filters)
+                self._snapshots[name].clear()
         self._hold_suspended()
+        changed = sum(len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items())
         return PruneStep(
-            epochs_done=epochs_done,
-            plan=plan,
-            weight_sparsity_ratio=sparsity,
-            proposed={name: snapshot.filters for name, snapshot in standing.items()},
-            restored=restored,
-            suspended=plan.pruned,
-            utility=seen.utility,
-            grad_norm_live=seen.grad_norm_live,
-            grad_norm_suspended=seen.grad_norm_suspended,
-            mask_churn=changed / sum(self._macs.filters),
-            seconds=time.perf_counter() - began,
+            epochs_done, plan, sparsity, proposed, restored, seen.utility, seen.grad_norm_live,
+            seen.grad_norm_suspended, changed / sum(self._macs.filters), time.perf_counter() - began,
         )
 
     def _relative_norms(self, weights: dict[str, Tensor]) -> dict[str, list[float]]:
         norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
-        by_layer = {}
-        per_layer = torch.split(norms, list(self._macs.filters))
-        for (name, snapshot), norm in zip(self._suspended.items(), per_layer, strict=True):
-            live = torch.ones(len(norm), dtype=torch.bool)
-            live[list(snapshot.filters)] = False
-            by_layer[name] = relative_norms(norm, live).tolist()
-        return by_layer
+        parts = zip(self.plan.layers, torch.split(norms, list(self._macs.filters)), strict=True)
+        return {part.name: relative_norms(norm, part.pruned).tolist() for part, norm in parts}
 
-    def _propose(self, norms: dict[str, list[float]], pruned: dict[str, int]) -> Filters:
-        proposed = {}
-        for layer, floor in zip(self.layers, self._floors, strict=True):
-            n, scores = pruned[layer.name], norms[layer.name]
-            margin = pulse_margin(n, layer.filters - n, floor, self.margin) if self.protection else 0
-            proposed[layer.name] = propose(scores, self._suspended[layer.name].filters, n, margin)
-        return proposed
+    def _propose(self, norms: dict[str, list[float]], kept: list[int]) -> Filters:
+        anew = {}
+        for part, k, floor in zip(self.plan.layers, kept, self._floors, strict=True):
+            pruned = part.filters - k
+            margin = pulse_margin(pruned, k, floor, self.margin) if self.protection else 0
+            anew[part.name] = propose(norms[part.name], part.pruned, pruned, margin)
+        return anew
 
-    def _supervise(
-        self, tensors: dict[str, FilterTensors], standing: dict[str, Snapshot], make_losses: MakeLosses
-    ) -> Supervision:
-        if self.protection and any(snapshot.filters for snapshot in standing.values()):
-            return pulse(self.model, tensors, standing, make_losses, self.pulse_batches)
-        return Supervision({}, {}, {})
-
-    def _protect(
-        self, seen: Supervision, norms: dict[str, list[float]], anew: Filters, pruned: dict[str, int]
-    ) -> Filters:
+    def _protect(self, seen: Supervision, norms: dict[str, list[float]], anew: Filters, kept: list[int]) -> Filters:
         restored = {}
-        for name, earlier in self._suspended.items():
-            scores = dict(enumerate(norms[name]))  # without a pulse, the largest norms come back
-            scores |= {f: mean for f, (mean, _) in seen.utility.get(name, {}).items()}
-            restored[name] = choose_restored(scores, earlier.filters, anew[name], pruned[name])
+        for part, k in zip(self.plan.layers, kept, strict=True):
+            scores = dict(enumerate(norms[part.name]))  # without a pulse, the largest norms come back
+            scores |= {f: mean for f, (mean, _) in seen.utility.get(part.name, {}).items()}
+            restored[part.name] = choose_restored(scores, part.pruned, anew[part.name], part.filters - k)
         return restored
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs besides the model's and the optimiser's own state; loads with weights_only."""
-        return {
-            "settings": self._settings(),
-            "epochs_done": self.epochs_done,
-            "plan": self.plan.to_json(),
-            "suspended": {name: (list(s.filters), s.rows) for name, s in self._suspended.items()},
-        }
+        """All that a resumed run needs besides the model's and the optimiser's state; loads with weights_only."""
+        plan, settings = self.plan, self._settings()
+        rows = {n: {key: t[list(plan.pruned[n])] for key, t in saved.items()} for n, saved in self._snapshots.items()}
+        return {"settings": settings, "epochs_done": self.epochs_done, "plan": plan.to_json(), "snapshots": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the model's and the optimiser's state first.
@@ -295,58 +230,39 @@ class PSAP:
             InputError: the state is of another network or another configuration.
         """
         ours = self._settings()
-        if ours["layers"] != state["settings"]["layers"]:
-            raise InputError(
-                "the pruner's state is of another network: its prunable layers are not this network's"
-            )
         for name, theirs in state["settings"].items():
             if ours[name] != theirs:
-                raise InputError(
-                    f"the pruner's state was saved with {name}={theirs!r}, this run has {ours[name]!r}"
-                )
+                raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours[name]}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
-        device = next(self.model.parameters()).device
-        for name, (filters, rows) in state["suspended"].items():
-            self._suspended[name] = Snapshot(
-                tuple(filters), {key: row.to(device) for key, row in rows.items()}
-            )
+        for (name, tensors), part in zip(self._tensors().items(), self.plan.layers, strict=True):
+            for key, rows in state["snapshots"][name].items():
+                saved = torch.zeros(part.filters, *rows.shape[1:], dtype=rows.dtype, device=tensors.gamma.device)
+                self._snapshots[name][key] = saved.index_copy_(0, tensors.index(part.pruned), rows.to(saved.device))
         self._hold_suspended()
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "layers": [[layer.name, layer.filters] for layer in self.layers],
-            "target": [self.unit, self.target_cut],
-            "schedule": list(vars(self.schedule).values()),
-            "kappa": self.kappa,
-            "sparsity_reference": self.sparsity_reference,
-            "fan": self.fan,
-            "alpha": self.alpha,
-            "protection": self.protection,
-            "pulse_batches": self.pulse_batches,
-            "margin": self.margin,
-            "floors": self._floors,
+            "layers": ", ".join(f"{layer.name}[{layer.filters}]" for layer in self.layers),
+            "target": [self.target_cut, self.unit],
+            "schedule": list(astuple(self.schedule)),
+            "sparsity": [self.kappa, self.sparsity_reference, self.fan, self.alpha, *self._floors],
+            "pulse": [self.protection, self.pulse_batches, self.margin],
         }
 
     def _tensors(self) -> dict[str, FilterTensors]:
         return {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers}
 
-    def _budget(self, target_cut: float) -> float:
-        return (1 - target_cut) * self._cost.dense
-
     def _hold_suspended(self) -> None:
         """Prepare the hook: affines that have suspended entries, and masks that are zero there."""
         self._affines: list[Tensor] = []
         self._masks: list[Tensor] = []
-        for layer in self.layers:
-            if pruned := list(self.plan.pruned[layer.name]):
-                norm = self.model.get_submodule(layer.affine)
-                for affine in (norm.weight, norm.bias):
-                    assert isinstance(affine, Tensor)
-                    mask = torch.ones_like(affine, requires_grad=False)
-                    mask[pruned] = 0.0
-                    self._affines.append(affine)
-                    self._masks.append(mask)
+        for layer, part in self.plan.match(self.layers):
+            norm = self.model.get_submodule(layer.affine)
+            for affine in norm.parameters(recurse=False) if part.pruned else ():
+                self._affines.append(affine)
+                self._masks.append(torch.ones_like(affine, requires_grad=False))
+                self._masks[-1][list(part.pruned)] = 0.0
 
     @torch.no_grad()
     def _zero_suspended_affine(self, *_: object) -> None:
@@ -354,45 +270,23 @@ class PSAP:
             torch._foreach_mul_(self._affines, self._masks)
 
 
-_RANGES = {
-    "target_macs_cut": "a share in [0, 1)",
-    "target_filters_cut": "a share in [0, 1)",
-    "kappa": "a number above 0",
-    "alpha": "a number of at least 0",
-    "pulse_batches": "at least 2, for a standard error",
-    "margin": "a share in [0, 1]",
-    "min_filters": "at least 1, a layer cannot vanish",
-    "min_filter_share": "a share in [0, 1]",
-}
-
-
 def _check_unwrapped(model: nn.Module) -> None:
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise InputError(
-            f"the model is wrapped in {type(model).__name__}: pass model.module, and let make_losses use the wrapper"
-        )
+        raise InputError(f"pass model.module, not the {type(model).__name__}, which make_losses may use")
     if isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError(
-            "the model is wrapped by torch.compile: pass the module that you gave to torch.compile"
-        )
+        raise InputError("pass the module that you gave to torch.compile, not its result, which make_losses may use")
 
 
-def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:
+def _check_trained(optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:
     optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for layer in tensors.values():
-        for name, parameter in layer.parameters.items():
-            if id(parameter) not in optimised or not parameter.requires_grad:
-                raise InputError(
-                    f"the optimizer does not train {name!r}, whose filters are to be pruned; exclude its layer"
-                )
+    for name, parameter in (pair for layer in tensors.values() for pair in layer.parameters.items()):
+        if id(parameter) not in optimised or not parameter.requires_grad:
+            raise InputError(f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer")
 
 
 def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:
-    if dist.is_available() and dist.is_initialized():
-        digests: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(digests, plan.digest)
+    if distributed.is_available() and distributed.is_initialized():
+        digests = [""] * distributed.get_world_size()
+        distributed.all_gather_object(digests, plan.digest)
         if len(set(digests)) > 1:
-            raise InputError(
-                f"the ranks made different plans ({', '.join(d[:8] for d in digests)}): let make_losses use the "
-                "DistributedDataParallel wrapper, so that decisions rest on reduced gradients"
-            )
+            raise InputError("the ranks made different plans: make_losses must use the wrapper that reduces gradients")

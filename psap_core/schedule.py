@@ -24,34 +24,23 @@ class Schedule:
         if self.interval < 1:
             raise InputError(f"interval must be at least 1 epoch, not {self.interval}")
         if not 1 <= self.start <= self.ramp_end <= self.freeze <= self.total_epochs:
-            raise InputError(
-                "the schedule must satisfy 1 <= start <= ramp_end <= freeze <= total_epochs, not "
-                f"start={self.start}, ramp_end={self.ramp_end}, freeze={self.freeze}, total_epochs={self.total_epochs}"
-            )
+            raise InputError(f"1 <= start <= ramp_end <= freeze <= total_epochs must hold (in epochs), not in {self}")
 
     @property
     def steps(self) -> tuple[int, ...]:
+        """Completed epochs at which a pruning step happens."""
         return (*range(self.start, self.freeze, self.interval), self.freeze)
-
-    def is_step(self, epochs_done: int) -> bool:
-        return epochs_done in self.steps
 
     def ramp(self, epochs_done: int) -> float:
         """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1]."""
         if self.freeze == self.start:
             return 1.0
-        x = min(
-            1.0, (epochs_done - self.start + self.interval) / (self.ramp_end - self.start + self.interval)
-        )
+        x = min(1.0, (epochs_done - self.start + self.interval) / (self.ramp_end - self.start + self.interval))
         return 1 - (1 - x) ** 3
 
 
 def make_schedule(
-    total_epochs: int,
-    start: int | float = 0.05,
-    ramp_end: int | float = 0.40,
-    freeze: int | float = 0.50,
-    interval: int = 1,
+    total_epochs: int, start: int | float, ramp_end: int | float, freeze: int | float, interval: int = 1
 ) -> Schedule:
     """A schedule from epochs (int) or from shares of all epochs (float).
 
@@ -67,7 +56,5 @@ def _epochs(when: int | float, total_epochs: int, at_least: int) -> int:
     if isinstance(when, int):
         return when
     if not 0 <= when <= 1:
-        raise InputError(
-            f"a share of the epochs must be in [0, 1], not {when}; whole epochs are given as an int"
-        )
+        raise InputError(f"a share of the epochs must be in [0, 1], not {when}; whole epochs are given as an int")
     return max(at_least, math.floor(when * total_epochs + 0.5))

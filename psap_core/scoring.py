@@ -13,8 +13,10 @@ def filter_norms(weight: Tensor) -> Tensor:
     return norms
 
 
-def relative_norms(norms: Tensor, live: Tensor) -> Tensor:
-    """Filter norms [O] over the mean norm of the layer's live filters (bool [O]): unchanged by rescaling the layer."""
+def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:
+    """Filter norms [O] over the mean norm of the layer's live filters: unchanged by rescaling the layer."""
+    live = torch.ones(len(norms), dtype=torch.bool)
+    live[list(suspended)] = False
     return norms / norms[live].mean()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from psap_core.errors import InputError
 from psap_core.suspension import FilterTensors, Snapshot
 
 PULSE_EPSILON = 1e-4
+MakeLosses = Callable[[], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,8 @@ class Supervision:
 
 
 def pulse(
-    model: nn.Module,
-    tensors: Mapping[str, FilterTensors],
-    suspended: Mapping[str, Snapshot],
-    make_losses: Callable[[], Iterable[Tensor]],
-    batches: int,
+    model: nn.Module, tensors: Mapping[str, FilterTensors], suspended: Mapping[str, Collection[int]],
+    snapshots: Mapping[str, Snapshot], make_losses: MakeLosses, batches: int,
 ) -> Supervision:
     """Measure the utility of suspended filters on a standing network: no optimiser step, nothing is changed.
 
@@ -45,43 +43,42 @@ def pulse(
 
     Args:
         model: the network whose gradients are read, in the modes in which it is trained.
-        tensors: layer name to its live tensors, every prunable layer.
-        suspended: layer name to the snapshot of its suspended filters, every prunable layer.
+        tensors: layer name to its live tensors, every prunable layer; the other mappings have the same keys.
+        suspended: layer name to its suspended filters.
+        snapshots: layer name to what they were.
         make_losses: makes up to `batches` scalar losses, one forward pass each, lazily.
         batches: K, how many losses are used at most.
 
     Raises:
         InputError: fewer than two losses came, or one has a gradient that is not finite.
     """
-    layers = tensors.values()
-    saved_gamma = torch.cat(
-        [_saved(layer, suspended[name], layer.affine[0]) for name, layer in tensors.items()]
-    )
-    saved_beta = torch.cat(
-        [_saved(layer, suspended[name], layer.affine[1]) for name, layer in tensors.items()]
-    )
+    saved = {name: _saved_affine(layer, suspended[name], snapshots[name]) for name, layer in tensors.items()}
+    saved_gamma, saved_beta = (torch.cat(parts) for parts in zip(*saved.values(), strict=True))
     utilities, norms = [], []
-    with (
-        _standing(model, tensors, suspended),
-        torch.enable_grad(),
-        torch.autocast(saved_gamma.device.type, enabled=False),
-    ):
+    with _standing(model, tensors, saved), torch.autocast(saved_gamma.device.type, enabled=False):
         for loss in islice(_with_cleared_gradients(model, make_losses), batches):
-            loss.backward()  # type: ignore[no-untyped-call]
-            gamma_grad = torch.cat([_gradient(layer.gamma) for layer in layers])
-            beta_grad = torch.cat([_gradient(layer.beta) for layer in layers])
+            loss.backward()
+            gamma_grad = torch.cat([layer.gamma.grad for layer in tensors.values()])  # type: ignore[misc]
+            beta_grad = torch.cat([layer.beta.grad for layer in tensors.values()])  # type: ignore[misc]
             utilities.append(-(gamma_grad * saved_gamma + beta_grad * saved_beta))
             norms.append(torch.hypot(gamma_grad, beta_grad))
     if len(utilities) < 2:
-        raise InputError(
-            f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}"
-        )
-    utility, norm = torch.stack([torch.stack(utilities), torch.stack(norms)]).double().cpu()
-    if not (utility.isfinite().all() and norm.isfinite().all()):
+        raise InputError(f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}")
+    seen = torch.stack([torch.stack(utilities), torch.stack(norms)]).double().cpu()  # one transfer
+    if not seen.isfinite().all():
         raise InputError("a loss of the pulse has a gradient that is not finite: the training has diverged")
-    return _by_layer(
-        tensors, suspended, utility.mean(0), utility.std(0) / len(utilities) ** 0.5, norm.mean(0)
-    )
+    (mean, norm), error = seen.mean(1), seen[0].std(0) / len(utilities) ** 0.5
+    widths = [len(layer.gamma) for layer in tensors.values()]
+    result = Supervision({}, {}, {})
+    for name, u, e, g in zip(tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True):
+        filters = sorted(suspended[name])
+        result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}
+        is_live = torch.ones(len(g), dtype=torch.bool)
+        is_live[filters] = False
+        result.grad_norm_live[name] = g[is_live].mean().item()
+        if filters:
+            result.grad_norm_suspended[name] = g[~is_live].mean().item()
+    return result
 
 
 def choose_restored(
@@ -98,46 +95,34 @@ def choose_restored(
 
 @contextmanager
 def _standing(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], suspended: Mapping[str, Snapshot]
+    model: nn.Module, tensors: Mapping[str, FilterTensors], saved: Mapping[str, tuple[Tensor, Tensor]]
 ) -> Iterator[None]:
     """Suspended affines at PULSE_EPSILON times what they were, generators forked; undone whatever happens."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    affines = [live.detach() for t in tensors.values() for live in (t.gamma, t.beta)]
+    kept = [(tensor, tensor.clone()) for tensor in (*affines, *model.buffers())]
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            _scale_affine_(tensors, suspended, PULSE_EPSILON)
-            yield
+            for live, part in zip(affines, chain.from_iterable(saved.values()), strict=True):
+                live.add_(part, alpha=PULSE_EPSILON)  # suspended entries are zero, and so is what is saved of live ones
+            with torch.enable_grad():
+                yield
         finally:
-            _scale_affine_(tensors, suspended, 0.0)
             model.zero_grad()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for tensor, before in kept:
+                tensor.copy_(before)
 
 
-@torch.no_grad()
-def _scale_affine_(
-    tensors: Mapping[str, FilterTensors], suspended: Mapping[str, Snapshot], factor: float
-) -> None:
-    """Set suspended affines to `factor` times what was saved."""
-    for name, snapshot in suspended.items():
-        for key in tensors[name].affine if snapshot.filters else ():
-            tensors[name].parameters[key].index_copy_(0, snapshot.index, snapshot.rows[key] * factor)
+def _saved_affine(layer: FilterTensors, suspended: Collection[int], snapshot: Snapshot) -> tuple[Tensor, Tensor]:
+    """Saved (gamma, beta), each [O], zero for live filters."""
+    index = layer.index(suspended)
+    gamma, beta = (torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine)
+    for name, saved in zip(layer.affine if suspended else (), (gamma, beta), strict=False):
+        saved.index_copy_(0, index, snapshot[name].index_select(0, index))
+    return gamma, beta
 
 
-def _saved(layer: FilterTensors, snapshot: Snapshot, key: str) -> Tensor:
-    """Saved entries of gamma or beta, 0 for live filters: [O]."""
-    saved = torch.zeros_like(layer.parameters[key], requires_grad=False)
-    return saved.index_copy_(0, snapshot.index, snapshot.rows[key]) if snapshot.filters else saved
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _with_cleared_gradients(
-    model: nn.Module, make_losses: Callable[[], Iterable[Tensor]]
-) -> Iterator[Tensor]:
+def _with_cleared_gradients(model: nn.Module, make_losses: MakeLosses) -> Iterator[Tensor]:
     losses = iter(make_losses())
     while True:
         model.zero_grad()
@@ -145,25 +130,3 @@ def _with_cleared_gradients(
             yield next(losses)
         except StopIteration:
             return
-
-
-def _by_layer(
-    tensors: Mapping[str, FilterTensors],
-    suspended: Mapping[str, Snapshot],
-    mean: Tensor,
-    error: Tensor,
-    norm: Tensor,
-) -> Supervision:
-    utility, live_norm, suspended_norm = {}, {}, {}
-    start = 0
-    for name, layer in tensors.items():
-        rows = slice(start, start := start + len(layer.gamma))
-        filters = list(suspended[name].filters)
-        u, e, norms = mean[rows].tolist(), error[rows].tolist(), norm[rows]
-        utility[name] = {f: (u[f], e[f]) for f in filters}
-        is_live = torch.ones(len(norms), dtype=torch.bool)
-        is_live[filters] = False
-        live_norm[name] = norms[is_live].mean().item()
-        if filters:
-            suspended_norm[name] = norms[~is_live].mean().item()
-    return Supervision(utility, live_norm, suspended_norm)

@@ -1,16 +1,17 @@
 """Eq. 4, 6, 7: suspend, restore and freeze filters. The only code that mutates weights or optimiser state."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from psap_core.errors import InputError
 from psap_core.layers import PrunableLayer
 from psap_core.plan import PrunePlan
+
+Snapshot = dict[str, Tensor]
+"""What suspended filters were: tensor name to a tensor of its shape, of which only suspended filters' rows count."""
 
 
 @dataclass(frozen=True)
@@ -37,55 +38,12 @@ class FilterTensors:
     def beta(self) -> Tensor:
         return self.parameters[self.affine[1]]
 
-    @property
-    def all(self) -> dict[str, Tensor]:
-        return self.parameters | self.buffers | self.state
+    def index(self, filters: Collection[int]) -> Tensor:
+        """Filter numbers as int64 [n] on the layer's device."""
+        return torch.tensor(sorted(filters), dtype=torch.long, device=self.gamma.device)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What suspended filters were: sorted filter numbers and, by tensor name, their rows [n, ...]."""
-
-    filters: tuple[int, ...]
-    rows: dict[str, Tensor]
-
-    @cached_property
-    def index(self) -> Tensor:
-        """The filter numbers on the rows' device, int64 [n]; only of a snapshot that holds some."""
-        return torch.tensor(self.filters, device=next(iter(self.rows.values())).device)
-
-    def take(self, filters: Collection[int]) -> "Snapshot":
-        """The part of the snapshot that holds the given filters."""
-        if len(filters) == len(self.filters):
-            return self
-        if not filters:
-            return NOTHING_SUSPENDED
-        wanted = set(filters)
-        positions = torch.tensor(
-            [i for i, f in enumerate(self.filters) if f in wanted], device=self.index.device
-        )
-        rows = {name: row.index_select(0, positions) for name, row in self.rows.items()}
-        return Snapshot(tuple(sorted(wanted)), rows)
-
-    def join(self, later: "Snapshot") -> "Snapshot":
-        """Both snapshots in one; state that the earlier one did not have yet counts as zero."""
-        if not self.filters or not later.filters:
-            return later if later.filters else self
-        filters = self.filters + later.filters
-        order = torch.tensor(sorted(range(len(filters)), key=filters.__getitem__), device=later.index.device)
-        rows = {}
-        for name, new in later.rows.items():
-            old = self.rows.get(name, new.new_zeros(len(self.filters), *new.shape[1:]))
-            rows[name] = torch.cat([old, new]).index_select(0, order)
-        return Snapshot(tuple(sorted(filters)), rows)
-
-
-NOTHING_SUSPENDED = Snapshot((), {})
-
-
-def filter_tensors(
-    model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None
-) -> FilterTensors:
+def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None) -> FilterTensors:
     """Everything that goes when a filter of `layer` is exported, and its optimiser state."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
@@ -102,43 +60,46 @@ def filter_tensors(
 
 
 @torch.no_grad()
-def suspend_(tensors: FilterTensors, filters: Sequence[int]) -> Snapshot:
-    """Eq. 4: silence filters (sorted numbers) and return what they were; nothing is lost.
+def suspend_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
+    """Eq. 4: silence filters and note in `snapshot` what they were; nothing is lost.
 
     The affine becomes (0, 0), so the contribution is exactly zero in training and in evaluation; the live
     optimiser state of the filters becomes zero.
     """
     if not filters:
-        return NOTHING_SUSPENDED
-    index = torch.tensor(filters, device=tensors.gamma.device)
-    snapshot = Snapshot(tuple(filters), {name: t.index_select(0, index) for name, t in tensors.all.items()})
+        return
+    index = tensors.index(filters)
+    # State that did not exist yet when an earlier filter was suspended counts as zero.
+    allocate = torch.zeros_like if snapshot else torch.empty_like
+    for name, tensor in (tensors.parameters | tensors.buffers | tensors.state).items():
+        if name not in snapshot:
+            snapshot[name] = allocate(tensor, requires_grad=False)
+        snapshot[name].index_copy_(0, index, tensor.index_select(0, index))
     for tensor in (tensors.gamma, tensors.beta, *tensors.state.values()):
         tensor.index_fill_(0, index, 0.0)
-    return snapshot
 
 
 @torch.no_grad()
-def restore_(tensors: FilterTensors, snapshot: Snapshot) -> None:
-    """Eq. 6: give filters back exactly, optimiser state included; state that did not exist yet counts as zero."""
-    _write_(tensors.all, snapshot)
+def restore_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
+    """Eq. 6: give suspended filters back exactly, optimiser state included."""
+    _copy_(tensors.parameters | tensors.buffers | tensors.state, tensors.index(filters), snapshot)
 
 
 @torch.no_grad()
-def refresh_(tensors: FilterTensors, snapshot: Snapshot) -> None:
+def refresh_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
     """Undo what weight decay and running statistics did to the live rows of suspended filters.
 
     They stay suspended, so this changes neither the network nor its training.
     """
-    rows = tensors.parameters | tensors.buffers
-    _write_({name: tensor for name, tensor in rows.items() if name not in tensors.affine}, snapshot)
+    rows = {name: t for name, t in (tensors.parameters | tensors.buffers).items() if name not in tensors.affine}
+    _copy_(rows, tensors.index(filters), snapshot)
 
 
 @torch.no_grad()
-def freeze_(tensors: FilterTensors, filters: Sequence[int]) -> None:
+def freeze_(tensors: FilterTensors, filters: Collection[int]) -> None:
     """Eq. 7: zero filters for good: weights, affine and optimiser state."""
-    index = torch.tensor(filters, dtype=torch.long, device=tensors.gamma.device)
     for tensor in (*tensors.parameters.values(), *tensors.state.values()):
-        tensor.index_fill_(0, index, 0.0)
+        tensor.index_fill_(0, tensors.index(filters), 0.0)
 
 
 def apply_(
@@ -149,22 +110,13 @@ def apply_(
     Raises:
         InputError: the plan is of another network.
     """
-    by_name = {layer.name: layer for layer in layers}
-    for layer_plan in plan.layers:
-        layer = by_name.get(layer_plan.name)
-        if layer is None or layer.filters != layer_plan.filters:
-            raise InputError(
-                f"the plan's layer {layer_plan.name!r} with {layer_plan.filters} filters is not in the network"
-            )
-    for layer_plan in plan.layers:
-        freeze_(filter_tensors(model, by_name[layer_plan.name], optimizer), layer_plan.pruned)
+    for layer, part in plan.match(layers):
+        freeze_(filter_tensors(model, layer, optimizer), part.pruned)
 
 
-def _write_(tensors: Mapping[str, Tensor], snapshot: Snapshot) -> None:
-    if not snapshot.filters:
-        return
-    for name, tensor in tensors.items():
-        if name in snapshot.rows:
-            tensor.index_copy_(0, snapshot.index, snapshot.rows[name])
+def _copy_(tensors: dict[str, Tensor], index: Tensor, snapshot: Snapshot) -> None:
+    for name, tensor in tensors.items() if len(index) else ():
+        if name in snapshot:
+            tensor.index_copy_(0, index, snapshot[name].index_select(0, index))
         else:
-            tensor.index_fill_(0, snapshot.index, 0.0)
+            tensor.index_fill_(0, index, 0.0)
