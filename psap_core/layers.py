@@ -118,6 +118,7 @@ class _Graph:
         try:
             graph = _Tracer().trace(model)
             with torch.no_grad():
+                model(example_input)  # ShapeProp would print a failure's traceback
                 ShapeProp(fx.GraphModule(model, graph)).propagate(example_input)
         except Exception as error:
             network, reason = type(model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -181,8 +182,7 @@ class _Graph:
 
     def role(self, members: list[fx.Node]) -> tuple[Literal["inner", "residual"], tuple[str, ...]]:
         """Role and consumers of a layer; raises InputError with the reason if its affine cannot silence it."""
-        affine = self.module(members[-1])
-        if not isinstance(affine, BATCH_NORMS) or not affine.affine:
+        if not getattr(self.module(members[-1]), "affine", False):
             raise InputError(f"its channels leave {members[-1].target!r} without the affine of a BatchNorm")
         if self.reused.intersection(member.target for member in members):
             raise InputError("its BatchNorm is called more than once")

@@ -1,0 +1,467 @@
+"""What must hold for eq. 1-3, the plan and the schedule, whatever the numbers are."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from psap_core import (
+    PSAP,
+    CostModel,
+    InputError,
+    LayerPlan,
+    PrunableLayer,
+    PrunePlan,
+    Schedule,
+    filter_counts,
+    filter_floors,
+    filter_norms,
+    layer_prune_ratios,
+    make_plan,
+    make_schedule,
+    propose,
+    relative_norms,
+    weight_sparsity_ratio,
+)
+
+drawn = settings(deadline=None, derandomize=True, max_examples=200)
+EITHER_FAN = pytest.mark.parametrize("fan", ["in", "out"])
+EITHER_REFERENCE = pytest.mark.parametrize("reference", ["network", "layer"])
+powers_of_two = st.integers(-20, 20).map(lambda power: 2.0**power)  # rescaling by these rounds nothing
+
+# ---------------------------------------------------------------------------- eq. 1
+
+
+def network(
+    seed: int, shapes: tuple[tuple[int, ...], ...] = ((8, 3, 3, 3), (6, 8, 1, 1), (12, 6, 3, 3))
+) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"layer{n}": torch.randn(shape, generator=generator) / (n + 1) for n, shape in enumerate(shapes)}
+
+
+@EITHER_FAN
+@EITHER_REFERENCE
+@given(st.integers(0, 999), st.floats(1e-3, 10), powers_of_two)
+@drawn
+def test_sparsity_is_a_share_and_ignores_the_networks_scale(
+    fan: Any, reference: Any, seed: int, kappa: float, factor: float
+) -> None:
+    weights = network(seed)
+    ratios = weight_sparsity_ratio(weights, kappa=kappa, fan=fan, reference=reference)
+    assert all(0 <= s <= 1 for s in ratios.values())
+    rescaled = {name: weight * factor for name, weight in weights.items()}
+    assert weight_sparsity_ratio(rescaled, kappa=kappa, fan=fan, reference=reference) == ratios
+    negated = {name: -weight for name, weight in weights.items()}
+    assert weight_sparsity_ratio(negated, kappa=kappa, fan=fan, reference=reference) == ratios
+
+
+@EITHER_FAN
+@EITHER_REFERENCE
+@given(st.integers(0, 999))
+@drawn
+def test_sparsity_grows_with_kappa(fan: Any, reference: Any, seed: int) -> None:
+    weights = network(seed)
+    of_kappas = [
+        weight_sparsity_ratio(weights, kappa=kappa, fan=fan, reference=reference)
+        for kappa in (1e-9, 0.25, 0.5, 1.0, 2.0, 1e9)
+    ]
+    for name in weights:
+        ratios = [ratio[name] for ratio in of_kappas]
+        assert ratios == sorted(ratios)
+        assert (ratios[0], ratios[-1]) == (0.0, 1.0)
+        assert ratios[1] < ratios[3]
+
+
+@given(
+    st.integers(0, 999), st.sampled_from(["layer0", "layer1", "layer2"]), st.sampled_from([0.5, 0.25, 0.125])
+)
+@drawn
+def test_a_layer_left_small_is_sparser_beside_the_network_only(seed: int, small: str, factor: float) -> None:
+    weights = network(seed)
+    shrunk = weights | {small: weights[small] * factor}
+    before, after = weight_sparsity_ratio(weights), weight_sparsity_ratio(shrunk)
+    assert after[small] > before[small]
+    assert all(after[name] <= before[name] for name in weights if name != small)
+    own = weight_sparsity_ratio(weights, reference="layer")
+    assert weight_sparsity_ratio(shrunk, reference="layer") == own
+
+
+@EITHER_FAN
+@EITHER_REFERENCE
+def test_at_he_initialisation_all_layers_are_alike(fan: Any, reference: Any) -> None:
+    # Fans from 36 to 1152 in and 32 to 1152 out; at least 9,216 weights each.
+    shapes = {
+        "wide": (256, 4, 3, 3),
+        "deep": (32, 128, 3, 3),
+        "pointwise": (32, 512, 1, 1),
+        "large": (64, 8, 7, 7),
+    }
+    torch.manual_seed(0)
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for weight in weights.values():
+        nn.init.kaiming_normal_(weight, mode=f"fan_{fan}", nonlinearity="relu")
+    ratios = weight_sparsity_ratio(weights, fan=fan, reference=reference)
+    expected = math.erf(0.5 / math.sqrt(2))  # share of a standard normal within half a deviation
+    for name, ratio in ratios.items():
+        error = math.sqrt(expected * (1 - expected) / weights[name].numel())
+        assert ratio == pytest.approx(expected, abs=5 * error)
+    if reference == "network":  # measured in the other initialisation's units they are far apart
+        other = weight_sparsity_ratio(weights, fan={"in": "out", "out": "in"}[fan])
+        assert max(other.values()) - min(other.values()) > 0.3
+
+
+# ---------------------------------------------------------------------------- eq. 2
+
+
+@st.composite
+def costs(draw: st.DrawFn) -> CostModel:
+    """A chain as in a network: every layer pays for its output, some also for a pruned input."""
+    n = draw(st.integers(1, 6))
+    filters = draw(st.tuples(*[st.integers(2, 40)] * n))
+    linear = draw(st.tuples(*[st.integers(1, 300)] * n))
+    chained = draw(st.tuples(*[st.booleans()] * (n - 1))) if n > 1 else ()
+    bilinear = tuple((l, l + 1, draw(st.integers(1, 60))) for l, pair in enumerate(chained) if pair)
+    return CostModel(filters, draw(st.integers(0, 500)), linear, bilinear)
+
+
+ALPHAS = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+
+
+@given(costs(), st.data(), ALPHAS, st.integers(1, 5), st.floats(0, 1))
+@drawn
+def test_counts_meet_the_budget_and_no_further_filter_fits(
+    cost: CostModel, data: st.DataObject, alpha: float, smallest: int, where: float
+) -> None:
+    floors = filter_floors(cost.filters, smallest)
+    sparsity = [data.draw(st.floats(0, 1)) for _ in floors]
+    least = cost.cost(floors)
+    budget = least + where * (cost.dense - least)
+    kept = filter_counts(sparsity, cost, budget, floors, alpha)
+    assert all(type(k) is int for k in kept)
+    assert cost.cost(kept) <= budget
+    for layer, (k, o) in enumerate(zip(kept, cost.filters, strict=True)):
+        assert floors[layer] <= k <= o
+        one_more = [*kept[:layer], k + 1, *kept[layer + 1 :]]
+        assert k == o or cost.cost(one_more) > budget
+    assert filter_counts(sparsity, cost, cost.dense, floors, alpha) == list(cost.filters)
+    assert filter_counts(sparsity, cost, least, floors, alpha) == floors
+
+
+@given(costs(), st.data(), ALPHAS, st.lists(st.floats(0, 1), min_size=2, max_size=4))
+@drawn
+def test_prune_ratios_meet_the_budget_and_fall_as_it_grows(
+    cost: CostModel, data: st.DataObject, alpha: float, where: list[float]
+) -> None:
+    floors = filter_floors(cost.filters)
+    sparsity = [data.draw(st.floats(0, 0.99)) for _ in floors]
+    least = cost.cost(floors)
+    before = [1.0] * len(floors)
+    for budget in sorted(least + share * (cost.dense - least) for share in where):
+        ratios = layer_prune_ratios(sparsity, cost, budget, floors, alpha)
+        kept = [(1 - ratio) * o for ratio, o in zip(ratios, cost.filters, strict=True)]
+        assert cost.cost(kept) == pytest.approx(budget, rel=1e-9)  # all of it is used
+        for ratio, earlier, k, floor in zip(ratios, before, kept, floors, strict=True):
+            assert ratio <= earlier + 1e-9
+            assert ratio >= 0
+            assert k >= floor - 1e-9
+        before = ratios
+
+
+@given(costs(), st.data(), st.floats(0.05, 1))
+@drawn
+def test_sparser_layers_lose_more_and_alpha_says_how_much(
+    cost: CostModel, data: st.DataObject, where: float
+) -> None:
+    floors = [1] * len(cost.filters)
+    sparsity = [data.draw(st.floats(0, 0.99)) for _ in floors]
+    budget = cost.cost(floors) + where * (cost.dense - cost.cost(floors))
+    for alpha in (0.0, 1.0, 3.0):
+        ratios = layer_prune_ratios(sparsity, cost, budget, floors, alpha)
+        free = [
+            l
+            for l, (r, o) in enumerate(zip(ratios, cost.filters, strict=True))
+            if 1e-6 < r < 1 - 1 / o - 1e-6
+        ]
+        # Unclamped layers keep lambda (1 - s)^alpha of their filters, with one lambda.
+        multipliers = [(1 - ratios[l]) / (1 - sparsity[l]) ** alpha for l in free]
+        assert multipliers == pytest.approx([multipliers[0]] * len(free) if free else [], rel=1e-6)
+
+
+def test_a_budget_below_the_floors_is_refused() -> None:
+    cost = CostModel((8, 16), 100, (5, 3), ((0, 1, 2),))
+    floors = [2, 4]
+    least = 100 + 10 + 12 + 16
+    assert filter_counts([0.5, 0.5], cost, least, floors) == floors
+    for function in (filter_counts, layer_prune_ratios):
+        with pytest.raises(InputError):
+            function([0.5, 0.5], cost, least - 0.5, floors)
+
+
+# ---------------------------------------------------------------------------- eq. 3
+
+
+@given(st.integers(0, 999), powers_of_two, st.sets(st.integers(0, 11), max_size=9))
+@drawn
+def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: set[int]) -> None:
+    weight = network(seed)["layer2"]
+    live = [f for f in range(len(weight)) if f not in suspended]
+    scores = relative_norms(filter_norms(weight), suspended)
+    assert torch.equal(relative_norms(filter_norms(weight * factor), suspended), scores)
+    assert scores[live].mean().item() == pytest.approx(1, rel=1e-5)
+    # A suspended filter's norm changes no live filter's score.
+    louder = weight.clone()
+    louder[sorted(suspended)] *= 3
+    assert torch.equal(relative_norms(filter_norms(louder), suspended)[live], scores[live])
+    count = len(suspended) + 2
+    lowest = sorted(live, key=lambda f: weight[f].norm().item())[:2]
+    assert list(propose(scores.tolist(), suspended, count, 0)) == sorted(lowest)
+
+
+# ---------------------------------------------------------------------------- when
+
+
+SHARES = {"start": 0.05, "ramp_end": 0.4, "freeze": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("total", "arguments"),
+    [
+        (20, {"start": 9, "ramp_end": 10, "freeze": 8}),  # start after freeze
+        (20, {"start": 9, "ramp_end": 8, "freeze": 10}),  # start after ramp_end
+        (20, {"start": 2, "ramp_end": 12, "freeze": 11}),  # ramp_end after freeze
+        (20, {"start": 0, "ramp_end": 8, "freeze": 10}),
+        (20, {"start": -1, "ramp_end": 8, "freeze": 10}),
+        (20, {"start": 1, "ramp_end": 8, "freeze": 21}),  # freeze after the last epoch
+        (20, {"start": 21, "ramp_end": 21, "freeze": 21}),
+        (20, {"interval": 0}),
+        (20, {"interval": -1}),
+        (0, {"start": 1, "ramp_end": 1, "freeze": 1}),
+        (0, {}),
+        (20, {"freeze": 1.2}),  # a share that ends after the last epoch
+    ],
+)
+def test_impossible_schedules_are_refused(total: int, arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        make_schedule(total, **SHARES | arguments)
+    if all(isinstance(value, int) for value in arguments.values()) and "start" in arguments:
+        with pytest.raises(InputError):
+            Schedule(total, **arguments)
+
+
+@pytest.mark.parametrize(("start", "ramp_end", "freeze"), [(1, 1, 1), (20, 20, 20), (1, 20, 20), (3, 3, 4)])
+def test_the_extremes_of_a_schedule_are_allowed(start: int, ramp_end: int, freeze: int) -> None:
+    schedule = make_schedule(20, start, ramp_end, freeze)
+    assert (schedule.start, schedule.ramp_end, schedule.freeze) == (start, ramp_end, freeze)
+    assert schedule == Schedule(20, start, ramp_end, freeze)
+
+
+def test_epochs_are_taken_as_they_are_and_shares_follow_them() -> None:
+    schedule = make_schedule(20, 10, 0.4, 0.5)  # 8 and 10 epochs by share, but the ramp starts at 10
+    assert (schedule.start, schedule.ramp_end, schedule.freeze) == (10, 10, 10)
+    schedule = make_schedule(20, 1, 1.0, 1.0)  # 1 is an epoch, 1.0 all of them
+    assert (schedule.start, schedule.ramp_end, schedule.freeze) == (1, 20, 20)
+
+
+@given(st.data(), st.integers(1, 250), st.integers(1, 30))
+@drawn
+def test_the_ramp_rises_to_the_whole_target(data: st.DataObject, total: int, interval: int) -> None:
+    start, ramp_end, freeze = sorted(data.draw(st.integers(1, total)) for _ in range(3))
+    schedule = Schedule(total, start, ramp_end, freeze, interval)
+    steps = schedule.steps
+    assert (steps[0], steps[-1]) == (start, freeze)
+    assert list(steps) == sorted(set(steps))
+    assert all(later - earlier == interval for earlier, later in pairwise(steps[:-1]))
+    asked = [schedule.ramp(epoch) for epoch in steps]
+    assert asked == sorted(asked)
+    assert asked[0] > 0
+    assert asked[-1] == 1.0
+    assert all((share == 1) == (epoch >= ramp_end) for share, epoch in zip(asked, steps, strict=True))
+
+
+# ---------------------------------------------------------------------------- plan
+
+LAYERS = (
+    PrunableLayer("stem", ("stem", "stem_bn"), "residual", 6, ()),
+    PrunableLayer("block.conv1", ("block.conv1", "block.bn1"), "inner", 8, ("block.conv2",)),
+    PrunableLayer("block.conv2", ("block.conv2", "block.bn2"), "residual", 6, ()),
+)
+COST = CostModel((6, 8, 6), 50, (27, 54, 0), ((1, 2, 9),))
+PRUNED = {"stem": (0, 5), "block.conv2": (1, 2, 3)}
+
+
+def plan(**changes: Any) -> PrunePlan:
+    return dataclasses.replace(make_plan(LAYERS, PRUNED, COST, (3, 32, 32), 0.4), **changes)
+
+
+def test_a_plan_says_what_it_costs() -> None:
+    made = plan()
+    assert [(layer.name, layer.filters, layer.pruned, layer.kept) for layer in made.layers] == [
+        ("stem", 6, (0, 5), 4),
+        ("block.conv1", 8, (), 8),
+        ("block.conv2", 6, (1, 2, 3), 3),
+    ]
+    assert made.macs == 50 + 27 * 4 + 54 * 8 + 9 * 8 * 3
+    assert made.dense_macs == 50 + 27 * 6 + 54 * 8 + 9 * 8 * 6
+    assert made.macs_cut == pytest.approx(1 - made.macs / made.dense_macs, abs=1e-12)
+    assert made.cut == made.macs_cut
+    assert plan(unit="filters").cut == pytest.approx(5 / 20)
+    assert (made.input_shape, made.target_cut, made.unit) == ((3, 32, 32), 0.4, "macs")
+    empty = make_plan(LAYERS, {}, COST, (3, 32, 32))
+    assert (empty.macs, empty.macs_cut, empty.target_cut) == (COST.dense, 0.0, 0.0)
+    assert [layer.kept for layer in empty.layers] == [6, 8, 6]
+
+
+def test_indices_in_any_order_make_the_same_plan() -> None:
+    shuffled = make_plan(LAYERS, {"block.conv2": [3, 1, 2], "stem": [5, 0]}, COST, (3, 32, 32), 0.4)
+    assert shuffled == plan()
+
+
+@pytest.mark.parametrize(
+    "pruned",
+    [
+        (2, 1),  # unsorted
+        (1, 1),  # twice
+        (0, 6),  # out of range
+        (-1, 0),
+        (0, 1, 2, 3, 4, 5),  # nothing left
+    ],
+)
+def test_bad_indices_are_refused(pruned: tuple[int, ...]) -> None:
+    assert LayerPlan("stem", 6, (0, 1, 2, 3, 4)).kept == 1
+    assert LayerPlan("stem", 6, ()).kept == 6
+    with pytest.raises(InputError):
+        LayerPlan("stem", 6, pruned)
+
+
+@pytest.mark.parametrize("pruned", [{"stem": [6]}, {"stem": range(6)}, {"missing": [0]}])
+def test_plans_of_another_network_are_refused(pruned: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        make_plan(LAYERS, pruned, COST, (3, 32, 32))
+
+
+def test_the_digest_is_that_of_names_widths_and_indices() -> None:
+    digest = plan().digest
+    assert len(digest) == 64
+    assert int(digest, 16) > 0
+    for irrelevant in ({"macs": 5}, {"dense_macs": 9999}, {"target_cut": 0.123}, {"unit": "filters"},
+                       {"input_shape": (3, 8, 8)}):  # fmt: skip
+        assert plan(**irrelevant).digest == digest
+    stem, conv1, conv2 = plan().layers
+    others = [
+        (LayerPlan("stam", 6, (0, 5)), conv1, conv2),
+        (LayerPlan("stem", 7, (0, 5)), conv1, conv2),
+        (LayerPlan("stem", 6, (0, 4)), conv1, conv2),
+        (LayerPlan("stem", 6, (0,)), conv1, conv2),
+        (stem, LayerPlan("block.conv1", 8, (5,)), conv2),
+        (conv1, stem, conv2),
+        (stem, conv1),
+    ]
+    digests = {plan(layers=layers).digest for layers in others}
+    assert len(digests | {digest}) == len(others) + 1
+
+
+def test_the_digest_is_the_same_in_every_version() -> None:
+    # Checkpoints and exported networks carry it.
+    assert plan().digest == "684da42a6e92568b63dc6aca110254b9a4eabdeaff3307e5877549a0e23647a7"
+
+
+@given(st.data(), st.floats(0, 0.99), st.sampled_from(["macs", "filters"]))
+@drawn
+def test_json_gives_the_same_plan_back(data: st.DataObject, target: float, unit: Any) -> None:
+    pruned = {
+        l.name: data.draw(st.sets(st.integers(0, l.filters - 1), max_size=l.filters - 1)) for l in LAYERS
+    }
+    made = make_plan(
+        LAYERS, {name: sorted(filters) for name, filters in pruned.items()}, COST, (3, 8, 8), target, unit
+    )
+    text = made.to_json()
+    assert json.loads(text)
+    back = PrunePlan.from_json(text)
+    assert back == made
+    assert back.digest == made.digest
+    assert back.to_json() == text
+
+
+@pytest.mark.parametrize(
+    "spoil", [("[0, 5]", "[0, 4]"), ("[0, 5]", "[5, 0]"), ('"stem"', '"stam"'), ("{", ""), ("6", "7")]
+)
+def test_spoiled_json_is_refused(spoil: tuple[str, str]) -> None:
+    text = json.dumps(json.loads(plan().to_json()))
+    assert spoil[0] in text
+    with pytest.raises(InputError):
+        PrunePlan.from_json(text.replace(*spoil, 1))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"layers": 3}'])
+def test_json_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        PrunePlan.from_json(text)
+
+
+# ---------------------------------------------------------------------------- PSAP's arguments
+
+
+STARTING_VALUES = {
+    "scope": "all", "kappa": 0.5, "sparsity_reference": "network", "alpha": 1.0, "protection": True,
+    "pulse_batches": 10, "margin": 0.3, "min_filters": 2, "min_filter_share": 0.05,
+    "start": 0.05, "ramp_end": 0.40, "freeze": 0.50, "interval": 1,
+}  # fmt: skip
+
+
+class Chain(nn.Module):
+    """Two convolutions of eight filters, which may go down to two each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def pruner(**arguments: Any) -> PSAP:
+    model = Chain()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return PSAP(model, optimizer, torch.zeros(1, 3, 8, 8), **{"total_epochs": 10, **arguments})
+
+
+def test_unreachable_targets_are_refused_before_training() -> None:
+    assert pruner(target_filters_cut=0.75).plan.cut == 0
+    assert pruner(target_filters_cut=0.5, min_filters=4)
+    least, dense = (27 * 36 * k + 9 * 16 * k * k + 4 * k for k in (2, 8))
+    assert pruner(target_macs_cut=1 - least / dense - 1e-9)
+    for unreachable in (
+        {"target_filters_cut": 0.76},
+        {"target_filters_cut": 0.51, "min_filters": 4},
+        {"target_filters_cut": 0.51, "min_filter_share": 0.5},
+        {"target_macs_cut": 1 - least / dense + 1e-9},
+        {"target_macs_cut": 0.01, "min_filters": 8},
+    ):
+        with pytest.raises(InputError):
+            pruner(**unreachable)
+
+
+def test_the_starting_values() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(PSAP).parameters.items()}
+    assert {name: defaults[name] for name in STARTING_VALUES} == STARTING_VALUES
+
+
+@pytest.mark.parametrize(
+    ("total", "epochs"),
+    [(1, (1, 1, 1)), (2, (1, 1, 1)), (15, (1, 6, 8)), (30, (2, 12, 15)), (200, (10, 80, 100))],
+)
+def test_the_default_schedule(total: int, epochs: tuple[int, int, int]) -> None:
+    assert pruner(target_macs_cut=0.5, total_epochs=total).schedule == Schedule(total, *epochs)

@@ -1,0 +1,198 @@
+"""Exported equals masked, for every network and scope; and what a folder of an export must be."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from psap_core import (
+    InputError,
+    PrunePlan,
+    apply_,
+    export,
+    export_error,
+    export_onnx,
+    filter_floors,
+    find_layers,
+    load_exported,
+    macs_cost_model,
+    make_plan,
+    read_spec,
+    save_exported,
+)
+from tests.core.networks import NETWORKS, Small, by_topology, sgd, small_example, train_
+
+
+def masked_network(name: str, scope: str, choose) -> tuple[nn.Module, PrunePlan]:
+    """A network after training steps (real BatchNorm statistics) with the filters that `choose` names silenced."""
+    torch.manual_seed(0)
+    make, side, *_ = NETWORKS[name]
+    model = make()
+    train_(model, sgd(model), side, steps=2, classes=10, batch=4)
+    example = torch.zeros(1, 3, side, side)
+    layers = find_layers(model, example, scope=scope)
+    pruned = {layer.name: choose(layer.filters) for layer in layers}
+    plan = make_plan(layers, pruned, macs_cost_model(model, layers, example), example.shape[1:])
+    apply_(model, layers, plan)
+    return model, plan
+
+
+def odd_widths(filters: int) -> list[int]:
+    draw = random.Random(filters)
+    kept = min(filters, 2 * draw.randrange(filters // 2) + 1)
+    return sorted(draw.sample(range(filters), filters - kept))
+
+
+def at_min_filters(filters: int) -> list[int]:
+    return random.Random(filters).sample(range(filters), filters - filter_floors([filters])[0])
+
+
+@pytest.mark.parametrize("scope", ["all", "inner"])
+@pytest.mark.parametrize("name", by_topology())
+def test_exported_equals_masked(name: str, scope: str) -> None:
+    model, plan = masked_network(name, scope, odd_widths)
+    small = export(model, plan)
+    assert export_error(model, small, plan) <= 1e-9
+    assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenet_v2"])
+def test_exported_equals_masked_at_min_filters(name: str) -> None:
+    model, plan = masked_network(name, "all", at_min_filters)
+    assert export_error(model, export(model, plan), plan) <= 1e-9
+    assert all(part.kept == filter_floors([part.filters])[0] for part in plan.layers)
+
+
+def small_masked() -> tuple[nn.Module, PrunePlan]:
+    torch.manual_seed(0)
+    model = Small()
+    train_(model, sgd(model), side=8, steps=3)
+    layers = find_layers(model, small_example())
+    pruned = {"stem": [0, 4], "inner": [1, 2, 7], "expand": [0, 9], "project": [3], "last": [2]}
+    plan = make_plan(layers, pruned, macs_cost_model(model, layers, small_example()), (3, 8, 8))
+    apply_(model, layers, plan)
+    return model, plan
+
+
+def test_an_exported_network_trains_on() -> None:
+    model, plan = small_masked()
+    small = export(model, plan).train()
+    shapes = {name: p.shape for name, p in small.named_parameters()}
+    assert shapes["stem.weight"] == (4, 3, 3, 3)
+    assert shapes["outer.weight"] == (6, 5, 3, 3)
+    assert shapes["depthwise.weight"] == (8, 1, 3, 3)
+    assert shapes["linear.weight"] == (3, 16)
+    before = small.linear.weight.clone()
+    train_(small, sgd(small), side=8, steps=1)
+    assert not torch.equal(before, small.linear.weight)
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_export_refuses_a_model_whose_filters_are_not_silent() -> None:
+    model, plan = small_masked()
+    with torch.no_grad():
+        model.stem_bn.bias[4] = 0.1
+    with pytest.raises(InputError, match="apply_"):
+        export(model, plan)
+
+
+def test_export_refuses_a_plan_of_another_network() -> None:
+    _, plan = small_masked()
+    other = NETWORKS["cifar_resnet20"][0]()
+    with pytest.raises(InputError, match="the plan is of another network: no layer 'stem' with 6 filters"):
+        export(other, plan)
+
+
+def test_the_model_itself_is_untouched() -> None:
+    model, plan = small_masked()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export(model, plan)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+LOAD = """
+import sys, torch
+from psap_core import load_exported
+from tests.core.networks import Small
+torch.manual_seed(99)
+small = load_exported(sys.argv[1], Small()).eval()
+images = torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8)
+print(small(images).double().flatten().tolist())
+"""
+
+
+def test_a_fresh_process_loads_the_same_network(tmp_path) -> None:
+    model, plan = small_masked()
+    small = export(model, plan).eval()
+    save_exported(tmp_path, small, plan, {"note": "kept"})
+    assert read_spec(tmp_path)["note"] == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.json", "weights.safetensors"]
+    images = torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8)
+    printed = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == small(images).double().flatten().tolist()
+
+
+def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
+    model, plan = small_masked()
+    save_exported(tmp_path, export(model, plan), plan)
+    layers = find_layers(model, small_example())
+    other = make_plan(layers, {"inner": [0]}, macs_cost_model(model, layers, small_example()), (3, 8, 8))
+    spec = read_spec(tmp_path)
+    spec["plan"] = json.loads(other.to_json())
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"does not match its spec\.json"):
+        load_exported(tmp_path, Small())
+    spec["plan"]["layers"][1]["pruned"] = [0, 1]
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="does not match its digest"):
+        load_exported(tmp_path, Small())
+
+
+def test_folders_that_hold_no_export(tmp_path) -> None:
+    model, plan = small_masked()
+    with pytest.raises(InputError, match="holds no exported network"):
+        load_exported(tmp_path, Small())
+    save_exported(tmp_path, export(model, plan), plan)
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
+        load_exported(tmp_path, Small())
+    weights.unlink()
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
+        load_exported(tmp_path, Small())
+    (tmp_path / "spec.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a spec"):
+        load_exported(tmp_path, Small())
+
+
+def test_onnx_computes_the_same_for_any_batch_size(tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, plan = small_masked()
+    small = export(model, plan).eval()
+    export_onnx(small, tmp_path / "small.onnx", plan)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 8, 8)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), small(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", by_topology(["cifar_resnet20_projection", "resnet50", "vgg16_bn", "mobilenet_v2"]))
+def test_inner_filters_agree_with_torch_pruning(name: str) -> None:
+    torch_pruning = pytest.importorskip("torch_pruning")
+    model, plan = masked_network(name, "inner", odd_widths)
+    ours = export(model, plan)
+    side = NETWORKS[name][1]
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=torch.zeros(1, 3, side, side))
+    for part in plan.layers:
+        convolution = model.get_submodule(part.name)
+        if part.pruned:
+            prune = torch_pruning.prune_conv_out_channels
+            graph.get_pruning_group(convolution, prune, idxs=list(part.pruned)).prune()
+    theirs = dict(model.named_parameters())
+    for parameter_name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs[parameter_name]), parameter_name
