@@ -359,14 +359,26 @@ def test_protection_by_hand() -> None:
 # ---------------------------------------------------------------------------- when
 
 
+DEFAULT_SHARES = (0.05, 0.40, 0.50)
+
+
 @pytest.mark.parametrize(
-    ("total", "by_hand"),
-    [(1, (1, 1, 1)), (2, (1, 1, 1)), (15, (1, 6, 8)), (30, (2, 12, 15)), (200, (10, 80, 100))],
+    ("total", "shares", "by_hand"),
+    [
+        (1, DEFAULT_SHARES, (1, 1, 1)),
+        (2, DEFAULT_SHARES, (1, 1, 1)),
+        (15, DEFAULT_SHARES, (1, 6, 8)),
+        (30, DEFAULT_SHARES, (2, 12, 15)),
+        (200, DEFAULT_SHARES, (10, 80, 100)),
+        (10, (0.05, 0.25, 0.45), (1, 3, 5)),  # .5, 2.5 and 4.5 go up
+        (10, (0.5, 0.4, 0.3), (5, 5, 5)),  # what comes too early waits
+        (10, (0.0, 0.5, 0.3), (1, 5, 5)),
+    ],
 )
-def test_schedule_by_hand(total: int, by_hand: tuple[int, int, int]) -> None:
-    schedule = make_schedule(total, 0.05, 0.40, 0.50)
+def test_schedule_by_hand(total: int, shares: tuple[float, float, float], by_hand: tuple[int, int, int]) -> None:
+    schedule = make_schedule(total, *shares)
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == by_hand
-    assert reference.schedule_from_shares(total, 0.05, 0.40, 0.50) == by_hand
+    assert reference.schedule_from_shares(total, *shares) == by_hand
 
 
 @pytest.mark.parametrize(
@@ -395,7 +407,7 @@ share = st.one_of(st.sampled_from([0.0, 0.05, 0.4, 0.5, 1.0]), st.floats(0, 1))
 
 @given(
     st.one_of(st.sampled_from([1, 2, 15, 30, 200]), st.integers(1, 300)),
-    st.one_of(st.just((0.05, 0.4, 0.5)), st.tuples(share, share, share)),
+    st.one_of(st.just(DEFAULT_SHARES), st.tuples(share, share, share)),
     st.integers(1, 9),
 )
 @drawn
@@ -406,9 +418,7 @@ def test_schedule(total: int, shares: tuple[float, float, float], interval: int)
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == (start, ramp_end, freeze)
     assert list(schedule.steps) == reference.steps(start, freeze, interval)
     for epoch in schedule.steps:
-        assert schedule.ramp(epoch) == pytest.approx(
-            reference.asked_cut(epoch, 1.0, start, ramp_end, interval)
-        )
+        assert schedule.ramp(epoch) == pytest.approx(reference.asked_cut(epoch, 1.0, start, ramp_end, interval))
 
 
 # ---------------------------------------------------------------------------- every decision of a real run
@@ -503,9 +513,7 @@ class Run:
         self.model = TinyNet().to(dtype)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
         example = torch.zeros(1, 3, SIZE, SIZE, dtype=dtype)
-        self.pruner = PSAP(
-            self.model, self.optimizer, example, total_epochs=10, pulse_batches=4, **self.settings
-        )
+        self.pruner = PSAP(self.model, self.optimizer, example, total_epochs=10, pulse_batches=4, **self.settings)
         assert [layer.name for layer in self.pruner.layers] == self.names
         self.saved: Rows = {}  # suspended filters as they were when they went
 
@@ -566,9 +574,7 @@ class Run:
     def suspended(self) -> list[list[int]]:
         return [sorted(f for layer, f in self.saved if layer == name) for name in self.names]
 
-    def expected_gradients(
-        self, proposed: dict[str, list[int]], data: list[tuple[Tensor, Tensor]]
-    ) -> Gradients:
+    def expected_gradients(self, proposed: dict[str, list[int]], data: list[tuple[Tensor, Tensor]]) -> Gradients:
         """(dL/dgamma, dL/dbeta) of every filter and batch at the pulse: autograd on a copy of the network."""
         copied = copy.deepcopy(self.model)
         with torch.no_grad():
@@ -620,9 +626,7 @@ class Run:
         proposed = {name: sorted(earlier[name] + anew[name]) for name in self.names}
         offered = batches((4, 3, 6)[epoch % 3], seed=100 + epoch)
         gradients = self.expected_gradients(proposed, offered[:4])
-        was = {
-            (n, f): self.saved.get((n, f)) or self.rows(n, f) for n in self.names for f in range(WIDTHS[n])
-        }
+        was = {(n, f): self.saved.get((n, f)) or self.rows(n, f) for n in self.names for f in range(WIDTHS[n])}
 
         step = self.pruner.end_epoch(lambda: losses(self.model, offered))
 

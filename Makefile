@@ -1,0 +1,46 @@
+# Every target sets itself up: Python >= 3.11 and make are enough.
+# PYTHON=python3.12 make demo        another Python
+# UV_TORCH_BACKEND=cpu make demo     another build of torch (cpu, auto, cu126, ...)
+
+PYTHON ?= python3
+READY := .venv/.ready
+IN_VENV := .venv/bin/python
+
+.PHONY: help setup demo test test-long check clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## create .venv with everything that the other targets need
+
+demo: $(READY) ## dense, SFP, thin and PSAP on the handwritten digits: a table, a picture, runs/demo/report.json
+	@$(IN_VENV) -m experiments.demo
+
+test: $(READY) ## the tests, at most 10 minutes
+	@$(IN_VENV) -m pytest
+
+test-long: $(READY) ## the tests that take longer
+	@$(IN_VENV) -m pytest -m long
+
+check: $(READY) ## lint and types
+	@$(IN_VENV) -m ruff check .
+	@$(IN_VENV) -m mypy
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache psap.egg-info build
+
+# Prints "ok" where the suite can be installed; "old", or nothing but an error, otherwise.
+PROBE = $(shell $(PYTHON) -c 'import sys; print("ok" if sys.version_info >= (3, 11) else "old")' 2>/dev/null)
+PROBE_VENV = $(shell $(PYTHON) -c 'import ensurepip, venv; print("ok")' 2>/dev/null)
+# The torch pins do not apply where UV_TORCH_BACKEND chooses the build.
+PINS = $(if $(UV_TORCH_BACKEND),grep -vE '^(torch|torchvision)==',cat) constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(if $(filter ok,$(PROBE)),,$(error Python 3.11 or newer is needed and $(PYTHON) is not one: name yours, as in PYTHON=python3.12 make demo))
+	$(if $(filter ok,$(PROBE_VENV)),,$(error $(PYTHON) lacks the venv module: install it (on Debian and Ubuntu the package python3-venv) and try again))
+	@echo "setting up .venv (torch and its libraries: once, up to some gigabytes)"
+	@test -x $(IN_VENV) || $(PYTHON) -m venv .venv
+	@$(PINS) > .venv/constraints.txt
+	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt uv
+	@$(IN_VENV) -m uv pip install --python $(IN_VENV) --constraint .venv/constraints.txt --editable '.[all]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""What becomes of finished runs: reads files only, never torch, the network or W&B."""

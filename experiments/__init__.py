@@ -1,0 +1,1 @@
+"""Everything that trains, logs, or knows a data set."""

@@ -1,0 +1,1 @@
+"""The methods that PSAP is compared with (METHOD.md, section 6)."""

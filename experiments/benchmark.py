@@ -1,0 +1,119 @@
+"""What pruning costs: `python -m experiments.benchmark [--out runs/bench/report.json]`.
+
+Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table.
+
+psap_epoch_overhead_pct: ResNet-20 on CIFAR-10-sized images, batch 128: a pruning step, pulse included, over the
+    391 training steps of its epoch (their median time 391 times; a whole epoch takes minutes on a CPU).
+psap_between_steps_pct: the optimiser step hook over a training step, half of the filters suspended.
+prune_step_resnet50_ms: one step of torchvision's ResNet-50 without pulse and without eq. 1's count: norms,
+    allocation, suspension with snapshots; the step at which pruning starts, at most 5 % of the filters chosen.
+weight_sparsity_resnet50_ms: eq. 1's count alone.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
+from experiments.harness.record import device_name
+from experiments.schema import Shortcut
+from psap_core import PSAP, filter_tensors, weight_sparsity_ratio
+
+BATCH, CIFAR10_STEPS = 128, 391
+PRUNING_EPOCHS, STEPS_BETWEEN = 6, 8
+REPETITIONS = 15
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def figure(values: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "spread": [min(values), max(values)], "n": len(values)}
+
+
+def _sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def cifar_overhead() -> dict[str, dict[str, Any]]:
+    model = ResNet(RESNET_BLOCKS["resnet20"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+    optimizer = _sgd(model)
+    images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+    pruner = PSAP(
+        model, optimizer, images[:1], target_macs_cut=0.54,
+        total_epochs=2 * PRUNING_EPOCHS, start=1, ramp_end=PRUNING_EPOCHS, freeze=PRUNING_EPOCHS + 1,
+    )
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    step()
+    overheads, hooks = [], []
+    for _ in range(PRUNING_EPOCHS):
+        training = statistics.median(seconds(step) for _ in range(STEPS_BETWEEN))
+        pruning = seconds(lambda: pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches))))
+        overheads.append(100 * pruning / (CIFAR10_STEPS * training))
+        hooks.append(100 * statistics.median(seconds(pruner._zero_suspended_affine) for _ in range(50)) / training)
+    return {"psap_epoch_overhead_pct": figure(overheads), "psap_between_steps_pct": figure(hooks)}
+
+
+def resnet50_step() -> dict[str, dict[str, Any]]:
+    from torchvision.models import resnet50
+
+    model = resnet50()
+    optimizer = _sgd(model)
+    images = torch.randn(2, 3, 64, 64)
+    F.cross_entropy(model(images), torch.tensor([0, 1])).backward()
+    optimizer.step()
+    weights: dict[str, Tensor] = {}
+    steps, counts = [], []
+    for _ in range(REPETITIONS):
+        pruner = PSAP(
+            model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=100, fan="out", protection=False,
+            start=1, ramp_end=40, freeze=50,
+        )
+        for layer in pruner.layers:
+            weights[layer.name] = filter_tensors(model, layer).parameters[f"{layer.name}.weight"]
+        weight_sparsity_ratio(weights, fan="out")
+        counts.append(1000 * seconds(lambda: weight_sparsity_ratio(weights, fan="out")))
+        step = pruner.end_epoch(lambda: ())
+        assert step is not None
+        assert 0 < step.mask_churn <= 0.05
+        steps.append(1000 * step.seconds - counts[-1])
+    return {"prune_step_resnet50_ms": figure(steps), "weight_sparsity_resnet50_ms": figure(counts)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
+    out = parser.parse_args().out
+    torch.manual_seed(0)
+    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
+               "torch": torch.__version__, "python": platform.python_version()}
+    figures = cifar_overhead() | resnet50_step()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
+    for name, values in figures.items():
+        low, high = values["spread"]
+        print(f"{name:30} {values['median']:8.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The main job on real images without a download: four ways to a ResNet-20 with 60 % of its MACs removed.
+
+    python -m experiments.demo [overrides]
+
+Trains dense, SFP, a thin network and PSAP on the handwritten digits (finished runs are not trained again),
+measures the exported networks, and writes report.json and what_happened.png to runs/demo/.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from experiments import train
+from experiments.harness.entry import EXIT_INTERRUPTED, EXIT_REFUSED, one_sentence
+from experiments.harness.loop import Interrupted
+from experiments.harness.models import open_exported
+from psap_core import InputError, read_spec
+from psap_core.export import ScatteredBatchNorm2d
+
+METHODS = ("dense", "sfp", "thin", "psap")
+BATCH = 256
+ROUNDS = 30
+VECTOR = 8  # float32 lanes of AVX2; other filter counts leave lanes empty
+NOT_FALLEN = 0.95  # of the dense network's latency: less than 5 % is within the noise of a busy machine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the report; latencies are medians of ROUNDS forward passes of the exported network."""
+
+    method: str
+    top1: float
+    macs: int
+    macs_cut: float
+    params: int
+    latency_ms: float  # one image
+    latency_batch_ms: float  # BATCH images
+    train_seconds: float
+    export_max_relative_error: float
+
+
+def latencies_ms(networks: dict[str, nn.Module], images: Tensor) -> dict[str, float]:
+    """Median milliseconds of a forward pass of `images` [N, C, H, W], over ROUNDS.
+
+    The networks take turns, in alternating order, so that a machine that slows down slows all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.inference_mode():
+        for number in range(-3, ROUNDS):  # the first three warm up
+            for name in sorted(networks, reverse=number % 2 == 1):
+                began = time.perf_counter()
+                networks[name](images)
+                if number >= 0:
+                    seconds[name].append(time.perf_counter() - began)
+    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an exported network's latency is made of.
+
+    Attributes:
+        convolution_share: share of the time spent in convolutions, for one image and for a batch.
+        filters: filters of its convolutions.
+        scattered: residual outputs that it widens again to the full stream.
+    """
+
+    convolution_share: tuple[float, float]
+    filters: tuple[int, ...]
+    scattered: int
+
+
+def convolution_share(network: nn.Module, images: Tensor) -> float:
+    """Share of a forward pass of `images` [N, C, H, W] that torch's profiler finds in convolutions."""
+    with torch.inference_mode():
+        network(images)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(10):
+                network(images)
+    times = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages()]
+    return sum(time for key, time in times if "conv" in key) / sum(time for _, time in times)
+
+
+def why_not_faster(rows: list[Row], facts: dict[str, Facts]) -> list[str]:
+    """One sentence for every latency of a pruned network that did not fall; `facts` goes by method."""
+    dense = next(row for row in rows if row.method == "dense")
+    sentences = []
+    for row in rows:
+        fact = facts[row.method]
+        odd = sum(filters % VECTOR != 0 for filters in fact.filters)
+        reasons = [f"it starts as many convolutions ({len(fact.filters)})"]
+        reasons += [f"{odd} of them with a number of filters that is no multiple of {VECTOR}"] if odd else []
+        reasons += [f"{fact.scattered} residual outputs are widened again"] if fact.scattered else []
+        for i, images, now, before in (
+            (0, "one image", row.latency_ms, dense.latency_ms),
+            (1, f"{BATCH} images", row.latency_batch_ms, dense.latency_batch_ms),
+        ):
+            if row.method == "dense" or now <= NOT_FALLEN * before:
+                continue
+            inside, was_inside = fact.convolution_share[i] * now, facts["dense"].convolution_share[i] * before
+            sentences.append(
+                f"{row.method}, {images}: {now:.2f} ms, dense {before:.2f} ms, with {row.macs / dense.macs:.0%} of "
+                f"the MACs. Convolutions take {inside:.2f} ms (dense {was_inside:.2f}), everything else "
+                f"{now - inside:.2f} (dense {before - was_inside:.2f}): {', '.join(reasons)}."
+            )
+    return sentences
+
+
+def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
+    """The rows of finished runs, method to folder, and why a latency did not fall."""
+    networks = {method: open_exported(folder / "export")[0].eval() for method, folder in folders.items()}
+    image = torch.rand(1, *read_spec(folders["dense"] / "export")["plan"]["input_shape"])
+    batch = image.repeat(BATCH, 1, 1, 1)
+    one_ms, batch_ms = latencies_ms(networks, image), latencies_ms(networks, batch)
+    rows, facts = [], {}
+    for method, folder in folders.items():
+        summary = json.loads((folder / "summary.json").read_text())
+        rows.append(
+            Row(
+                method=method,
+                top1=summary["top1"],
+                macs=summary["macs"],
+                macs_cut=summary["macs_cut"],
+                params=summary["params"],
+                latency_ms=one_ms[method],
+                latency_batch_ms=batch_ms[method],
+                train_seconds=summary["train_seconds"],
+                export_max_relative_error=summary["export_max_relative_error"],
+            )
+        )
+        modules = list(networks[method].modules())
+        facts[method] = Facts(
+            (convolution_share(networks[method], image), convolution_share(networks[method], batch)),
+            tuple(module.out_channels for module in modules if isinstance(module, nn.Conv2d)),
+            sum(isinstance(module, ScatteredBatchNorm2d) for module in modules),
+        )
+    return rows, why_not_faster(rows, facts)
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    table = Table(title="exported networks on the test images, last epoch, one seed", box=SIMPLE)
+    table.add_column("method")
+    for heading in ("top-1, %", "MACs", "cut", "params", "1, ms", f"{BATCH}, ms", "trained, s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.method,
+            f"{row.top1:.2f}",
+            f"{row.macs / 1e6:.2f} M",
+            f"{row.macs_cut:.1%}",
+            f"{row.params:,}",
+            f"{row.latency_ms:.2f}",
+            f"{row.latency_batch_ms:.1f}",
+            f"{row.train_seconds:.0f}",
+        )
+    console.print(table)
+
+
+def run(overrides: list[str]) -> Path:
+    """Train what is missing, print the table, write the report; returns its folder."""
+    console = Console()
+    folders = {}
+    for number, method in enumerate(METHODS, start=1):
+        console.print(f"[bold]{method}[/bold] ({number} of {len(METHODS)})")
+        # On 8x8 images a second thread gains little, and on a busy machine the two wait for each other.
+        recipe = ["experiment=demo_digits", f"method={method}", "runtime.threads=1"]
+        folders[method] = train.run([*recipe, *overrides])
+    rows, reasons = report(folders)
+    out = folders["dense"].parents[2] / "demo"  # beside the experiments, in the folder of all runs
+    out.mkdir(exist_ok=True)
+    (out / "report.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    picture = out / "what_happened.png"
+    subprocess.run([sys.executable, "-m", "analysis.plots", str(picture), *map(str, folders.values())], check=True)
+
+    print_table(rows, console)
+    print(
+        f"ms for one image and for a batch of {BATCH}: median of {ROUNDS}, networks in turn, "
+        f"threads: {torch.get_num_threads()}"
+    )
+    for reason in reasons:
+        print(reason)
+    print(f"\nPSAP's exported network: {folders['psap'] / 'export'}")
+    print(f"report: {out / 'report.json'}\npicture: {picture}")
+    return out
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except Interrupted:
+        print("interrupted: the same command continues the demo", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except (InputError, OSError) as error:
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)

@@ -1,0 +1,67 @@
+"""Check a finished run's exported network, and write it as ONNX too.
+
+`python -m experiments.export run=<run folder> [onnx=true]`
+
+Training has exported the network already; this rebuilds it from spec.json and weights.safetensors alone.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiments.harness import models
+from experiments.harness.entry import configure, entry_point
+from experiments.harness.record import read_summary
+from experiments.schema import ExportConfig
+from psap_core import InputError, PrunePlan, export_onnx, macs, params, read_spec
+
+ONNX_TOLERANCE = 1e-4  # relative to the largest logit; ONNX Runtime computes in float32
+
+
+def check(cfg: ExportConfig) -> Path:
+    """Rebuild the exported network of `cfg.run`, compare it with the run's summary; returns its folder.
+
+    Raises:
+        InputError: the folder is no finished run, or its network is not the one that the summary describes.
+    """
+    configure(cfg.runtime)
+    folder = Path(cfg.run) / "export"
+    summary = read_summary(Path(cfg.run))
+    small, _ = models.open_exported(folder)
+    plan = PrunePlan.from_json(json.dumps(read_spec(folder)["plan"]))
+    found = {"macs": macs(small, torch.zeros(1, *plan.input_shape)), "params": params(small)}
+    if differing := [key for key, value in found.items() if summary[key] != value]:
+        key = differing[0]
+        raise InputError(f"{folder} has {found[key]} {key}, the run's summary says {summary[key]}")
+    print(f"{folder}: {found['macs']:,} MACs, {found['params']:,} parameters, as in summary.json")
+    if cfg.onnx:
+        path = folder / "model.onnx"
+        export_onnx(small, path, plan)
+        error = onnx_error(small, path, plan.input_shape)
+        if not error <= ONNX_TOLERANCE:
+            raise InputError(f"{path} computes something else than the exported network: it differs by {error:.1e}")
+        print(f"{path}: largest relative difference {error:.1e} in ONNX Runtime")
+    return folder
+
+
+@torch.no_grad()
+def onnx_error(small: nn.Module, path: Path, input_shape: tuple[int, ...]) -> float:
+    """max|a - b| / max|a| of the network and its ONNX file on three random inputs, float32, CPU."""
+    import onnxruntime
+
+    images = torch.randn(3, *input_shape, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    logits = small.cpu().eval()(images)
+    (onnx_logits,) = session.run(None, {"images": images.numpy()})
+    return float((logits - torch.from_numpy(onnx_logits)).abs().max() / logits.abs().max())
+
+
+@entry_point("export")
+def main(cfg: ExportConfig) -> None:
+    check(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""One checkpoint per run: a dictionary without pickled code, replaced only when the next one is whole."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.harness.files import write_atomically
+from psap_core import InputError
+
+FORMAT = "psap-checkpoint-1"
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dictionaries) and torch's default generators."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "generators": _generators(), **state}, buffer)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, on the CPU. `restore_generators` puts torch's generators back.
+
+    Raises:
+        InputError: the file is truncated, or no checkpoint of this suite.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of format {FORMAT!r}")
+    return state
+
+
+def restore_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["generators"]["cpu"])
+    if state["generators"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+
+
+def _generators() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,255 @@
+"""Data sets as uint8 tensors that stay on the device, and their batched augmentation.
+
+All random numbers of an epoch are drawn at its start from a generator seeded by (seed, stream, epoch), so the
+position within an epoch is one integer and a run can be continued at any batch.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experiments.harness.seeding import generator
+from experiments.schema import DataConfig
+from psap_core import InputError
+
+CIFAR10_SHAPES = {
+    "train_images": (50000, 3, 32, 32),
+    "train_labels": (50000,),
+    "test_images": (10000, 3, 32, 32),
+    "test_labels": (10000,),
+}
+DIGITS_TEST_IMAGES = 360
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 [N, C, H, W] and labels int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits of a data set; `validation` may be empty."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W]."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        return int(self.test.labels.max()) + 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all pixels and labels, in order."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.images.cpu().numpy().tobytes())
+            digest.update(split.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device) -> "Dataset":
+        return Dataset(self.train.to(device), self.validation.to(device), self.test.to(device))
+
+
+def load(cfg: DataConfig) -> Dataset:
+    """The configured data set, on the CPU.
+
+    The test split is fixed. Validation images are taken first, from all training images; `train_images` are
+    taken from the rest. All draws keep the shares of the classes and use a fixed seed, not the run's.
+
+    Raises:
+        InputError: missing or damaged files, or more images asked for than there are.
+    """
+    loaders = {"digits": _load_digits, "cifar10": _load_cifar10}
+    if cfg.name not in loaders:
+        raise InputError(f"data.name={cfg.name!r} is unknown, it must be one of {', '.join(loaders)}")
+    train, test = loaders[cfg.name](Path(cfg.root))
+    left = len(train) - cfg.validation_images
+    wanted = left if cfg.train_images is None else cfg.train_images
+    if cfg.validation_images < 0 or not 0 < wanted <= left:
+        raise InputError(
+            f"data.validation_images={cfg.validation_images} and data.train_images={cfg.train_images} do not "
+            f"fit into the {len(train)} training images of {cfg.name}"
+        )
+    order = _stratified_order(train.labels)
+    validation = train.take(order[: cfg.validation_images])
+    train = train.take(order[cfg.validation_images :][:wanted])
+    return Dataset(*(_resized(split, cfg.image_size) for split in (train, validation, test)))
+
+
+def _load_digits(root: Path) -> tuple[Split, Split]:
+    """scikit-learn's 1,797 handwritten digits, 8x8, grey; they come with the library."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
+    digits = Split(images, torch.from_numpy(bunch.target).long())
+    order = _stratified_order(digits.labels)
+    return digits.take(order[DIGITS_TEST_IMAGES:]), digits.take(order[:DIGITS_TEST_IMAGES])
+
+
+def _load_cifar10(root: Path) -> tuple[Split, Split]:
+    """root/cifar10.safetensors; made by torchvision's download and one conversion where it is absent."""
+    path = root / "cifar10.safetensors"
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is no folder: create it, or name another one with PSAP_DATA or data.root")
+    if not path.exists():
+        _convert_cifar10(root, path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and it is made again") from error
+    for name, shape in CIFAR10_SHAPES.items():
+        if name not in tensors or tensors[name].shape != shape or tensors[name].dtype != torch.uint8:
+            raise InputError(f"{path} has no uint8 tensor {name!r} of shape {list(shape)}")
+    return tuple(  # type: ignore[return-value]
+        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].long()) for split in ("train", "test")
+    )
+
+
+def _convert_cifar10(root: Path, path: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
+    tensors = {}
+    for name, train in (("train", True), ("test", False)):
+        try:
+            source = CIFAR10(str(root), train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"CIFAR-10 could not be downloaded to {root}: {error}") from error
+        tensors[f"{name}_images"] = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+        tensors[f"{name}_labels"] = torch.tensor(source.targets, dtype=torch.uint8)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"dataset": "CIFAR-10"})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stratified_order(labels: Tensor) -> Tensor:
+    """A fixed random order [N] of which every prefix holds equally many of each class, as they last."""
+    order = torch.randperm(len(labels), generator=generator("split"))
+    rank = torch.empty_like(order)  # of an image among those of its class
+    for label in range(int(labels.max()) + 1):
+        members = (labels[order] == label).nonzero().flatten()
+        rank[members] = torch.arange(len(members))
+    return order[rank.argsort(stable=True)]
+
+
+def _resized(split: Split, size: int) -> Split:
+    """Area downsampling to size x size pixels, rounded."""
+    native = split.images.shape[-1]
+    if size == native:
+        return split
+    if not 1 <= size < native:
+        raise InputError(f"data.image_size={size} must be between 1 and the images' own {native}")
+    small = [F.interpolate(part.float(), size=(size, size), mode="area") for part in torch.split(split.images, 1000)]
+    images = torch.cat(small) if small else split.images.new_zeros(0, split.images.shape[1], size, size)
+    return Split(images.round().to(torch.uint8), split.labels)
+
+
+def crop_and_flip(padded: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
+    """One crop per image, mirrored where asked; equal, bit for bit, to torchvision's crop and hflip.
+
+    Args:
+        padded: [B, C, Hp, Wp].
+        top, left: upper left corner of each crop, int64 [B].
+        flip: bool [B].
+        size: height and width S of a crop.
+
+    Returns:
+        [B, C, S, S].
+    """
+    batch, channels, _, padded_width = padded.shape
+    pixel = torch.arange(size, device=padded.device)
+    rows = top[:, None] + pixel
+    columns = left[:, None] + torch.where(flip[:, None], size - 1 - pixel, pixel)
+    flat = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, size * size)
+    crops = padded.flatten(2).gather(2, flat.expand(-1, channels, -1))
+    return crops.view(batch, channels, size, size)
+
+
+class TrainingImages:
+    """The training split on its device, padded once, and its augmented batches: random crop and flip.
+
+    Args:
+        split: the images, on the device they stay on.
+        normalisation: applied to every batch.
+        batch_size: images per batch; the last batch of an epoch holds the rest.
+        flip: mirror half of the images.
+        seed: the run's seed.
+    """
+
+    def __init__(self, split: Split, normalisation: Normalisation, batch_size: int, flip: bool, seed: int) -> None:
+        if batch_size < 1:
+            raise InputError(f"optim.batch_size={batch_size} must be at least 1")
+        self.size = split.images.shape[-1]
+        self.padding = self.size // 8  # 4 pixels at 32x32
+        self.padded = F.pad(split.images, (self.padding,) * 4)
+        self.labels = split.labels
+        self.normalisation = normalisation
+        self.batch_size = batch_size
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Images per epoch."""
+        return len(self.labels)
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self) // self.batch_size)
+
+    def epoch(self, stream: str, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches from `first` on of a stream's epoch: images float32 [B, C, S, S], labels int64 [B]."""
+        draw = generator(self.seed, stream, epoch)
+        count, device = len(self), self.labels.device
+        order = torch.randperm(count, generator=draw).to(device)
+        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=draw).to(device)
+        flip = (torch.rand(count, generator=draw) < (0.5 if self.flip else 0.0)).to(device)
+        for start in range(first * self.batch_size, count, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            index = order[part]
+            images = crop_and_flip(self.padded[index], top[part], left[part], flip[part], self.size)
+            yield self.normalisation(images), self.labels[index]

@@ -1,0 +1,148 @@
+"""From a command line to a typed configuration, and from an exception to one sentence."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import schema
+from experiments.harness.loop import Interrupted
+from psap_core import InputError
+
+CONF = str(Path(__file__).parents[1] / "conf")
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> Any:
+    """The typed configuration (a dataclass of experiments.schema) that these overrides describe.
+
+    Raises:
+        InputError: an unknown key or choice, a value of the wrong type, a missing value.
+    """
+    schema.register()
+    try:
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
+            return typed(hydra.compose(config_name, list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise InputError(one_sentence(error)) from error
+
+
+@contextmanager
+def plain_exits() -> Iterator[None]:
+    """What is meant for a person leaves as `error: <sentence>`, exit code 2; an interrupted run with 75."""
+    try:
+        yield
+    except Interrupted:
+        print("interrupted: the same command continues this run", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except (InputError, OSError) as error:
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
+    """Make a command, with the exits of `plain_exits`, of a function that takes a typed configuration."""
+
+    def decorate(function: Callable[[Any], object]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def command() -> None:
+            with plain_exits():
+                for cfg in _from_command_line(config_name):
+                    function(cfg)
+
+        return command
+
+    return decorate
+
+
+def _from_command_line(config_name: str) -> list[Any]:
+    """What Hydra makes of sys.argv; nothing where it only answers, as for --help.
+
+    Hydra composes and no more: it would decorate whatever is raised inside it with lines of its own.
+    """
+    schema.register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
+    composed: list[DictConfig] = []
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(composed.append)()
+        return [typed(cfg) for cfg in composed]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise InputError(one_sentence(error)) from error
+
+
+def typed(cfg: DictConfig) -> Any:
+    """The dataclass instance behind a composed configuration; `+key=value` cannot add to it."""
+    _refuse_unknown(cfg, "")
+    return OmegaConf.to_object(cfg)
+
+
+def _refuse_unknown(cfg: DictConfig, path: str) -> None:
+    known = {field.name for field in fields(OmegaConf.get_type(cfg))}  # type: ignore[arg-type]
+    for key in map(str, cfg):
+        if key not in known:
+            raise InputError(f"unknown key {path}{key}")
+        if not OmegaConf.is_missing(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
+            _refuse_unknown(cfg[key], f"{path}{key}.")
+
+
+def one_sentence(error: BaseException) -> str:
+    """What went wrong, on one line: the first paragraph of the error and of the one that caused it."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"{error.filename or 'a file'!s} cannot be used: {error.strerror or error}"
+    parts = [_first_paragraph(error)]
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        parts.append(_first_paragraph(error.__cause__))
+    return ": ".join(parts)
+
+
+def _first_paragraph(error: BaseException) -> str:
+    text = str(error)
+    for noise in ("\nTo append to your config", "\n    full_key", "Config search path:"):
+        text = text.split(noise)[0]
+    return " ".join(text.split()).rstrip(".")
+
+
+def configure(runtime: schema.RuntimeConfig) -> torch.device:
+    """Set torch's threads and say which device to use."""
+    if runtime.threads is not None:
+        if runtime.threads < 1:
+            raise InputError(f"runtime.threads={runtime.threads} must be at least 1")
+        torch.set_num_threads(runtime.threads)
+    choices = ("auto", "cpu", "cuda")
+    if runtime.device not in choices:
+        raise InputError(f"runtime.device={runtime.device!r} must be one of {', '.join(choices)}")
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("runtime.device=cuda, but torch finds no CUDA device")
+    use_cuda = runtime.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGUSR1 only set `received`; the loop asks for it after every step."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True

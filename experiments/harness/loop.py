@@ -1,0 +1,161 @@
+"""The training loop. It trains, evaluates and says where it stands; everything else is a callback."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.harness.data import Normalisation, Split, TrainingImages
+from psap_core import InputError
+
+EVALUATION_BATCH = 1000
+Metrics = Mapping[str, float]
+
+
+class Interrupted(Exception):
+    """A signal asked for a checkpoint; it is written and the run can be continued by the same command."""
+
+
+class Callback:
+    """What a method may do during training; every hook does nothing here."""
+
+    def before_train(self) -> None:
+        """Called once, before the first epoch and after a resume."""
+
+    def after_step(self) -> None:
+        """Called after every optimiser step."""
+
+    def end_epoch(self, epochs_done: int) -> Metrics:
+        """Called when `epochs_done` epochs are complete, in training mode, before that epoch's evaluation."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; the network and the optimiser are loaded already."""
+
+
+@dataclass
+class Position:
+    """Where a training stands: all that the loop itself needs to continue.
+
+    Attributes:
+        epoch: completed epochs.
+        batch: optimiser steps done in the current epoch.
+        loss_sum: over the images of the current epoch so far.
+        epoch_seconds, seconds: spent training, in the current epoch and in the completed ones; callbacks
+            count, evaluation does not.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Loop:
+    """One training, continued from `position`.
+
+    Attributes:
+        learning_rate: of an epoch; the first is 0.
+        evaluate: top-1 in percent for an epoch's curve.
+        log: takes an epoch's metrics.
+        save: writes a checkpoint of the present state.
+        stop_requested: asked after every optimiser step.
+        advance: told that another optimiser step is done.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    images: TrainingImages
+    callback: Callback
+    epochs: int
+    learning_rate: Callable[[int], float]
+    evaluate: Callable[[], float]
+    log: Callable[[Metrics], None]
+    save: Callable[[], None]
+    stop_requested: Callable[[], bool]
+    advance: Callable[[], None]
+    position: Position
+
+    def train(self) -> None:
+        """Train until `epochs` epochs are complete.
+
+        Raises:
+            InputError: the loss is not finite; the last checkpoint is from before.
+            Interrupted: a stop was requested; a checkpoint is written.
+        """
+        self.callback.before_train()
+        while self.position.epoch < self.epochs:
+            metrics = self._train_epoch(self.position.epoch)
+            metrics["eval/top1"] = self.evaluate()
+            self.log(metrics)
+            self.save()
+            if self.stop_requested() and self.position.epoch < self.epochs:
+                raise Interrupted
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        position = self.position
+        lr = self.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.images.labels.device)
+        began = time.perf_counter() - position.epoch_seconds
+        for images, labels in self.images.epoch("train", epoch, position.batch):
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(images), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.callback.after_step()
+            loss_sum += loss.detach().double() * len(labels)
+            position.batch += 1
+            self.advance()
+            if self.stop_requested():
+                position.loss_sum, position.epoch_seconds = (
+                    _finite(loss_sum, epoch),
+                    time.perf_counter() - began,
+                )
+                self.save()
+                raise Interrupted
+        mean_loss = _finite(loss_sum, epoch) / len(self.images)
+        trained = time.perf_counter() - began
+        metrics = {
+            "epoch": epoch + 1,
+            "train/loss": mean_loss,
+            "train/lr": lr,
+            "train/images_per_second": len(self.images) / trained,
+            **self.callback.end_epoch(epoch + 1),
+        }
+        self.position = Position(epoch + 1, seconds=position.seconds + time.perf_counter() - began)
+        return metrics
+
+
+def _finite(loss_sum: Tensor, epoch: int) -> float:
+    value = loss_sum.item()
+    if not abs(value) < float("inf"):
+        raise InputError(f"the loss became {value} in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)")
+    return value
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, normalisation: Normalisation) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent, in evaluation mode; the model's modes are put back."""
+    was_training = model.training
+    model.eval()
+    top1 = top5 = 0
+    batches = zip(*(torch.split(part, EVALUATION_BATCH) for part in (split.images, split.labels)), strict=True)
+    for images, labels in batches:
+        hits = model(normalisation(images)).topk(5, dim=1).indices == labels[:, None]
+        top1 += int(hits[:, 0].sum())
+        top5 += int(hits.sum())
+    model.train(was_training)
+    return 100 * top1 / len(split), 100 * top5 / len(split)

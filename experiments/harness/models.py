@@ -1,0 +1,217 @@
+"""The networks for CIFAR-sized images: He et al.'s ResNets and VGG-16 with BatchNorm, and their weights.
+
+torch.fx can trace all of them, and they take any input size. Initialised as in He et al. (2015), fan in.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from experiments.harness.data import Normalisation
+from experiments.schema import ModelConfig, ResNetConfig, Shortcut
+from psap_core import InputError, load_exported, read_spec
+
+RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # per stage
+RESNET_WIDTHS = (16, 32, 64)
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class OptionA(nn.Module):
+    """Shortcut without parameters: every stride-th pixel; missing channels are zeros, half on each side."""
+
+    def __init__(self, missing: int, stride: int) -> None:
+        super().__init__()
+        self.padding = (0, 0, 0, 0, missing // 2, missing - missing // 2)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [N, inputs, H, W] -> [N, width, H / stride, W / stride]."""
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module
+        if stride == 1 and inputs == width:
+            self.shortcut = nn.Identity()
+        elif shortcut is Shortcut.option_a:
+            self.shortcut = OptionA(width - inputs, stride)
+        else:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet (He et al. 2016): a stem and three stages of `blocks` basic blocks."""
+
+    def __init__(self, blocks: int, widths: tuple[int, ...], shortcut: Shortcut, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inputs, stages = widths[0], []
+        for stage, width in enumerate(widths):
+            strides = [2 if stage else 1] + [1] * (blocks - 1)
+            stages.append(
+                nn.Sequential(
+                    *(BasicBlock(width if i else inputs, width, stride, shortcut) for i, stride in enumerate(strides))
+                )
+            )
+            inputs = width
+        self.layer1, self.layer2, self.layer3 = stages
+        self.linear = nn.Linear(inputs, classes)
+        _initialise_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        logits: Tensor = self.linear(out.mean([2, 3]))
+        return logits
+
+
+class VGG(nn.Module):
+    """VGG-16 with BatchNorm for CIFAR: 13 convolutions, max-pooling between the stages, one linear layer."""
+
+    def __init__(self, widths: tuple[tuple[int, ...], ...], channels: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stage, stage_widths in enumerate(widths):
+            if stage:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            for width in stage_widths:
+                layers += [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(channels, classes)
+        _initialise_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.features(x).mean([2, 3]))
+        return logits
+
+
+def _initialise_(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def widest(name: str) -> int:
+    """Channels of the widest layer at width 1: widths change only at multiples of 1 / widest."""
+    return RESNET_WIDTHS[-1] if name in RESNET_BLOCKS else max(map(max, VGG16_WIDTHS))
+
+
+def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
+    """A freshly initialised network; every width is floor(width * factor), at least 1.
+
+    Raises:
+        InputError: unknown name, or a factor that is not positive.
+    """
+    if not cfg.width > 0:
+        raise InputError(f"model.width={cfg.width} must be above 0")
+
+    def scaled(widths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(max(1, int(width * cfg.width)) for width in widths)
+
+    if cfg.name in RESNET_BLOCKS and isinstance(cfg, ResNetConfig):
+        return ResNet(RESNET_BLOCKS[cfg.name], scaled(RESNET_WIDTHS), Shortcut(cfg.shortcut), channels, classes)
+    if cfg.name == "vgg16_bn":
+        return VGG(tuple(map(scaled, VGG16_WIDTHS)), channels, classes)
+    raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {', '.join(RESNET_BLOCKS)}, vgg16_bn")
+
+
+def start(cfg: ModelConfig, channels: int, classes: int) -> tuple[nn.Module, Normalisation | None]:
+    """The network a run starts from, and the normalisation its weights expect (None: they do not say)."""
+    if cfg.weights is None:
+        return build(cfg, channels, classes), None
+    path = Path(cfg.weights)
+    if path.is_dir():
+        return open_exported(path)
+    model = build(cfg, channels, classes)
+    state, normalisation = _read_weights(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"{path} is of another network than {cfg.name}: {reason}") from error
+    return model, normalisation
+
+
+def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
+    """The network of a run's export folder, rebuilt from its spec alone, and its normalisation.
+
+    A run that started from an exported network keeps that one in export/start.
+    """
+    spec = read_spec(folder)
+    try:
+        network, normalisation = spec["network"], Normalisation(*map(tuple, spec["normalisation"]))
+        kind = ResNetConfig if "shortcut" in network["model"] else ModelConfig
+        source = folder / "start"
+        dense = (
+            open_exported(source)[0]
+            if source.exists()
+            else build(kind(**network["model"]), network["channels"], network["classes"])
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/spec.json does not say which network it shrinks: {error}") from error
+    return load_exported(folder, dense), normalisation
+
+
+def weights_digest(weights: str | None) -> str | None:
+    """SHA-256 over the content of a weights file or an exported folder, wherever it lies."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    files = sorted(path.rglob("*.*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            digest.update(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return _published({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"model.weights={path} is not a dictionary of tensors")
+    return _published(state, {})
+
+
+def _published(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], Normalisation | None]:
+    """Keys and normalisation of published weights, in our terms.
+
+    akamaster/pytorch_resnet_cifar10 saved a DataParallel wrapper with a torch that did not count batches, and
+    trained on images normalised with ImageNet's constants.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name in [name for name in state if name.endswith(".running_mean")]:
+        state.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    if "akamaster/pytorch_resnet_cifar10" in metadata.get("source", ""):
+        return state, Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return state, None

@@ -1,0 +1,35 @@
+"""The optimiser and its learning rate: SGD with Nesterov momentum, in steps."""
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD
+
+from experiments.schema import OptimConfig
+from psap_core import InputError
+
+
+def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
+    """SGD over all parameters; without decay_all, tensors of one dimension do not decay.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+    if not (cfg.lr > 0 and 0 < cfg.momentum < 1 and cfg.weight_decay >= 0):
+        raise InputError(
+            f"optim.lr={cfg.lr} must be above 0, optim.momentum={cfg.momentum} inside (0, 1) "
+            f"and optim.weight_decay={cfg.weight_decay} at least 0"
+        )
+    decayed = [p for p in model.parameters() if cfg.decay_all or p.ndim > 1]
+    others = [p for p in model.parameters() if not (cfg.decay_all or p.ndim > 1)]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return SGD(groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True)
+
+
+def learning_rate(cfg: OptimConfig, epoch: int, epochs: int) -> float:
+    """Learning rate of an epoch (the first is 0) of a training of `epochs`."""
+    if epoch < cfg.warmup_epochs:
+        return cfg.warmup_lr
+    passed = sum(epoch >= math.floor(share * epochs + 0.5) for share in cfg.milestones)
+    return cfg.lr * cfg.lr_factor**passed

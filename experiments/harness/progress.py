@@ -1,0 +1,58 @@
+"""Progress on stderr: a bar with the time left for the whole run; one line per epoch without a terminal."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class RunProgress:
+    """Counts optimiser steps over all epochs of a run; a context manager."""
+
+    def __init__(self, label: str, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        self.label, self.epochs = label, epochs
+        self.live = sys.stderr.isatty()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task(label, total=epochs * steps_per_epoch, completed=steps_done)
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self) -> None:
+        self.bar.advance(self.task)
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        """An epoch is complete."""
+        line = (
+            f"{self.label}  epoch {int(metrics['epoch'])}/{self.epochs}  "
+            f"loss {metrics['train/loss']:.3f}  top1 {metrics['eval/top1']:.2f}"
+        )
+        if "psap/macs_cut" in metrics:
+            line += f"  macs cut {100 * metrics['psap/macs_cut']:.1f} %"
+        if self.live:
+            self.bar.update(self.task, description=line)
+        else:
+            print(line, file=sys.stderr, flush=True)

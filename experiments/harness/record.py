@@ -1,0 +1,187 @@
+"""The run folder: who a run is, and everything that it leaves behind."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from experiments.harness.files import write_atomically
+from experiments.harness.models import weights_digest
+from experiments.schema import Config
+from psap_core import InputError, PrunePlan
+
+TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
+VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
+
+
+def config_hash(cfg: Config) -> str:
+    """Eight hex digits over what changes the result; weights by content, no path, seed or machine."""
+    content = {
+        "epochs": cfg.epochs,
+        "data": {key: value for key, value in asdict(cfg.data).items() if key != "root"},
+        "model": asdict(cfg.model) | {"weights": weights_digest(cfg.model.weights)},
+        "method": asdict(cfg.method),
+        "optim": asdict(cfg.optim),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+class Record:
+    """The folder runs_dir/name/hash8/seed<k> of one run; `begin` makes it.
+
+    Raises:
+        InputError: the folder holds another configuration.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.config_hash = config_hash(cfg)
+        self.seed = cfg.seed
+        self.folder = Path(cfg.runs_dir) / cfg.name / self.config_hash / f"seed{cfg.seed}"
+        self._lock: IO[str] | None = None
+        self._refuse_foreign()
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "done").exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint" / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def begin(self, cfg: Config, facts: Mapping[str, Any]) -> None:
+        """Make the folder, lock it until `close`, and write config.yaml and manifest.json.
+
+        The manifest holds `facts` and one more entry in its list of sessions.
+
+        Raises:
+            InputError: a file stands in the folder's place, or another process uses it.
+        """
+        try:
+            (self.folder / "plans").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"the run folder {self.folder} cannot be made: a file stands in its place") from error
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training in {self.folder}") from error
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
+        path = self.folder / "manifest.json"
+        earlier = json.loads(path.read_text())["sessions"] if path.exists() else []
+        session = {"started": _now(), "command": sys.orig_argv, **_code()}
+        manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
+        self._write_json("manifest.json", manifest | {"sessions": [*earlier, session]})
+
+    def close(self) -> None:
+        """Let other processes have the folder; the end of this process does it too."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Append one epoch's metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(metrics, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, float]]:
+        """All epochs' metrics."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def metrics_bytes(self) -> int:
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget what was logged after the checkpoint that knew `size` bytes."""
+        if self.metrics_bytes() < size:
+            raise InputError(f"{self.metrics} is shorter than its checkpoint says: it was edited or damaged")
+        if self.metrics.exists():
+            os.truncate(self.metrics, size)
+
+    def save_plan(self, epochs_done: int, plan: PrunePlan) -> None:
+        write_atomically(self.folder / "plans" / f"epoch_{epochs_done:04d}.json", plan.to_json().encode())
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write_json("summary.json", summary)
+
+    def finish(self) -> None:
+        """Mark the run as done; the last thing that is written."""
+        manifest = json.loads((self.folder / "manifest.json").read_text())
+        self._write_json("manifest.json", manifest | {"finished": _now()})
+        write_atomically(self.folder / "done", b"")
+
+    def summary(self) -> dict[str, Any]:
+        return read_summary(self.folder)
+
+    def _refuse_foreign(self) -> None:
+        path = self.folder / "manifest.json"
+        if path.exists():
+            manifest = json.loads(path.read_text())
+            if (manifest["config_hash"], manifest["seed"]) != (self.config_hash, self.seed):
+                raise InputError(
+                    f"{self.folder} holds the run of another configuration ({manifest['config_hash']}, seed "
+                    f"{manifest['seed']}): move it away, nothing is overwritten"
+                )
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not the folder of a finished run: it has no summary.json") from error
+    return summary
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in VERSIONS_OF:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _code() -> dict[str, str | None]:
+    """Commit, and the digest of uncommitted changes (None: there are none); None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.decode(errors="replace").strip()
+
+    changes = git("diff", "HEAD")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty_diff_sha256": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"

@@ -1,0 +1,165 @@
+"""The configuration's types: an unknown key, a wrong type or a missing value is an error from the start.
+
+Values live in conf/, one YAML file per choice.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class Shortcut(StrEnum):
+    """How a residual block whose width or resolution changes passes its input on."""
+
+    option_a = "option_a"  # every second pixel, missing channels are zero (He et al., CIFAR)
+    projection = "projection"  # 1x1 convolution and BatchNorm
+
+
+# The fan of the network's initialisation, in whose units eq. 1 compares weights (`in` is no Python name).
+Fan = StrEnum("Fan", {"in": "in", "out": "out"})
+
+
+class Scope(StrEnum):
+    all = "all"
+    inner = "inner"
+
+
+class Reference(StrEnum):
+    network = "network"
+    layer = "layer"
+
+
+class TrackingMode(StrEnum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = MISSING  # folder with the data files; not part of a run's identity
+    image_size: int = MISSING  # pixels; smaller than the images means area downsampling
+    train_images: int | None = MISSING  # None: all that validation leaves
+    validation_images: int = MISSING  # held out of the training images by a fixed seed
+    flip: bool = MISSING  # mirror training images at random
+    mean: list[float] = MISSING  # per channel, of pixels in [0, 1]
+    std: list[float] = MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    width: float = MISSING  # factor on every width, stream included
+    weights: str | None = MISSING  # dense .safetensors or .pth, or an exported folder
+    fan: Fan = MISSING  # of the initialisation
+
+
+@dataclass
+class ResNetConfig(ModelConfig):
+    shortcut: Shortcut = MISSING
+
+
+@dataclass
+class MethodConfig:
+    name: str = MISSING
+
+
+@dataclass
+class TargetConfig(MethodConfig):
+    """Methods that are given one number: the share of the dense network's MACs to remove."""
+
+    target_macs_cut: float = MISSING
+
+
+@dataclass
+class PSAPConfig(TargetConfig):
+    """The hyper-parameters of `psap_core.PSAP`."""
+
+    scope: Scope = MISSING
+    exclude: list[str] = MISSING
+    kappa: float = MISSING
+    sparsity_reference: Reference = MISSING
+    alpha: float = MISSING
+    protection: bool = MISSING
+    pulse_batches: int = MISSING
+    margin: float = MISSING
+    min_filters: int = MISSING
+    min_filter_share: float = MISSING
+    start: int | float = MISSING  # shares of the epochs are floats, epochs are ints
+    ramp_end: int | float = MISSING
+    freeze: int | float = MISSING
+    interval: int = MISSING
+
+
+@dataclass
+class OptimConfig:
+    """SGD with Nesterov momentum; the learning rate falls in steps at shares of the epochs."""
+
+    batch_size: int = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    decay_all: bool = MISSING  # False: only tensors with two or more dimensions decay
+    milestones: list[float] = MISSING  # shares of the epochs
+    lr_factor: float = MISSING  # at every milestone
+    warmup_epochs: int = MISSING
+    warmup_lr: float = MISSING
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = MISSING  # auto, cpu, cuda
+    threads: int | None = MISSING  # torch's CPU threads; None: torch decides
+
+
+@dataclass
+class TrackingConfig:
+    mode: TrackingMode = MISSING
+    project: str = MISSING
+
+
+@dataclass
+class Config:
+    """One run. `name` is the recipe's; `target_macs_cut` is read by the methods that have a target."""
+
+    name: str = MISSING
+    epochs: int = MISSING
+    seed: int = MISSING
+    target_macs_cut: float = MISSING
+    runs_dir: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class EvaluateConfig(Config):
+    """`run`: folder of a finished run whose exported network is evaluated; None: the configured network."""
+
+    run: str | None = None
+
+
+@dataclass
+class ExportConfig:
+    """`run`: folder of a finished run; `onnx`: also write and check export/model.onnx."""
+
+    run: str = MISSING
+    onnx: bool = MISSING
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def register() -> None:
+    """Make the types known to Hydra, under the names that conf/ refers to."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Config)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    store.store(group="model", name="resnet_schema", node=ResNetConfig)
+    store.store(group="method", name="target_schema", node=TargetConfig)
+    store.store(group="method", name="psap_schema", node=PSAPConfig)

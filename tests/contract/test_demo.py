@@ -1,0 +1,93 @@
+"""The demo's report, from tiny runs, and its sentences, from made-up figures."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import demo
+from experiments.demo import BATCH, METHODS, Facts, Row, convolution_share, latencies_ms, why_not_faster
+
+REPORTED = {
+    "method": str,
+    "top1": float,
+    "macs": int,
+    "macs_cut": float,
+    "params": int,
+    "latency_ms": float,
+    "latency_batch_ms": float,
+    "train_seconds": float,
+    "export_max_relative_error": float,
+}
+
+
+def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path, capsys):
+    tiny = [f"runs_dir={tmp_path}", "epochs=1", "tracking.mode=disabled"]
+    out = demo.run(tiny)
+    rows = json.loads((out / "report.json").read_text())
+    assert [row["method"] for row in rows] == list(METHODS)
+    for row in rows:
+        assert {key: type(value) for key, value in row.items()} == REPORTED
+        assert row["export_max_relative_error"] <= 1e-9
+        assert row["latency_ms"] > 0
+        assert row["macs_cut"] == 0 if row["method"] == "dense" else row["macs_cut"] >= 0.6
+    assert (out / "what_happened.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(f"{row['macs'] / 1e6:.2f} M" in printed for row in rows)
+    (export,) = [line for line in printed.splitlines() if line.startswith("PSAP's exported network: ")]
+    assert "demo_digits" in export
+
+    demo.run(tiny)
+    again = json.loads((out / "report.json").read_text())
+    assert [row["train_seconds"] for row in again] == [row["train_seconds"] for row in rows]
+
+
+def row(method: str, macs_cut: float, latency_ms: float, latency_batch_ms: float) -> Row:
+    macs = round(2_500_000 * (1 - macs_cut))
+    return Row(method, 97.0, macs, macs_cut, 1, latency_ms, latency_batch_ms, 1.0, 0.0)
+
+
+def test_a_slow_network_gets_its_reason_with_the_measured_figures_and_a_fast_one_none():
+    dense = row("dense", 0.0, 2.0, 50.0)
+    thin, psap = row("thin", 0.6, 2.1, 20.0), row("psap", 0.6, 2.5, 60.0)
+    facts = {
+        "dense": Facts((0.5, 0.9), (16, 16), 0),
+        "thin": Facts((0.4, 0.8), (8, 8), 0),
+        "psap": Facts((0.4, 0.8), (9, 8), 1),
+    }
+    sentences = why_not_faster([dense, thin, psap], facts)
+    assert [sentence.split(":")[0] for sentence in sentences] == [
+        "thin, one image", "psap, one image", f"psap, {BATCH} images"
+    ]  # fmt: skip
+    assert sentences[0].endswith("everything else 1.26 (dense 1.00): it starts as many convolutions (2).")
+    assert "2.50 ms, dense 2.00 ms, with 40% of the MACs" in sentences[1]
+    assert "Convolutions take 48.00 ms (dense 45.00), everything else 12.00 (dense 5.00)" in sentences[2]
+    assert "1 of them with a number of filters that is no multiple of 8, 1 residual outputs" in sentences[2]
+    assert why_not_faster([dense, row("psap", 0.6, 1.0, 30.0)], facts) == []
+
+
+def test_the_profiler_finds_convolutions():
+    images = torch.zeros(2, 3, 16, 16)
+    assert convolution_share(nn.ReLU(), images) == 0
+    assert 0.5 < convolution_share(nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU()), images) < 1
+
+
+def test_latency_is_the_median_and_networks_take_turns(monkeypatch):
+    clock, order = [0.0], []
+
+    class Slow(nn.Module):
+        def __init__(self, name: str, seconds: float) -> None:
+            super().__init__()
+            self.name, self.seconds = name, seconds
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            order.append(self.name)
+            outlier = 50 if len(order) % 11 == 0 else 0
+            clock[0] += self.seconds + outlier
+            return images
+
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
+    measured = latencies_ms({"a": Slow("a", 0.002), "b": Slow("b", 0.001)}, torch.zeros(1))
+    assert measured == {"a": pytest.approx(2), "b": pytest.approx(1)}
+    assert order[:4] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])

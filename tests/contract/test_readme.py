@@ -1,0 +1,111 @@
+"""What README, Makefile and CI tell people to do exists and runs."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from psap_core import macs
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_make_target_named_exists():
+    named = set(re.findall(r"(?:^|`|\s)make ([a-z-]+)", "\n".join([*code_blocks("bash"), CI])))
+    named |= set(re.findall(r"`[^`\n]*make ([a-z-]+)[^`\n]*`", README))
+    assert {"demo", "test", "check"} <= named <= TARGETS
+
+
+def test_every_target_is_documented_in_help():
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE).group(1).split()
+    described = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+    assert set(phony) == set(described)
+
+
+def test_every_module_that_is_run_exists():
+    modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z_.]+)", README + MAKEFILE))
+    assert {"experiments.demo", "experiments.train", "pytest"} <= modules
+    assert [name for name in modules if name != "uv" and importlib.util.find_spec(name) is None] == []
+
+
+def test_every_recipe_and_method_named_exists():
+    for group, choice in re.findall(r"\b(experiment|method|data|model)=([a-z0-9_]+)", README):
+        assert (ROOT / "experiments" / "conf" / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
+
+
+def test_every_local_link_and_picture_exists():
+    links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_only_ci_knows_where_the_shared_data_lies():
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    beside, personal = "../" + "shared", re.compile(r"(?<![\w.])/(home|root|Users|work)/\w")
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".png", ".safetensors"} or not path.is_file():
+            continue
+        text = path.read_text()
+        assert beside not in text or name == ".ci/run", f"{name} names {beside}"
+        assert not personal.search(text), f"{name} names a folder of one machine: {personal.search(text)}"
+
+
+def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
+    (block,) = [block for block in code_blocks("python") if "PSAP(" in block]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(4)]
+    names = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        "criterion": nn.CrossEntropyLoss(),
+        "loader": batches,
+    }
+    exec(compile(block, "README.md", "exec"), names)
+    example = batches[0][0][:1]
+    assert 0 < macs(names["small"], example) <= 0.5 * macs(model, example)
+    torch.testing.assert_close(names["small"].eval()(example), model.eval()(example))
+
+
+def test_an_old_python_and_a_missing_venv_module_give_one_sentence(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    pretended = {"old": "sys.version_info = (3, 10)", "bare": "sys.modules['ensurepip'] = None"}
+    for name, trick in pretended.items():
+        python = tmp_path / name
+        inner = f"import sys; {trick}; exec(sys.argv.pop(1))"
+        command = f'exec {shlex.quote(sys.executable)} -c {shlex.quote(inner)} "$2"'
+        python.write_text(f"#!/bin/sh\n{command}\n")
+        python.chmod(0o755)
+        make = ["make", "demo", f"PYTHON={python}"]
+        done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+        said = {"old": "Python 3.11 or newer is needed", "bare": "lacks the venv module"}[name]
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / ".venv").exists()

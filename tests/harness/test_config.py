@@ -1,0 +1,305 @@
+"""Configuration: every recipe runs, no key is dead, identities are frozen, bad input is one sentence."""
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from experiments import evaluate, export, schema, train
+from experiments.harness import checkpoint, data, models
+from experiments.harness.entry import compose
+from experiments.harness.loop import Callback
+from experiments.harness.optim import learning_rate, make_optimizer
+from experiments.harness.record import config_hash
+from psap_core import InputError
+from tests.harness.helpers import METHODS, SMALL, refusal, small
+
+PACKAGE = Path(train.__file__).parent
+RECIPES = sorted(path.stem for path in (PACKAGE / "conf" / "experiment").glob("*.yaml"))
+FROZEN_HASHES = {}
+
+
+@pytest.fixture
+def tiny_cifar10(tmp_path, monkeypatch):
+    """A data root with random images and random pretrained weights."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count):
+        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return data.Split(images, torch.arange(count) % 10)
+
+    monkeypatch.setattr(data, "_load_cifar10", lambda root: (split(20), split(10)))
+    resnet20 = schema.ResNetConfig("resnet20", 1.0, None, schema.Fan("in"), schema.Shortcut.option_a)
+    (tmp_path / "weights").mkdir()
+    weights = models.build(resnet20, 3, 10).state_dict()
+    save_file(weights, tmp_path / "weights" / "cifar10_resnet20.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_does_one_step(recipe, tiny_cifar10):
+    overrides = [f"experiment={recipe}", "epochs=1", "data.train_images=16", "optim.batch_size=16"]
+    places = [f"data.root={tiny_cifar10}", f"runs_dir={tiny_cifar10}", "tracking.mode=disabled"]
+    folder = train.run([*overrides, *places, "data.validation_images=4"])
+    assert folder.parts[-3] == recipe  # the file's name is the recipe's
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_run_folder_is_complete(method, tmp_path):
+    folder = train.run(small(tmp_path, method))
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    always = ["config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "done", "checkpoint/last.pt"]
+    assert present >= {*always, "export/spec.json", "export/weights.safetensors"}
+    plans = {"psap": {1, 2, 3}, "sfp": {1, 2, 3, 4}}.get(method, set())
+    assert {path for path in present if path.startswith("plans/")} == {f"plans/epoch_{e:04d}.json" for e in plans}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == [
+        "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "top1", "top5",
+        "masked_top1", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
+        "train_seconds", "prune_seconds", "config_hash",
+    ]  # fmt: skip
+    assert summary["macs_cut"] >= (0 if method == "dense" else 0.5)
+    assert summary["export_max_relative_error"] <= 1e-9
+    assert method in ("sfp", "psap") or summary["masked_top1"] == summary["top1"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert {epoch for epoch, row in enumerate(rows, 1) if "psap/macs_cut" in row} == plans
+
+    accuracy = evaluate.run([f"run={folder}"])  # a network rebuilt from the folder alone
+    assert (accuracy.top1, accuracy.top5) == (summary["top1"], summary["top5"])
+    assert accuracy.images == 360
+
+
+def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
+    first = train.run(small(tmp_path, "psap"))
+    weights = shutil.copytree(first / "export", tmp_path / "kept")
+    second = train.run(small(tmp_path, "psap", f"model.weights={weights}", "target_macs_cut=0.3", "epochs=3"))
+    shutil.rmtree(weights)  # the second run's folder is whole without it
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, second)]
+    assert summaries[1]["macs"] <= 0.7 * summaries[0]["macs"]
+    assert evaluate.run([f"run={second}"]).top1 == summaries[1]["top1"]
+
+
+def test_onnx(tmp_path, capsys):
+    folder = train.run(small(tmp_path, "psap"))
+    export.check(compose("export", [f"run={folder}", "onnx=true"]))
+    assert (folder / "export" / "model.onnx").exists()
+    assert "in ONNX Runtime" in capsys.readouterr().out
+
+
+def test_every_key_is_read_somewhere():
+    sources = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "schema.py")
+    classes = [c for c in vars(schema).values() if isinstance(c, type) and is_dataclass(c)]
+    keys = {field.name for c in classes for field in fields(c)}
+    assert len(keys) > 40
+    assert {key for key in keys if not re.search(rf"\.{key}\b", sources)} == {"target_macs_cut"} & set()
+
+
+@pytest.mark.parametrize("overrides", FROZEN_HASHES, ids=" ".join)
+def test_known_configurations_keep_their_hash(overrides):
+    assert config_hash(compose("train", overrides)) == FROZEN_HASHES[overrides]
+
+
+def test_hash_is_of_what_changes_the_result(tmp_path):
+    base = config_hash(compose("train", SMALL))
+    same = ["seed=5", "runs_dir=elsewhere", "data.root=x", "runtime.threads=2", "tracking.mode=online", "name=n"]
+    for override in [*same, "target_macs_cut=0.9"]:  # dense has no target
+        assert config_hash(compose("train", [*SMALL, override])) == base
+    for override in ["epochs=5", "optim.lr=0.2", "data.train_images=300", "model.width=0.5", "method=psap"]:
+        assert config_hash(compose("train", [*SMALL, override])) != base
+    hashes = []
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("b.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+        hashes.append(config_hash(compose("train", [*SMALL, f"model.weights={tmp_path / name}"])))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_learning_rate_and_weight_decay_of_the_fields_recipe():
+    cfg = compose("train", ["experiment=cifar10_resnet110"]).optim
+    rates = [learning_rate(cfg, epoch, 200) for epoch in range(200)]
+    steps = {0: 0.01, 1: 0.1, 59: 0.1, 60: 0.02, 119: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}
+    assert {epoch: rates[epoch] for epoch in steps} == pytest.approx(steps)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    decays = {
+        flag: sorted(
+            (p.ndim, group["weight_decay"])
+            for group in make_optimizer(model, replace(cfg, decay_all=flag)).param_groups
+            for p in group["params"]
+        )
+        for flag in (True, False)
+    }
+    assert decays[True] == [(1, 5e-4)] * 3 + [(4, 5e-4)]
+    assert decays[False] == [(1, 0.0)] * 3 + [(4, 5e-4)]
+
+
+# Bad input: one sentence, exit code 2.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.sise=8"], "Key 'sise' not in 'DataConfig'"),
+        (["+data.sise=8"], "unknown key data.sise"),
+        (["epocs=8"], "Key 'epocs' not in 'Config'"),
+        (["method=sfp", "method.kappa=1"], "Key 'kappa' not in 'TargetConfig'"),
+        (["epochs=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["method=psap", "method.scope=most"], "Invalid value 'most', expected one of [all, inner]"),
+        (["name=???"], "missing mandatory value: name"),
+        (["experiment=nothing"], "Could not find 'experiment/nothing'"),
+        (["method=psap", "target_macs_cut=1.0"], "must be a share in [0, 1)"),
+        (["method=psap", "target_macs_cut=-0.1"], "must be a share in [0, 1)"),
+        (["method=psap", "target_macs_cut=0.999"], "unreachable"),
+        (["method=psap", "method.start=4", "method.freeze=2"], "start"),
+        (["method=psap", "method.interval=0"], "interval"),
+        (["method=psap", "method.exclude=[layer9.conv]"], "'layer9.conv' is not a convolution"),
+        (["method=psap", "optim.batch_size=320"], "at least 2"),
+        (["method=sfp", "target_macs_cut=1.0"], "must be a share in [0, 1)"),
+        (["method=sfp", "target_macs_cut=0.9999"], "unreachable"),
+        (["method=thin", "target_macs_cut=-1"], "must be a share in [0, 1)"),
+        (["method=thin", "target_macs_cut=0.9999"], "unreachable"),
+        (["epochs=0"], "epochs=0 must be at least 1"),
+        (["optim.batch_size=0"], "optim.batch_size=0"),
+        (["optim.momentum=1"], "optim.momentum=1.0"),
+        (["runtime.device=tpu"], "must be one of auto, cpu, cuda"),
+        (["runtime.threads=0"], "runtime.threads=0"),
+        (["model.weights=/no/such/file.pth"], "cannot be read"),
+        (["model.width=0"], "model.width=0.0 must be above 0"),
+        (["data=cifar10", "data.root=/no/such/folder"], "is no folder"),
+        (["optim.lr=1e30"], "the loss became nan in epoch 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_configurations(overrides, sentence, tmp_path, monkeypatch):
+    said = refusal(train.main, [*SMALL, f"runs_dir={tmp_path}", *overrides], monkeypatch)
+    assert sentence in said
+
+
+def test_a_real_process_says_one_sentence_too(tmp_path):
+    command = [sys.executable, "-m", "experiments.train", *SMALL, f"runs_dir={tmp_path}", "method.nothing=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: Could not override 'method.nothing': Key 'nothing' not in 'MethodConfig'\n"
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory):
+    """A run's runs_dir in which two of four epochs are done."""
+    runs_dir = tmp_path_factory.mktemp("half_way")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", stop_at_call(3, checkpoint.save))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(small(runs_dir, "dense"))
+    return runs_dir
+
+
+def stop_at_call(number, function):
+    calls = 0
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return counted
+
+
+def change_state(path, **changes):
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: change_state(path, config_hash="12345678"), "is of another configuration (12345678"),
+        (lambda path: change_state(path, seed=7), "is of another configuration"),
+        (lambda path: change_state(path, model={"linear.weight": torch.zeros(1)}), "is of another network"),
+        (lambda path: change_state(path, metrics_bytes=10**6), "is shorter than its checkpoint says"),
+        (lambda path: change_state(path, format="x"), "is not a checkpoint of format"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is truncated or not a checkpoint"),
+        (lambda path: path.write_bytes(b""), "is truncated or not a checkpoint"),
+        (lambda path: path.write_text("no checkpoint"), "is truncated or not a checkpoint"),
+    ],
+)
+def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
+    runs_dir = shutil.copytree(half_way, tmp_path / "runs")
+    (path,) = runs_dir.rglob("last.pt")
+    damage(path)
+    damaged = path.read_bytes()
+    assert sentence in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+    assert path.read_bytes() == damaged  # nothing is overwritten
+
+
+def test_a_folder_of_another_configuration_is_never_overwritten(half_way, tmp_path, monkeypatch):
+    runs_dir = shutil.copytree(half_way, tmp_path / "runs")
+    (manifest,) = runs_dir.rglob("manifest.json")
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    assert "holds the run of another configuration" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+
+
+def test_a_run_folder_that_is_a_file(tmp_path, monkeypatch):
+    (tmp_path / "digits_resnet20").write_text("")
+    assert "a file stands in its place" in refusal(train.main, small(tmp_path, "dense"), monkeypatch)
+
+
+def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "learning_rate", lambda cfg, epoch, epochs: 1e30 if epoch == 2 else 0.1)
+    assert "in epoch 3" in refusal(train.main, small(tmp_path, "psap"), monkeypatch)
+    (path,) = tmp_path.rglob("last.pt")
+    state = checkpoint.load(path)
+    assert state["position"]["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(self):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+
+    steps = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Callback, "after_step", fill_disk)
+        try:
+            said = refusal(train.main, small(tmp_path, "dense"), patch)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (path,) = tmp_path.rglob("last.pt")
+    assert said == f"{path} cannot be used: File too large"
+    assert checkpoint.load(path)["position"]["epoch"] == 1
+    assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
+    train.run(small(tmp_path, "dense"))
+
+
+def test_bad_exports(tmp_path, monkeypatch):
+    folder = train.run(small(tmp_path, "psap"))
+    assert "no config.yaml" in refusal(evaluate.main, [f"run={tmp_path}"], monkeypatch)
+    assert "no summary.json" in refusal(export.main, [f"run={tmp_path}"], monkeypatch)
+    assert "missing mandatory value: run" in refusal(export.main, [], monkeypatch)
+    weights, spec = folder / "export" / "weights.safetensors", folder / "export" / "spec.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert "does not match its spec.json" in refusal(evaluate.main, [f"run={folder}"], monkeypatch)
+    weights.write_bytes(whole)
+    other = train.run(small(tmp_path, "psap", "target_macs_cut=0.7"))
+    spec.write_text((other / "export" / "spec.json").read_text())
+    assert "does not match its spec.json" in refusal(evaluate.main, [f"run={folder}"], monkeypatch)
+    assert "does not match its spec.json" in refusal(export.main, [f"run={folder}"], monkeypatch)
+
+
+def test_programmatic_use_raises_the_same_sentence(tmp_path):
+    with pytest.raises(InputError, match="Key 'epocs' not in 'Config'"):
+        train.run([*SMALL, "epocs=3"])

@@ -1,0 +1,116 @@
+"""Networks: published sizes, widths, shortcuts, weights files."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from experiments.baselines.sfp import smallest_rate
+from experiments.baselines.thin import network_macs, thin_model
+from experiments.evaluate import run as evaluate
+from experiments.harness import models
+from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
+from psap_core import InputError, find_layers, macs, macs_cost_model, params
+
+RESNET20 = ResNetConfig("resnet20", 1.0, None, Fan("in"), Shortcut.option_a)
+VGG16 = ModelConfig("vgg16_bn", 1.0, None, Fan("in"))
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "million_macs", "parameters"),
+    [("resnet20", 40.55, 269722), ("resnet32", 68.86, 464154), ("resnet56", 125.49, 853018)],
+)
+def test_sizes_are_the_published_ones(name, million_macs, parameters):
+    model = models.build(replace(RESNET20, name=name), 3, 10)
+    assert macs(model, IMAGE) / 1e6 == pytest.approx(million_macs, abs=0.01)
+    assert params(model) == parameters
+
+
+@pytest.mark.parametrize("shortcut", list(Shortcut))
+@pytest.mark.parametrize("width", [0.2, 0.3, 1.0])
+@pytest.mark.parametrize("size", [8, 32])
+def test_every_width_runs_and_can_be_analysed(shortcut, width, size):
+    model = models.build(replace(RESNET20, width=width, shortcut=shortcut), 3, 10)
+    image = torch.zeros(2, 3, size, size)
+    assert model(image).shape == (2, 10)
+    assert len(find_layers(model, image)) == 19
+
+
+def test_vgg_runs_at_both_sizes():
+    model = models.build(replace(VGG16, width=0.125), 1, 10)
+    for size in (8, 32):
+        assert model(torch.zeros(2, 1, size, size)).shape == (2, 10)
+    assert len(find_layers(model, torch.zeros(2, 1, 8, 8))) == 13
+
+
+def test_option_a_is_a_strided_slice_with_zero_channels_on_both_sides():
+    x = torch.randn(2, 3, 4, 4)
+    out = models.OptionA(3, 2)(x)
+    assert out.shape == (2, 6, 2, 2)
+    assert torch.equal(out[:, 1:4], x[:, :, ::2, ::2])
+    assert out[:, [0, 4, 5]].abs().max() == 0
+
+
+@pytest.mark.parametrize("cfg", [RESNET20, VGG16])
+@pytest.mark.parametrize("target", [0.0, 0.3, 0.6, 0.9])
+def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
+    thin = thin_model(cfg, target, 3, 10, 32)
+    cost = network_macs(3, 10, 32)
+    assert cost(thin) <= (1 - target) * cost(cfg)
+    wider = replace(thin, width=thin.width + 1 / models.widest(cfg.name))
+    assert target == 0 or cost(wider) > (1 - target) * cost(cfg)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
+def test_sfp_takes_the_smallest_rate_that_reaches_the_target(target):
+    model = models.build(RESNET20, 3, 10)
+    cost = macs_cost_model(model, find_layers(model, IMAGE), IMAGE)
+
+    def cut(rate):
+        return 1 - cost.cost([o - int(o * rate) for o in cost.filters]) / cost.dense
+
+    rate = smallest_rate(cost, target)
+    assert cut(rate) >= target
+    assert target == 0 or cut(rate - 1e-6) < target
+
+
+def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(models.build(replace(RESNET20, name="resnet32"), 3, 10).state_dict(), path)
+    with pytest.raises(InputError, match="is of another network than resnet20"):
+        models.start(replace(RESNET20, weights=str(path)), 3, 10)
+    for content in (b"", b"no weights at all", path.read_bytes()[:5000]):
+        for name in ("bad.safetensors", "bad.pth"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(InputError, match="is no readable weights file"):
+                models.start(replace(RESNET20, weights=str(tmp_path / name)), 3, 10)
+
+
+def test_pth_of_a_wrapped_network_loads(tmp_path):
+    model = models.build(RESNET20, 3, 10)
+    wrapped = {f"module.{k}": v for k, v in model.state_dict().items() if "num_batches" not in k}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "w.pth")
+    loaded, normalisation = models.start(replace(RESNET20, weights=str(tmp_path / "w.pth")), 3, 10)
+    assert normalisation is None
+    assert torch.equal(loaded(IMAGE + 1), model(IMAGE + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "top1"),
+    [
+        ("resnet20", 91.73),
+        pytest.param("resnet32", 92.63, marks=pytest.mark.long),
+        pytest.param("resnet56", 93.39, marks=pytest.mark.long),
+    ],
+)
+def test_pretrained_networks_reach_their_published_accuracy(name, top1):
+    root = Path(os.environ.get("PSAP_DATA", "data"))
+    weights = root / "weights" / f"cifar10_{name}.safetensors"
+    if not (weights.exists() and (root / "cifar10.safetensors").exists()):
+        pytest.skip("needs cifar10.safetensors and weights/ in the folder that PSAP_DATA names")
+    result = evaluate([f"experiment=cifar10_{name}", f"model.weights={weights}", f"data.root={root}"])
+    assert (round(result.top1, 2), result.images) == (top1, 10000)

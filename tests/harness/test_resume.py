@@ -1,0 +1,106 @@
+"""Interrupted == uninterrupted, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.harness.loop import Callback, Interrupted
+from psap_core import InputError
+from tests.harness.helpers import small, state_of
+
+KILLS = [
+    ("dense", "mid-epoch"),
+    ("dense", "half a checkpoint written"),
+    ("dense", "export done, summary not"),
+    ("sfp", "mid-epoch"),
+    ("sfp", "weights zeroed, plan not saved"),
+    ("sfp", "half a checkpoint written"),
+    ("psap", "mid-epoch"),
+    ("psap", "in a pulse"),
+    ("psap", "logged, no checkpoint yet"),
+    ("psap", "half a checkpoint written"),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {method: state_of(train.run(small(folder, method))) for method in ("dense", "sfp", "psap")}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Folder of runs for each of KILLS, in which a run was killed."""
+    folders = {kill: tmp_path_factory.mktemp("killed") for kill in KILLS}
+    runs = [[point, small(folder, method)] for (method, point), folder in folders.items()]
+    subprocess.run([sys.executable, "-m", "tests.harness.killed_runs", json.dumps(runs)], check=True)
+    return folders
+
+
+@pytest.mark.parametrize(("method", "point"), KILLS)
+def test_killed_and_continued_equals_uninterrupted(method, point, killed, uninterrupted):
+    folder = train.run(small(killed[method, point], method))
+    assert state_of(folder) == uninterrupted[method]
+    sessions = json.loads((folder / "manifest.json").read_text())["sessions"]
+    assert len(sessions) == 2
+
+
+@pytest.mark.parametrize("method", ["sfp", "psap"])
+def test_a_signal_stops_after_the_step_and_the_same_command_continues(method, tmp_path, uninterrupted, monkeypatch):
+    steps = 0
+
+    def after_step(self):
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Callback, "after_step", after_step)
+        with pytest.raises(Interrupted):
+            train.run(small(tmp_path, method))
+    assert steps == 7
+    assert state_of(train.run(small(tmp_path, method))) == uninterrupted[method]
+
+
+def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
+    folder = train.run(small(tmp_path, "dense", "epochs=1"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    assert train.run(small(tmp_path, "dense", "epochs=1")) == folder
+    assert json.loads(capsys.readouterr().out) == json.loads((folder / "summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_second_process_is_refused(tmp_path):
+    from experiments.harness.entry import compose
+    from experiments.harness.record import Record
+
+    cfg = compose("train", small(tmp_path, "dense"))
+    first, second = Record(cfg), Record(cfg)
+    first.begin(cfg, {})
+    with pytest.raises(InputError, match="another process"):
+        second.begin(cfg, {})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(20))
+def test_random_kills(number, tmp_path, uninterrupted):
+    """SIGKILL at a random moment of the run, start-up included; then the run is continued to its end."""
+    method = ("dense", "sfp", "psap")[number % 3]
+    command = [sys.executable, "-m", "experiments.train", *small(tmp_path, method)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first_epoch = process.stderr.readline()  # the first line comes when the first epoch is done
+    assert "epoch 1/4" in first_epoch
+    time.sleep(random.Random(number).uniform(0, 2.0))
+    process.kill()
+    process.wait()
+    assert state_of(train.run(small(Path(tmp_path), method))) == uninterrupted[method]
