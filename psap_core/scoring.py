@@ -37,5 +37,5 @@ def propose(scores: Sequence[float], suspended: Collection[int], pruned: int, ma
     needed = pruned - len(suspended)
     if needed <= 0:
         return ()
-    live = set(range(len(scores))).difference(suspended)
-    return tuple(sorted(sorted(live, key=lambda f: (scores[f], f))[: needed + margin]))
+    live = sorted(set(range(len(scores))).difference(suspended))
+    return tuple(sorted(sorted(live, key=scores.__getitem__)[: needed + margin]))  # stable: ties by index
