@@ -55,6 +55,11 @@ class CostModel:
     def dense(self) -> int:
         return int(self.cost(self.filters))
 
+    def budget(self, cut: float) -> float:
+        """What the network may cost once the share `cut` is removed; rounding never misses a whole number."""
+        left = (1 - cut) * self.dense
+        return round(left) if math.isclose(left, round(left), rel_tol=1e-12) else left
+
 
 def macs(model: nn.Module, example_input: Tensor) -> int:
     """Multiply-accumulates of one forward pass of `example_input` [N, C, H, W], all N inputs together."""

@@ -55,8 +55,7 @@ def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
 
 def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
     """max|a - b| / max|a| of both networks' outputs: evaluation mode, CPU, float64, two random inputs."""
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *plan.input_shape, generator=generator, dtype=torch.float64)
+    example = torch.randn(2, *plan.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         masked, exported = (copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small))
     return float((masked - exported).abs().max() / masked.abs().max())
@@ -102,8 +101,7 @@ def read_spec(folder: Path | str) -> dict[str, Any]:
 
 def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     """Write the network as ONNX (dynamo exporter), any batch size, evaluation mode. Needs onnxscript."""
-    example = torch.zeros(2, *plan.input_shape)
-    batch = torch.export.Dim("batch", min=1)
+    example, batch = torch.zeros(2, *plan.input_shape), torch.export.Dim("batch", min=1)
     torch.onnx.export(
         copy.deepcopy(small).cpu().eval(), (example,), path, dynamo=True, dynamic_shapes=({0: batch},),
         input_names=["images"], output_names=["logits"], external_data=False, verbose=False,
@@ -112,9 +110,8 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
 
 def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
     """A copy of the model with the plan's filters cut out of every tensor that holds them."""
-    small = copy.deepcopy(model)
-    first = next(small.parameters())
-    layers, _ = analyse(small, torch.zeros(1, *plan.input_shape, device=first.device, dtype=first.dtype))
+    small, first = copy.deepcopy(model), next(model.parameters())
+    layers, _ = analyse(small, first.detach().new_zeros(1, *plan.input_shape))
     for layer, part in plan.match(layers):
         kept = sorted(set(range(part.filters)).difference(part.pruned))
         if part.pruned:

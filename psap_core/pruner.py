@@ -119,7 +119,7 @@ class PSAP:
         self._macs = macs_cost_model(model, self.layers, example_input)
         self._cost = self._macs if self.unit == "macs" else filters_cost_model(self.layers)
         self._floors = filter_floors(self._macs.filters, min_filters, min_filter_share)
-        check_reachable(self._cost, (1 - self.target_cut) * self._cost.dense, self._floors)
+        check_reachable(self._cost, self._cost.budget(self.target_cut), self._floors)
         _check_trained(optimizer, self._tensors())
 
         self.epochs_done = 0
@@ -163,7 +163,7 @@ class PSAP:
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
-        budget = (1 - target) * self._cost.dense
+        budget = self._cost.budget(target)
         kept = filter_counts(list(sparsity.values()), self._cost, budget, self._floors, self.alpha)
         norms = self._relative_norms(weights)
         anew = self._propose(norms, kept)
@@ -182,9 +182,9 @@ class PSAP:
             for name, filters in anew.items():
                 restore_(tensors[name], filters, self._snapshots[name])
             raise
+        self.plan = plan
         for name, filters in restored.items():
             restore_(tensors[name], filters, self._snapshots[name])
-        self.plan = plan
         if epochs_done == self.schedule.freeze:
             for name, filters in plan.pruned.items():
                 freeze_(tensors[name], filters)

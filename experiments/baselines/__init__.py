@@ -1,1 +1,1 @@
-"""The methods that PSAP is compared with (METHOD.md, section 6)."""
+"""The methods that PSAP is compared with; each module says where its definition comes from."""

@@ -31,7 +31,7 @@ def smallest_rate(cost: CostModel, target_macs_cut: float) -> Fraction:
     """
     if not 0 <= target_macs_cut < 1:
         raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
-    budget = (1 - target_macs_cut) * cost.dense
+    budget = cost.budget(target_macs_cut)
     rates = sorted({Fraction(pruned, o) for o in cost.filters for pruned in range(o)})
     for rate in rates:
         kept = [o - n for o, n in zip(cost.filters, pruned_counts(cost.filters, rate), strict=True)]

@@ -330,6 +330,7 @@ def test_indices_in_any_order_make_the_same_plan() -> None:
     "pruned",
     [
         (2, 1),  # unsorted
+        (0, 2, 1, 3),  # unsorted inside
         (1, 1),  # twice
         (0, 6),  # out of range
         (-1, 0),
@@ -465,3 +466,13 @@ def test_the_starting_values() -> None:
 )
 def test_the_default_schedule(total: int, epochs: tuple[int, int, int]) -> None:
     assert pruner(target_macs_cut=0.5, total_epochs=total).schedule == Schedule(total, *epochs)
+
+
+def test_rounding_never_misses_a_whole_budget() -> None:
+    """(1 - 0.8) * 20 is 3.999... in floating point; four filters fit all the same."""
+    two_layers = CostModel((10, 10), 0, (1, 1), ())
+    assert (1 - 0.8) * 20 < 4
+    assert two_layers.budget(0.8) == 4
+    assert filter_counts([0.3, 0.3], two_layers, two_layers.budget(0.8), [2, 2]) == [2, 2]
+    assert filter_counts([0.3, 0.3], two_layers, two_layers.budget(0.9), [1, 1]) == [1, 1]
+    assert two_layers.budget(0.33) == 0.6699999999999999 * 20
