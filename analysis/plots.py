@@ -107,14 +107,15 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
         )  # fmt: skip
     axes.axvline(epochs * 1.02, color="#999999", linewidth=0.8)
     second_half = min(run.metrics["eval/top1"].iloc[len(run.metrics) // 2 :].min() for run in runs)
-    axes.set_ylim(max(0, min(second_half, ranked[0].summary["top1"]) - 3), 101.5)
+    low = min(second_half, ranked[0].summary["top1"])
+    axes.set_ylim(max(0, low - 0.4 * (100 - low)), 101.5)  # room for the legend below the curves
     curves = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test"
     axes.set_title("5  Accuracy: while training, and of the exported network")
     axes.set_xlabel(f"epochs completed (lines: {curves} images; markers: test images)")
     axes.set_ylabel("top-1 [%]")
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= epochs])
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="best", title="exported, last epoch", handlelength=3)
+    axes.legend(handles[::-1], labels[::-1], loc="lower right", title="exported, last epoch", handlelength=3)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -178,7 +178,8 @@ def weights_digest(weights: str | None) -> str | None:
     if weights is None:
         return None
     path = Path(weights)
-    files = sorted(path.rglob("*.*")) if path.is_dir() else [path]
+    exported = ("spec.json", "weights.safetensors")  # and nothing that was put beside them, as model.onnx
+    files = sorted(file for file in path.rglob("*") if file.name in exported) if path.is_dir() else [path]
     digest = hashlib.sha256()
     try:
         for file in files:

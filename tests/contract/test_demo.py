@@ -67,10 +67,12 @@ def test_a_slow_network_gets_its_reason_with_the_measured_figures_and_a_fast_one
     assert why_not_faster([dense, row("psap", 0.6, 1.0, 30.0)], facts) == []
 
 
-def test_the_profiler_finds_convolutions():
+def test_convolution_share_is_that_of_the_convolutions():
     images = torch.zeros(2, 3, 16, 16)
     assert convolution_share(nn.ReLU(), images) == 0
-    assert 0.5 < convolution_share(nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU()), images) < 1
+    network = nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU())
+    assert 0.5 < convolution_share(network, images) < 1
+    assert not network[0]._forward_hooks
 
 
 def test_latency_is_the_median_and_networks_take_turns(monkeypatch):
