@@ -6,7 +6,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 IN_VENV := .venv/bin/python
 
-.PHONY: help setup demo test test-long check clean
+.PHONY: help setup demo test test-long check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ test-long: $(READY) ## the tests that take longer
 check: $(READY) ## lint and types
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
+
+bench: $(READY) ## what pruning costs, in ratios and milliseconds: runs/bench/report.json
+	@$(IN_VENV) -m experiments.benchmark
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache psap.egg-info build

@@ -24,7 +24,7 @@ from experiments.harness.entry import StopSignals, compose, configure, entry_poi
 from experiments.harness.loop import Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
-from experiments.harness.record import Record, device_name
+from experiments.harness.record import Record, device_name, read_summary
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
 from experiments.schema import Config, ModelConfig, TargetConfig
@@ -45,7 +45,6 @@ def train(cfg: Config) -> Path:
     if not record.done:
         with closing(record), StopSignals() as signals:
             _train(cfg, record, device, signals)
-    print(json.dumps(record.summary()))
     return record.folder
 
 
@@ -200,7 +199,7 @@ def _export(
 
 @entry_point("train")
 def main(cfg: Config) -> None:
-    train(cfg)
+    print(json.dumps(read_summary(train(cfg))))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ class ScatteredBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, kept: Tensor) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.register_buffer("kept", kept, persistent=False)
-        self.width = norm.num_features
+        before = getattr(norm, "kept", torch.arange(norm.num_features, device=kept.device))  # exported once already?
+        self.register_buffer("kept", before[kept], persistent=False)
+        self.width = getattr(norm, "width", norm.num_features)
 
     def forward(self, input: Tensor) -> Tensor:
         thin = super().forward(input)
@@ -47,8 +48,7 @@ def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
         InputError: the plan is of another network, or the exported network computes something else.
     """
     small = _shrink(model, plan)
-    error = export_error(model, small, plan)
-    if not error <= MAX_RELATIVE_ERROR:
+    if not (error := export_error(model, small, plan)) <= MAX_RELATIVE_ERROR:
         raise InputError(f"the export differs from the model by {error:.1e}: silence the filters with apply_")
     return small
 

@@ -126,9 +126,6 @@ class Record:
         self._write_json("manifest.json", manifest | {"finished": _now()})
         write_atomically(self.folder / "done", b"")
 
-    def summary(self) -> dict[str, Any]:
-        return read_summary(self.folder)
-
     def _refuse_foreign(self) -> None:
         path = self.folder / "manifest.json"
         if path.exists():
@@ -184,4 +181,7 @@ def _code() -> dict[str, str | None]:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    """The GPU's name, or the processor's architecture and cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
