@@ -58,8 +58,8 @@ def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> No
     """Raise InputError if even the floors cost more than the budget."""
     least = cost.cost(floors)
     if least > budget:
-        asked, most = 1 - budget / cost.dense, 1 - least / cost.dense
-        raise InputError(f"a cut of {asked:.4f} is unreachable: min_filters and min_filter_share allow {most:.4f}")
+        most = 1 - least / cost.dense
+        raise InputError(f"a cut of {1 - budget / cost.dense:.4f} is unreachable: the layers' minima allow {most:.4f}")
 
 
 def _real_counts(

@@ -1,12 +1,14 @@
 """Multiply-accumulates and parameters: one definition, and the cost model that allocation uses.
 
-MACs are those of convolutions and linear layers, counted by torch's FlopCounterMode (two FLOPs each).
+MACs are those of convolution and linear modules, counted by torch's FlopCounterMode (two FLOPs each).
 """
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from psap_core.layers import PrunableLayer
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """One row of `layer_table`: module path, class name, MACs for the whole example batch, parameters."""
+class LayerCost(NamedTuple):
+    """One row of `layer_table`: module path, class name, MACs for one input, parameters."""
 
     name: str
     kind: str
@@ -62,8 +63,8 @@ class CostModel:
 
 
 def macs(model: nn.Module, example_input: Tensor) -> int:
-    """Multiply-accumulates of one forward pass of `example_input` [N, C, H, W], all N inputs together."""
-    return _count(model, example_input).get_total_flops() // 2
+    """Multiply-accumulates of all convolutions and linear layers for one input; example_input is [N, C, H, W]."""
+    return sum(row.macs for row in layer_table(model, example_input))
 
 
 def params(model: nn.Module) -> int:
@@ -71,14 +72,15 @@ def params(model: nn.Module) -> int:
 
 
 def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
-    """MACs and parameters of every convolution and linear layer, in module order."""
-    flops = _count(model, example_input).get_flop_counts()
-    root = type(model).__name__
-    return [
-        LayerCost(name, type(module).__name__, sum(flops.get(f"{root}.{name}", {}).values()) // 2, params(module))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
+    """MACs for one input and parameters of every convolution and linear layer, in module order."""
+    # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
+    with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
+        copy.deepcopy(model).eval()(example_input)
+    counts, flops = counter.get_flop_counts(), defaultdict[nn.Module, int](int)
+    for name, module in model.named_modules(remove_duplicate=False):  # a module may have several names
+        flops[module] += sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
+    counted = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return [LayerCost(name, type(m).__name__, flops[m] // 2 // len(example_input), params(m)) for name, m in counted]
 
 
 def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_input: Tensor) -> CostModel:
@@ -88,25 +90,19 @@ def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_i
     filters = tuple(layer.filters for layer in layers)
     linear = [0] * len(layers)
     bilinear: list[tuple[int, int, int]] = []
-    fixed = macs(model, example_input[:1])
-    for row in layer_table(model, example_input[:1]):
+    fixed = 0
+    for row in layer_table(model, example_input):
         touched = [side[row.name] for side in (writes, reads) if row.name in side]
         coefficient = row.macs // math.prod(filters[l] for l in touched)
         if len(touched) == 2:
             bilinear.append((touched[0], touched[1], coefficient))
         elif touched:
             linear[touched[0]] += coefficient
-        fixed -= row.macs if touched else 0
+        else:
+            fixed += row.macs
     return CostModel(filters, fixed, tuple(linear), tuple(bilinear))
 
 
 def filters_cost_model(layers: Sequence[PrunableLayer]) -> CostModel:
     """The number of kept filters, for a budget in filters instead of MACs."""
     return CostModel(tuple(layer.filters for layer in layers), 0, (1,) * len(layers), ())
-
-
-def _count(model: nn.Module, example_input: Tensor) -> FlopCounterMode:
-    # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
-    with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
-        copy.deepcopy(model).eval()(example_input)
-    return counter

@@ -66,8 +66,8 @@ def save_exported(folder: Path | str, small: nn.Module, plan: PrunePlan, extra: 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
     spec = {"format": SPEC_FORMAT, "plan": json.loads(plan.to_json()), **extra}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _write(Path(folder) / "weights.safetensors", safetensors.torch.save(tensors))
-    _write(Path(folder) / "spec.json", json.dumps(spec, indent=1).encode())
+    (Path(folder) / "weights.safetensors").write_bytes(safetensors.torch.save(tensors, {"plan": plan.digest}))
+    (Path(folder) / "spec.json").write_text(json.dumps(spec, indent=1))
 
 
 def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
@@ -80,7 +80,10 @@ def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
     small = _shrink(dense_model, plan)
     path = Path(folder) / "weights.safetensors"
     try:
-        small.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        with safetensors.safe_open(path, "pt") as file:
+            if file.metadata() != {"plan": plan.digest}:
+                raise RuntimeError("the weights are of another plan")
+            small.load_state_dict({name: file.get_tensor(name) for name in file})
     except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not match its spec.json on this network: {reason}") from error
@@ -121,8 +124,7 @@ def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
 
 def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
     if layer.role == "residual":
-        norm = model.get_submodule(layer.affine)
-        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        norm: Any = model.get_submodule(layer.affine)
         scattered = ScatteredBatchNorm2d(norm, kept).to(norm.weight).train(norm.training)
         scattered.load_state_dict(norm.state_dict())
         model.set_submodule(layer.affine, scattered)
@@ -143,17 +145,9 @@ def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
         _cut_inputs_(model.get_submodule(consumer), layer.filters, kept)
 
 
-def _cut_inputs_(module: nn.Module, channels: int, kept: Tensor) -> None:
+def _cut_inputs_(module: Any, channels: int, kept: Tensor) -> None:
     """Drop a convolution's input channels, or the columns of a linear layer that a flattened channel feeds."""
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
     weight = module.weight.detach()
     by_channel = weight.reshape(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
     module.weight = nn.Parameter(by_channel.flatten(1, 2), module.weight.requires_grad)
     setattr(module, "in_channels" if isinstance(module, nn.Conv2d) else "in_features", module.weight.shape[1])
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All or nothing: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

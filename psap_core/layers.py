@@ -118,8 +118,9 @@ class _Graph:
         try:
             graph = _Tracer().trace(model)
             with torch.no_grad():
-                model(example_input)  # ShapeProp would print a failure's traceback
-                ShapeProp(fx.GraphModule(model, graph)).propagate(example_input)
+                images = example_input[:1].expand(2, *example_input.shape[1:])  # a batch of one could be squeezed
+                _ = model(images).shape  # one output; and ShapeProp would print a failure's traceback
+                ShapeProp(fx.GraphModule(model, graph)).propagate(images)
         except Exception as error:
             network, reason = type(model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{network} cannot be traced by torch.fx on {[*example_input.shape]}: {reason}") from error
@@ -140,6 +141,10 @@ class _Graph:
         module = self.module(node)
         return isinstance(module, nn.Conv2d) and module.groups == 1 and node.target not in self.reused
 
+    def is_linear(self, node: fx.Node, tensor: fx.Node) -> bool:
+        """Does a linear layer read channels, each as one column or several?"""
+        return isinstance(self.module(node), nn.Linear) and len(_shape(tensor)) == 2 and node.target not in self.reused
+
     def is_depthwise(self, node: fx.Node) -> bool:
         module = self.module(node)
         return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
@@ -156,8 +161,9 @@ class _Graph:
         if operation in RESHAPES:
             return len(_shape(node)) == 2 and _shape(node)[0] == _shape(node.all_input_nodes[0])[0]
         if operation == "mean":
-            dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            return isinstance(dims, (tuple, list)) and all(d in (2, 3, -1, -2) for d in dims)
+            dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            rank = len(_shape(node.all_input_nodes[0]))
+            return all(d % rank >= 2 for d in ([dims] if isinstance(dims, int) else dims))
         return operation in ZERO_PRESERVING
 
     def members(self, convolution: fx.Node) -> list[fx.Node]:
@@ -182,17 +188,18 @@ class _Graph:
 
     def role(self, members: list[fx.Node]) -> tuple[Literal["inner", "residual"], tuple[str, ...]]:
         """Role and consumers of a layer; raises InputError with the reason if its affine cannot silence it."""
-        if not getattr(self.module(members[-1]), "affine", False):
-            raise InputError(f"its channels leave {members[-1].target!r} without the affine of a BatchNorm")
+        own_weight = "weight" in self.modules[str(members[0].target)]._parameters
+        if not own_weight or not getattr(self.module(members[-1]), "affine", False):
+            raise InputError(f"its weight, or the affine of a BatchNorm at {members[-1].target!r}, is no parameter")
         if self.reused.intersection(member.target for member in members):
             raise InputError("its BatchNorm is called more than once")
-        ends = [reader for _, reader in self.reads_of(members[-1]) if not self.keeps_channels(reader)]
-        if any(self.is_sum(end) for end in ends):
-            return "residual", ()
-        for end in ends:
-            if not self.is_dense_convolution(end) and not isinstance(self.module(end), nn.Linear):
+        ends = [(tensor, end) for tensor, end in self.reads_of(members[-1]) if not self.keeps_channels(end)]
+        for tensor, end in ends:
+            if not (self.is_sum(end) or self.is_dense_convolution(end) or self.is_linear(end, tensor)):
                 raise InputError(f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel")
-        return "inner", tuple(str(end.target) for end in ends)
+        if any(self.is_sum(end) for _, end in ends):
+            return "residual", ()
+        return "inner", tuple(str(end.target) for _, end in ends)
 
     def is_projection_shortcut(self, convolution: fx.Node, affine: fx.Node) -> bool:
         """Does a longer branch, from the same input to the same sum, run beside this convolution?"""

@@ -22,10 +22,8 @@ class LayerPlan:
     pruned: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if list(self.pruned) != sorted(set(self.pruned)):
-            raise InputError(f"pruned filters of layer {self.name!r} are not sorted and distinct")
-        if self.pruned and not 0 <= self.pruned[0] <= self.pruned[-1] < self.filters:
-            raise InputError(f"a pruned filter of layer {self.name!r} is not in 0..{self.filters - 1}")
+        if list(self.pruned) != sorted(set(range(self.filters)).intersection(self.pruned)):
+            raise InputError(f"pruned filters of {self.name!r} are not sorted, distinct and in 0..{self.filters - 1}")
         if len(self.pruned) >= self.filters:
             raise InputError(f"the plan keeps no filter of layer {self.name!r}")
 

@@ -1,6 +1,7 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from psap_core.supervision import MakeLosses, Supervision, choose_restored, puls
 from psap_core.suspension import FilterTensors, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
 
 Filters = dict[str, tuple[int, ...]]
-TOO_EARLY = "losses made beforehand were computed before the pulse and say nothing about suspended filters"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class PSAP:
             ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1, "a share in [0, 1]"),
             ("sparsity_reference", sparsity_reference, sparsity_reference in ("network", "layer"), "network or layer"),
             ("fan", fan, fan in ("in", "out"), "in or out"),
+            ("scope", scope, scope in ("all", "inner"), "all or inner"),
         ):
             if not in_range:
                 raise InputError(f"{name} must be {wanted}, not {value}")
@@ -120,7 +121,7 @@ class PSAP:
         self._cost = self._macs if self.unit == "macs" else filters_cost_model(self.layers)
         self._floors = filter_floors(self._macs.filters, min_filters, min_filter_share)
         check_reachable(self._cost, self._cost.budget(self.target_cut), self._floors)
-        _check_trained(optimizer, self._tensors())
+        _check_trained(model, optimizer, self._tensors())
 
         self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
@@ -146,7 +147,7 @@ class PSAP:
                 are over, or the ranks of a distributed run disagree; the network is then as before the call.
         """
         if not callable(make_losses):
-            raise InputError(f"make_losses must be a function, not {make_losses!r}: {TOO_EARLY}")
+            raise InputError("make_losses must be a function: losses made beforehand were computed before the pulse")
         if self.epochs_done == self.schedule.total_epochs:
             raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
         due = self.epochs_done + 1 in self.schedule.steps
@@ -163,8 +164,7 @@ class PSAP:
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
-        budget = self._cost.budget(target)
-        kept = filter_counts(list(sparsity.values()), self._cost, budget, self._floors, self.alpha)
+        kept = filter_counts([*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha)
         norms = self._relative_norms(weights)
         anew = self._propose(norms, kept)
         proposed = {name: tuple(sorted(earlier[name] + filters)) for name, filters in anew.items()}
@@ -235,6 +235,7 @@ class PSAP:
                 raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours[name]}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
+        self._snapshots = {layer.name: {} for layer in self.layers}
         for (name, tensors), part in zip(self._tensors().items(), self.plan.layers, strict=True):
             for key, rows in state["snapshots"][name].items():
                 saved = torch.zeros(part.filters, *rows.shape[1:], dtype=rows.dtype, device=tensors.gamma.device)
@@ -246,7 +247,7 @@ class PSAP:
             "layers": ", ".join(f"{layer.name}[{layer.filters}]" for layer in self.layers),
             "target": [self.target_cut, self.unit],
             "schedule": list(astuple(self.schedule)),
-            "sparsity": [self.kappa, self.sparsity_reference, self.fan, self.alpha, *self._floors],
+            "ratios": [self.kappa, self.sparsity_reference, self.fan, self.alpha, *self._floors],
             "pulse": [self.protection, self.pulse_batches, self.margin],
         }
 
@@ -277,9 +278,12 @@ def _check_unwrapped(model: nn.Module) -> None:
         raise InputError("pass the module that you gave to torch.compile, not its result, which make_losses may use")
 
 
-def _check_trained(optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:
+def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:
     optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     for name, parameter in (pair for layer in tensors.values() for pair in layer.parameters.items()):
+        if owners[id(parameter)] > 1:
+            raise InputError(f"{name!r} of a layer to be pruned is shared with another module; exclude that layer")
         if id(parameter) not in optimised or not parameter.requires_grad:
             raise InputError(f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer")
 

@@ -15,8 +15,7 @@ def filter_norms(weight: Tensor) -> Tensor:
 
 def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:
     """Filter norms [O] over the mean norm of the layer's live filters: unchanged by rescaling the layer."""
-    live = torch.ones(len(norms), dtype=torch.bool)
-    live[list(suspended)] = False
+    live = sorted(set(range(len(norms))).difference(suspended))
     return norms / norms[live].mean()
 
 

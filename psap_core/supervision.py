@@ -68,8 +68,7 @@ def pulse(
     if not seen.isfinite().all():
         raise InputError("a loss of the pulse has a gradient that is not finite: the training has diverged")
     (mean, norm), error = seen.mean(1), seen[0].std(0) / len(utilities) ** 0.5
-    widths = [len(layer.gamma) for layer in tensors.values()]
-    result = Supervision({}, {}, {})
+    widths, result = [len(layer.gamma) for layer in tensors.values()], Supervision({}, {}, {})
     for name, u, e, g in zip(tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True):
         filters = sorted(suspended[name])
         result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}

@@ -41,6 +41,23 @@ def test_by_hand() -> None:
         assert macs(model, example) == 25 * 4 * 3 * 9 + 100 * 7
 
 
+def test_a_module_with_two_names_counts_once() -> None:
+    class Alias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Sequential(nn.Conv2d(3, 4, 3))
+            self.also = self.stage[0]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.also(x)  # called through its second name
+
+    assert macs(Alias(), small_example()) == 36 * 4 * 27
+
+
+def test_the_cost_is_that_of_one_input() -> None:
+    assert macs(Small(), torch.zeros(3, 3, 8, 8)) == macs(Small(), small_example())
+
+
 def test_counting_leaves_training_mode_and_statistics_alone() -> None:
     model = Small().train()
     macs(model, torch.randn(4, 3, 8, 8))

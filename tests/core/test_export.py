@@ -152,6 +152,19 @@ def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
         load_exported(tmp_path, Small())
 
 
+def test_weights_of_another_plan_with_the_same_widths(tmp_path) -> None:
+    model, plan = small_masked()
+    small = export(model, plan)
+    layers = find_layers(model, small_example())
+    cost = macs_cost_model(model, layers, small_example())
+    other = make_plan(layers, plan.pruned | {"stem": [1, 5]}, cost, (3, 8, 8))
+    save_exported(tmp_path / "a", small, plan)
+    save_exported(tmp_path / "b", small, other)
+    (tmp_path / "b" / "spec.json").replace(tmp_path / "a" / "spec.json")
+    with pytest.raises(InputError, match="the weights are of another plan"):
+        load_exported(tmp_path / "a", Small())
+
+
 def test_folders_that_hold_no_export(tmp_path) -> None:
     model, plan = small_masked()
     with pytest.raises(InputError, match="holds no exported network"):

@@ -125,3 +125,62 @@ def test_network_that_cannot_be_traced() -> None:
 def test_input_of_the_wrong_shape() -> None:
     with pytest.raises(InputError, match=r"Small cannot be traced by torch\.fx on \[1, 5, 8, 8\]"):
         find_layers(Small(), torch.zeros(1, 5, 8, 8))
+
+
+class Head(nn.Module):
+    """conv - bn - relu, then `head`, then one linear layer called once or twice."""
+
+    def __init__(self, head, width: int = 4, calls: int = 1) -> None:
+        super().__init__()
+        self.first, self.first_bn, self.head, self.calls = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), head, calls
+        self.linear = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(F.relu(self.first_bn(self.first(x))))
+        return sum(self.linear(x) for _ in range(self.calls)) + torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [lambda x: x.mean([2, 3]), lambda x: x.mean(3).mean(2), lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(),
+     lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1), lambda x: x.mean((-2, -1))],
+)
+def test_ways_to_a_linear_layer(head) -> None:
+    (layer,) = find_layers(Head(head), small_example())
+    assert (layer.role, layer.consumers) == ("inner", ("linear",))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Head(lambda x: x.mean(1).flatten(1), width=36), Head(lambda x: x.mean([3]).mean([-2]), width=6),
+     Head(lambda x: x, width=6), Head(lambda x: x.mean([2, 3]), calls=2)],
+)
+def test_a_linear_layer_that_reads_something_else_than_channels(model: nn.Module) -> None:
+    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its channels reach"):
+        find_layers(model, small_example())
+
+
+def test_a_sum_does_not_hide_an_operation_that_maps_0_elsewhere() -> None:
+    class SumAndSigmoid(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first_bn(self.first(x))
+            return self.linear((x + F.pad(self.second_bn(self.second(x.sigmoid())), (1,) * 4)).mean([2, 3]))
+
+    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its channels reach 'sigmoid'"):
+        find_layers(SumAndSigmoid(nn.Identity()), small_example())
+
+
+def test_a_weight_that_is_computed_is_refused() -> None:
+    model = Chain(nn.ReLU())
+    nn.utils.parametrizations.weight_norm(model.first)
+    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its weight"):
+        find_layers(model, small_example())
+
+
+def test_a_network_with_two_outputs_is_refused() -> None:
+    class Pair(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x), x  # type: ignore[return-value]
+
+    with pytest.raises(InputError, match="Pair cannot be traced"):
+        find_layers(Pair(), small_example())

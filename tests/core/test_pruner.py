@@ -232,6 +232,7 @@ def test_it_works_under_autocast() -> None:
         ({"min_filters": 0}, "min_filters must be at least 1"),
         ({"min_filter_share": 2.0}, "min_filter_share must be"),
         ({"fan": "average"}, "fan must be in or out"),
+        ({"scope": "outer"}, "scope must be all or inner"),
         ({"sparsity_reference": "net"}, "sparsity_reference must be"),
         ({"exclude": ["nothing"]}, "'nothing' is not a convolution"),
     ],
@@ -265,6 +266,14 @@ def test_an_optimiser_that_lacks_a_pruned_parameter() -> None:
     frozen.stem.weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"does not train 'stem\.weight'"):
         PSAP(frozen, sgd(frozen), small_example(), **DEFAULTS)
+
+
+def test_shared_parameters_are_refused() -> None:
+    model = Small()
+    model.project_bn.weight = model.shortcut_bn.weight
+    with pytest.raises(InputError, match=r"'project_bn\.weight' .* is shared with another module"):
+        PSAP(model, sgd(model), small_example(), **DEFAULTS)
+    PSAP(model, sgd(model), small_example(), **DEFAULTS, exclude=["project"])
 
 
 def test_more_epochs_than_the_schedule_has() -> None:
