@@ -24,6 +24,7 @@ from experiments import train
 from experiments.harness.entry import EXIT_INTERRUPTED, EXIT_REFUSED, one_sentence
 from experiments.harness.loop import Interrupted
 from experiments.harness.models import open_exported
+from experiments.harness.record import read_summary
 from psap_core import InputError, read_spec
 from psap_core.export import ScatteredBatchNorm2d
 
@@ -139,7 +140,7 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
     one_ms, batch_ms = latencies_ms(networks, image), latencies_ms(networks, batch)
     rows, facts = [], {}
     for method, folder in folders.items():
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = read_summary(folder)
         rows.append(
             Row(
                 method=method,

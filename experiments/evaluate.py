@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.harness import data, models
 from experiments.harness.data import Normalisation
-from experiments.harness.entry import compose, configure, entry_point
+from experiments.harness.entry import compose, configure, entry_point, one_sentence
 from experiments.harness.loop import evaluate
 from experiments.schema import DataConfig, EvaluateConfig
 from psap_core import InputError
@@ -35,6 +37,8 @@ def run(overrides: list[str]) -> Accuracy:
 def accuracy(cfg: EvaluateConfig) -> Accuracy:
     """Accuracy of the exported network of `cfg.run`, or else of the configured network, on the test split."""
     device = configure(cfg.runtime)
+    if cfg.run is None and cfg.model.weights is None:
+        raise InputError("nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>")
     if cfg.run is None:
         dataset = data.load(cfg.data)
         model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
@@ -51,8 +55,11 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml")
-    recorded: Any = OmegaConf.load(path)
-    return DataConfig(**{**recorded.data, "root": root})
+    try:
+        recorded: Any = OmegaConf.load(path)
+        return OmegaConf.to_object(OmegaConf.merge(DataConfig, recorded["data"], {"root": root}))  # type: ignore[return-value]
+    except (OSError, YAMLError, OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {one_sentence(error)}") from error
 
 
 @entry_point("evaluate")

@@ -8,7 +8,15 @@ from torch.optim import Optimizer
 from experiments.baselines.sfp import SFP
 from experiments.harness.callbacks import Method, PSAPCallback, SavePlan, Unpruned
 from experiments.schema import MethodConfig, ModelConfig, PSAPConfig, TargetConfig
-from psap_core import PSAP
+from psap_core import PSAP, InputError
+
+CONFIGS: dict[str, type[MethodConfig]] = {
+    "dense": MethodConfig,
+    "thin": TargetConfig,
+    "sfp": TargetConfig,
+    "psap": PSAPConfig,
+}
+PULSE_BATCHES = 2  # fewer have no standard error
 
 
 def make_method(
@@ -19,11 +27,25 @@ def make_method(
     optimizer: Optimizer,
     example_input: Tensor,
     make_losses: Callable[[int], Iterable[Tensor]],
+    batches: int,
     save_plan: SavePlan,
 ) -> Method:
-    """The callback of a method. Raises InputError where its settings do not fit the network."""
+    """The callback of a method; `make_losses` yields at most `batches` losses.
+
+    Raises:
+        InputError: the method's name and settings are of two methods, or they do not fit the network or the data.
+    """
+    if CONFIGS.get(method.name) is not type(method):
+        raise InputError(
+            f"method.name={method.name!r} does not name the chosen method: choose with method=<{'|'.join(CONFIGS)}>"
+        )
     match method:
         case PSAPConfig():
+            if method.protection and batches < PULSE_BATCHES:
+                raise InputError(
+                    f"method=psap needs at least {PULSE_BATCHES} training batches per epoch for its pulse, "
+                    f"there is {batches}: lower optim.batch_size"
+                )
             pruner = PSAP(
                 model,
                 optimizer,

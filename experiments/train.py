@@ -66,9 +66,11 @@ def _train(cfg: Config, record: Record, device: torch.device, signals: StopSigna
     def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
         return (F.cross_entropy(model(x), y) for x, y in images.epoch("pulse", epochs_done))
 
-    method = make_method(cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, record.save_plan)
-    tracker = Tracker(cfg, record.config_hash, record.folder)
+    method = make_method(
+        cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, images.batches, record.save_plan
+    )
     record.begin(cfg, {"data_sha256": dataset.digest, "device": device_name(device), "world_size": 1})
+    tracker = Tracker(cfg, record.config_hash, record.folder)
 
     def save() -> None:
         state = {
@@ -142,19 +144,27 @@ def _resume(record: Record, model: nn.Module, optimizer: torch.optim.Optimizer, 
         record.cut_metrics(0)
         return Position()
     state = checkpoint.load(record.checkpoint)
-    if (state["config_hash"], state["seed"]) != (record.config_hash, record.seed):
+    if (state.get("config_hash"), state.get("seed")) != (record.config_hash, record.seed):
         raise InputError(
-            f"{record.checkpoint} is of another configuration ({state['config_hash']}, seed {state['seed']})"
+            f"{record.checkpoint} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
         )
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{record.checkpoint} is of another network than {type(model).__name__} here") from error
-    method.load_state_dict(state["method"])
-    checkpoint.restore_generators(state)
-    record.cut_metrics(state["metrics_bytes"])
-    return Position(**state["position"])
+        method.load_state_dict(state["method"])
+        checkpoint.restore_generators(state)
+        position = Position(**state["position"])
+        if not all(value >= 0 for value in asdict(position).values()):
+            raise ValueError(f"position {position}")
+        record.cut_metrics(state["metrics_bytes"])
+    except InputError as error:
+        raise InputError(f"{record.checkpoint} does not continue here: {error}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(
+            f"{record.checkpoint} is damaged or of another network than {type(model).__name__} here: {reason}"
+        ) from error
+    return position
 
 
 def _export(

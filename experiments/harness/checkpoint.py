@@ -1,7 +1,6 @@
 """One checkpoint per run: a dictionary without pickled code, replaced only when the next one is whole."""
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes make torch.load raise anything
         raise InputError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of format {FORMAT!r}")

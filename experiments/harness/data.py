@@ -5,6 +5,7 @@ position within an epoch is one integer and a run can be continued at any batch.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class Normalisation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not numbers or not all(value > 0 for value in self.std) or len(self.mean) != len(self.std):
+            raise InputError(
+                f"data.mean={list(self.mean)} and data.std={list(self.std)} must be equally many finite numbers, "
+                "those of data.std above 0"
+            )
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
@@ -98,12 +107,15 @@ def load(cfg: DataConfig) -> Dataset:
     taken from the rest. All draws keep the shares of the classes and use a fixed seed, not the run's.
 
     Raises:
-        InputError: missing or damaged files, or more images asked for than there are.
+        InputError: missing or damaged files, more images asked for than there are, or wrong mean or std.
     """
     loaders = {"digits": _load_digits, "cifar10": _load_cifar10}
     if cfg.name not in loaders:
         raise InputError(f"data.name={cfg.name!r} is unknown, it must be one of {', '.join(loaders)}")
     train, test = loaders[cfg.name](Path(cfg.root))
+    channels = train.images.shape[1]
+    if not len(cfg.mean) == len(cfg.std) == channels:
+        raise InputError(f"data.mean={cfg.mean} and data.std={cfg.std} must have {channels} numbers, one per channel")
     left = len(train) - cfg.validation_images
     wanted = left if cfg.train_images is None else cfg.train_images
     if cfg.validation_images < 0 or not 0 < wanted <= left:
@@ -223,6 +235,11 @@ class TrainingImages:
     def __init__(self, split: Split, normalisation: Normalisation, batch_size: int, flip: bool, seed: int) -> None:
         if batch_size < 1:
             raise InputError(f"optim.batch_size={batch_size} must be at least 1")
+        if (len(split) - 1) % batch_size == 0:
+            raise InputError(
+                f"optim.batch_size={batch_size} leaves a batch of one image, on which BatchNorm cannot train, of "
+                f"{len(split)} training images: change optim.batch_size or data.train_images"
+            )
         self.size = split.images.shape[-1]
         self.padding = self.size // 8  # 4 pixels at 32x32
         self.padded = F.pad(split.images, (self.padding,) * 4)

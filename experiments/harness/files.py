@@ -1,7 +1,11 @@
 """Writing files so that a reader, and a run that was killed, finds the old content or the new one."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from psap_core import InputError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -21,3 +25,25 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the new name, too, outlives a power failure
     finally:
         os.close(folder)
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file, which has at least these keys.
+
+    Raises:
+        InputError: it is damaged. A missing file is FileNotFoundError.
+    """
+    return parse_json(path.read_bytes(), path, *keys)
+
+
+def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_json`, of `data` that was found in `path`."""
+    try:
+        content: Any = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object")
+    if missing := [key for key in keys if key not in content]:
+        raise InputError(f"{path} is damaged: it has no {missing[0]!r}")
+    return content

@@ -90,7 +90,7 @@ class Loop:
         """Train until `epochs` epochs are complete.
 
         Raises:
-            InputError: the loss is not finite; the last checkpoint is from before.
+            InputError: the loss or the network is not finite; the last checkpoint is from before.
             Interrupted: a stop was requested; a checkpoint is written.
         """
         self.callback.before_train()
@@ -120,13 +120,11 @@ class Loop:
             position.batch += 1
             self.advance()
             if self.stop_requested():
-                position.loss_sum, position.epoch_seconds = (
-                    _finite(loss_sum, epoch),
-                    time.perf_counter() - began,
-                )
+                position.loss_sum = _finite(loss_sum, self.model, epoch)
+                position.epoch_seconds = time.perf_counter() - began
                 self.save()
                 raise Interrupted
-        mean_loss = _finite(loss_sum, epoch) / len(self.images)
+        mean_loss = _finite(loss_sum, self.model, epoch) / len(self.images)
         trained = time.perf_counter() - began
         metrics = {
             "epoch": epoch + 1,
@@ -139,10 +137,15 @@ class Loop:
         return metrics
 
 
-def _finite(loss_sum: Tensor, epoch: int) -> float:
+def _finite(loss_sum: Tensor, model: nn.Module, epoch: int) -> float:
+    """The sum as a number, where it and everything that a checkpoint of the network holds is finite."""
     value = loss_sum.item()
     if not abs(value) < float("inf"):
         raise InputError(f"the loss became {value} in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)")
+    if not torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all():
+        raise InputError(
+            f"the network's weights are not finite in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)"
+        )
     return value
 
 

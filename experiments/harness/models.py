@@ -4,13 +4,13 @@ torch.fx can trace all of them, and they take any input size. Initialised as in 
 """
 
 import hashlib
-import pickle
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from experiments.harness.data import Normalisation
@@ -123,8 +123,8 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
     Raises:
         InputError: unknown name, or a factor that is not positive.
     """
-    if not cfg.width > 0:
-        raise InputError(f"model.width={cfg.width} must be above 0")
+    if not 0 < cfg.width < math.inf:
+        raise InputError(f"model.width={cfg.width} must be above 0 and finite")
 
     def scaled(widths: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(max(1, int(width * cfg.width)) for width in widths)
@@ -161,6 +161,8 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
     spec = read_spec(folder)
     try:
         network, normalisation = spec["network"], Normalisation(*map(tuple, spec["normalisation"]))
+        if len(normalisation.mean) != network["channels"]:
+            raise ValueError(f"normalisation of {len(normalisation.mean)} channels")
         kind = ResNetConfig if "shortcut" in network["model"] else ModelConfig
         source = folder / "start"
         dense = (
@@ -168,8 +170,9 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
             if source.exists()
             else build(kind(**network["model"]), network["channels"], network["classes"])
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/spec.json does not say which network it shrinks: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}/spec.json does not say which network it shrinks: {reason}") from error
     return load_exported(folder, dense), normalisation
 
 
@@ -195,12 +198,13 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
             with safe_open(path, "pt") as file:
                 return _published({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # foreign bytes make torch.load raise anything
         raise InputError(f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"model.weights={path} is not a dictionary of tensors")
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named:
+        raise InputError(f"model.weights={path} is not a dictionary of named tensors")
     return _published(state, {})
 
 

@@ -16,11 +16,17 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
     Raises:
         InputError: a setting is out of its range.
     """
-    if not (cfg.lr > 0 and 0 < cfg.momentum < 1 and cfg.weight_decay >= 0):
-        raise InputError(
-            f"optim.lr={cfg.lr} must be above 0, optim.momentum={cfg.momentum} inside (0, 1) "
-            f"and optim.weight_decay={cfg.weight_decay} at least 0"
-        )
+    for name, valid, required in (
+        ("lr", 0 < cfg.lr < math.inf, "finite and above 0"),
+        ("momentum", 0 < cfg.momentum < 1, "inside (0, 1)"),
+        ("weight_decay", 0 <= cfg.weight_decay < math.inf, "finite and at least 0"),
+        ("milestones", all(0 <= share <= 1 for share in cfg.milestones), "shares of the epochs in [0, 1]"),
+        ("lr_factor", 0 < cfg.lr_factor <= 1, "in (0, 1]"),
+        ("warmup_epochs", cfg.warmup_epochs >= 0, "at least 0"),
+        ("warmup_lr", not cfg.warmup_epochs or 0 < cfg.warmup_lr < math.inf, "finite and above 0"),
+    ):
+        if not valid:
+            raise InputError(f"optim.{name}={getattr(cfg, name)} must be {required}")
     decayed = [p for p in model.parameters() if cfg.decay_all or p.ndim > 1]
     others = [p for p in model.parameters() if not (cfg.decay_all or p.ndim > 1)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from omegaconf import OmegaConf
 
-from experiments.harness.files import write_atomically
+from experiments.harness.files import parse_json, read_json, write_atomically
 from experiments.harness.models import weights_digest
 from experiments.schema import Config
 from psap_core import InputError, PrunePlan
@@ -42,10 +42,12 @@ class Record:
     """The folder runs_dir/name/hash8/seed<k> of one run; `begin` makes it.
 
     Raises:
-        InputError: the folder holds another configuration.
+        InputError: the folder holds another configuration, or `name` is no folder's name.
     """
 
     def __init__(self, cfg: Config) -> None:
+        if cfg.name in ("", "..") or Path(cfg.name).name != cfg.name:
+            raise InputError(f"name={cfg.name!r} must be a plain folder name")
         self.config_hash = config_hash(cfg)
         self.seed = cfg.seed
         self.folder = Path(cfg.runs_dir) / cfg.name / self.config_hash / f"seed{cfg.seed}"
@@ -70,7 +72,8 @@ class Record:
         The manifest holds `facts` and one more entry in its list of sessions.
 
         Raises:
-            InputError: a file stands in the folder's place, or another process uses it.
+            InputError: a file stands in the folder's place, another process uses it, or the run began with
+                other data.
         """
         try:
             (self.folder / "plans").mkdir(parents=True, exist_ok=True)
@@ -81,9 +84,16 @@ class Record:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process is training in {self.folder}") from error
+        earlier = []
+        if (path := self.folder / "manifest.json").exists():
+            manifest = read_json(path, "sessions")
+            if manifest.get("data_sha256") != facts.get("data_sha256"):
+                raise InputError(
+                    f"{self.folder} began with other data (SHA-256 {manifest.get('data_sha256')}, here "
+                    f"{facts.get('data_sha256')}): bring those back, or move the folder away"
+                )
+            earlier = manifest["sessions"]
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
-        path = self.folder / "manifest.json"
-        earlier = json.loads(path.read_text())["sessions"] if path.exists() else []
         session = {"started": _now(), "command": sys.orig_argv, **_code()}
         manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
         self._write_json("manifest.json", manifest | {"sessions": [*earlier, session]})
@@ -102,17 +112,18 @@ class Record:
 
     def rows(self) -> list[dict[str, float]]:
         """All epochs' metrics."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return [parse_json(line, self.metrics, "epoch") for line in self.metrics.read_bytes().splitlines()]
 
     def metrics_bytes(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def cut_metrics(self, size: int) -> None:
         """Forget what was logged after the checkpoint that knew `size` bytes."""
-        if self.metrics_bytes() < size:
+        if not 0 <= size <= self.metrics_bytes():
             raise InputError(f"{self.metrics} is shorter than its checkpoint says: it was edited or damaged")
         if self.metrics.exists():
             os.truncate(self.metrics, size)
+            self.rows()  # refuses damaged ones now, not when all epochs are trained
 
     def save_plan(self, epochs_done: int, plan: PrunePlan) -> None:
         write_atomically(self.folder / "plans" / f"epoch_{epochs_done:04d}.json", plan.to_json().encode())
@@ -122,14 +133,14 @@ class Record:
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""
-        manifest = json.loads((self.folder / "manifest.json").read_text())
+        manifest = read_json(self.folder / "manifest.json")
         self._write_json("manifest.json", manifest | {"finished": _now()})
         write_atomically(self.folder / "done", b"")
 
     def _refuse_foreign(self) -> None:
         path = self.folder / "manifest.json"
         if path.exists():
-            manifest = json.loads(path.read_text())
+            manifest = read_json(path, "config_hash", "seed")
             if (manifest["config_hash"], manifest["seed"]) != (self.config_hash, self.seed):
                 raise InputError(
                     f"{self.folder} holds the run of another configuration ({manifest['config_hash']}, seed "
@@ -143,10 +154,9 @@ class Record:
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a finished run."""
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError as error:
+        return read_json(folder / "summary.json", "macs", "params")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is not the folder of a finished run: it has no summary.json") from error
-    return summary
 
 
 def _now() -> str:

@@ -169,7 +169,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["method=psap", "method.start=4", "method.freeze=2"], "start"),
         (["method=psap", "method.interval=0"], "interval"),
         (["method=psap", "method.exclude=[layer9.conv]"], "'layer9.conv' is not a convolution"),
-        (["method=psap", "optim.batch_size=320"], "at least 2"),
+        (["method=psap", "optim.batch_size=320"], "at least 2 training batches per epoch for its pulse, there is 1"),
         (["method=sfp", "target_macs_cut=1.0"], "must be a share in [0, 1)"),
         (["method=sfp", "target_macs_cut=0.9999"], "unreachable"),
         (["method=thin", "target_macs_cut=-1"], "must be a share in [0, 1)"),
@@ -183,12 +183,50 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["model.width=0"], "model.width=0.0 must be above 0"),
         (["data=cifar10", "data.root=/no/such/folder"], "is no folder"),
         (["optim.lr=1e30"], "the loss became nan in epoch 1"),
+        (["method=sfp", "method.name=psap"], "method.name='psap' does not name the chosen method"),
+        (["method.name=sfp"], "method.name='sfp' does not"),
+        (["method=psap", "method.name=dense"], "method.name='dense' does not"),
+        (["method.name=foo"], "choose with method=<dense|thin|sfp|psap>"),
+        (["optim.lr=0"], "optim.lr=0.0 must be finite and above 0"),
+        (["optim.lr=nan"], "optim.lr=nan"),
+        (["optim.lr=inf"], "optim.lr=inf"),
+        (["optim.weight_decay=inf"], "optim.weight_decay=inf"),
+        (["optim.weight_decay=-1"], "optim.weight_decay=-1.0"),
+        (["optim.milestones=[0.5,1.1]"], "optim.milestones=[0.5, 1.1] must be shares"),
+        (["optim.milestones=[-0.1]"], "optim.milestones"),
+        (["optim.lr_factor=0"], "optim.lr_factor=0.0 must be in (0, 1]"),
+        (["optim.lr_factor=1.5"], "optim.lr_factor=1.5"),
+        (["optim.warmup_epochs=-1"], "optim.warmup_epochs=-1 must be at least 0"),
+        (["optim.warmup_epochs=1", "optim.warmup_lr=0"], "optim.warmup_lr=0.0 must be finite and above 0"),
+        (["data.mean=[0.5,0.5]"], "data.mean=[0.5, 0.5] and data.std=[0.376] must have 1 numbers"),
+        (["data.std=[]"], "data.std=[] must have 1 numbers"),
+        (["data.std=[0]"], "those of data.std above 0"),
+        (["data.mean=[nan]"], "must be equally many finite numbers"),
+        (["model.width=inf"], "model.width=inf must be above 0 and finite"),
+        (["method=thin", "model.width=inf"], "model.width=inf"),
+        (["name=''"], "name='' must be a plain folder name"),
+        (["name=.."], "name='..' must be a plain folder name"),
+        (["name=../../x"], "must be a plain folder name"),
+        (["optim.batch_size=29", "data.train_images=30"], "optim.batch_size=29 leaves a batch of one image"),
+        (["optim.batch_size=1"], "of 320 training images"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_configurations(overrides, sentence, tmp_path, monkeypatch):
     said = refusal(train.main, [*SMALL, f"runs_dir={tmp_path}", *overrides], monkeypatch)
     assert sentence in said
+    assert list(tmp_path.rglob("manifest.json")) == [] or "the loss" in said  # refused before anything is made
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_its_name(method, tmp_path, monkeypatch):
+    for other in {*METHODS, "foo"} - {method, *({"sfp", "thin"} if method in ("sfp", "thin") else ())}:
+        overrides = [*small(tmp_path, method), f"method.name={other}"]
+        assert f"method.name={other!r} does not name" in refusal(train.main, overrides, monkeypatch)
+
+
+def test_psap_without_a_pulse_trains_on_one_batch(tmp_path):
+    train.run(small(tmp_path, "psap", "optim.batch_size=320", "method.protection=false"))
 
 
 def test_a_real_process_says_one_sentence_too(tmp_path):
@@ -226,17 +264,42 @@ def change_state(path, **changes):
     torch.save({**torch.load(path, weights_only=True), **changes}, path)
 
 
+def remove_from_state(path, key):
+    state = torch.load(path, weights_only=True)
+    del state[key]
+    torch.save(state, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda path: change_state(path, config_hash="12345678"), "is of another configuration (12345678"),
         (lambda path: change_state(path, seed=7), "is of another configuration"),
-        (lambda path: change_state(path, model={"linear.weight": torch.zeros(1)}), "is of another network"),
+        (lambda path: change_state(path, model={"linear.weight": torch.zeros(1)}), "or of another network"),
         (lambda path: change_state(path, metrics_bytes=10**6), "is shorter than its checkpoint says"),
         (lambda path: change_state(path, format="x"), "is not a checkpoint of format"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is truncated or not a checkpoint"),
         (lambda path: path.write_bytes(b""), "is truncated or not a checkpoint"),
         (lambda path: path.write_text("no checkpoint"), "is truncated or not a checkpoint"),
+        *(
+            (lambda path, key=key, value=value: change_state(path, **{key: value}), "last.pt is damaged or of another")
+            for key, value in [
+                ("model", None),
+                ("optimizer", {}),
+                ("optimizer", {"state": {}, "param_groups": [3]}),
+                ("generators", {"cpu": "x", "cuda": []}),
+                ("generators", {}),
+                ("position", {"epoch": "two"}),
+                ("position", {"epoch": -1}),
+                ("position", {"step": 1}),
+                ("position", 7),
+                ("metrics_bytes", "many"),
+            ]
+        ),
+        *(
+            (lambda path, key=key: remove_from_state(path, key), "last.pt is ")
+            for key in ("config_hash", "seed", "model", "optimizer", "method", "generators", "position")
+        ),
     ],
 )
 def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
@@ -246,6 +309,36 @@ def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
     damaged = path.read_bytes()
     assert sentence in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
     assert path.read_bytes() == damaged  # nothing is overwritten
+
+
+@pytest.mark.parametrize("method", ["sfp", "psap"])
+@pytest.mark.parametrize("state", [None, {}, {"plan": 3}, {"plan": "{}"}])
+def test_a_checkpoint_without_its_method(method, state, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stop_at_call(2, checkpoint.save))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(small(tmp_path, method))
+    (path,) = tmp_path.rglob("last.pt")
+    change_state(path, method=state)
+    assert refusal(train.main, small(tmp_path, method), monkeypatch).startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_file_of_a_started_run_is_refused(name, content, half_way, tmp_path, monkeypatch):
+    runs_dir = shutil.copytree(half_way, tmp_path / "runs")
+    (path,) = runs_dir.rglob(name)
+    lines = content + b"\n" + b" " * path.stat().st_size  # metrics.jsonl may be longer than the checkpoint says
+    path.write_bytes(lines)
+    assert f"{path} is damaged" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+
+
+def test_a_run_is_not_continued_on_other_data(half_way, tmp_path, monkeypatch):
+    runs_dir = shutil.copytree(half_way, tmp_path / "runs")
+    before = {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()}
+    monkeypatch.setattr(data.Dataset, "digest", "another")
+    assert "began with other data" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+    assert {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_of_another_configuration_is_never_overwritten(half_way, tmp_path, monkeypatch):
@@ -267,6 +360,28 @@ def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     state = checkpoint.load(path)
     assert state["position"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("at_a_signal", [False, True])
+def test_weights_that_are_not_finite_keep_the_last_good_checkpoint(at_a_signal, tmp_path, monkeypatch):
+    """The epoch's only loss is computed before the step that breaks the network."""
+    received = property(lambda self: at_a_signal and broken, lambda self, value: None)
+    broken = False
+
+    def rate(cfg, epoch, epochs):
+        nonlocal broken
+        broken = epoch == 2
+        return float("inf") if broken else 0.1
+
+    monkeypatch.setattr(train, "learning_rate", rate)
+    monkeypatch.setattr(train.StopSignals, "received", received, raising=False)
+    said = refusal(train.main, small(tmp_path, "sfp", "optim.batch_size=320"), monkeypatch)
+    assert "weights are not finite in epoch 3" in said
+    (path,) = tmp_path.rglob("last.pt")
+    state = checkpoint.load(path)
+    assert state["position"]["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert len(list(tmp_path.rglob("epoch_*.json"))) == 2
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
@@ -297,6 +412,7 @@ def test_bad_exports(tmp_path, monkeypatch):
     assert "no config.yaml" in refusal(evaluate.main, [f"run={tmp_path}"], monkeypatch)
     assert "no summary.json" in refusal(export.main, [f"run={tmp_path}"], monkeypatch)
     assert "missing mandatory value: run" in refusal(export.main, [], monkeypatch)
+    assert "give run=<run folder> or model.weights" in refusal(evaluate.main, [], monkeypatch)
     weights, spec = folder / "export" / "weights.safetensors", folder / "export" / "spec.json"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
@@ -306,6 +422,59 @@ def test_bad_exports(tmp_path, monkeypatch):
     spec.write_text((other / "export" / "spec.json").read_text())
     assert "does not match its spec.json" in refusal(evaluate.main, [f"run={folder}"], monkeypatch)
     assert "does not match its spec.json" in refusal(export.main, [f"run={folder}"], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": None},
+        {"network": {}},
+        {"network": {"model": None, "channels": 1, "classes": 10}},
+        {"classes": -3},
+        {"classes": 0},
+        {"classes": "ten"},
+        {"channels": 0},
+        {"channels": 5},
+        {"shortcut": "bogus"},
+        {"width": "inf"},
+        {"width": 1e400},
+        {"width": -1},
+        {"name": "resnet21"},
+        {"name": ["resnet20"]},
+        {"depth": 3},
+        {"normalisation": [["a"], ["b"]]},
+        {"normalisation": [[0.5], [0.0]]},
+        {"normalisation": [[0.5] * 2, [0.5] * 2]},
+        {"normalisation": 3},
+        {"plan": {}},
+        {"plan": None},
+    ],
+    ids=str,
+)
+def test_a_wrong_spec_is_refused(changes, exported, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "run")
+    path = folder / "export" / "spec.json"
+    spec = json.loads(path.read_text())
+    for key, value in changes.items():
+        place = spec if key in spec else spec["network"] if key in spec["network"] else spec["network"]["model"]
+        place[key] = value
+    path.write_text(json.dumps(spec))
+    refusal(evaluate.main, [f"run={folder}"], monkeypatch)
+    refusal(export.main, [f"run={folder}"], monkeypatch)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b"data: 3", b"data: {sise: 8}", b"a: [b"])
+def test_damaged_files_of_a_finished_run_are_refused(content, exported, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "run")
+    for main, name in ((evaluate.main, "config.yaml"), (export.main, "summary.json")):
+        (folder / name).write_bytes(content)
+        assert f"{folder / name} is damaged" in refusal(main, [f"run={folder}"], monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Folder of a finished run."""
+    return train.run(small(tmp_path_factory.mktemp("exported"), "sfp", "epochs=1"))
 
 
 def test_programmatic_use_raises_the_same_sentence(tmp_path):

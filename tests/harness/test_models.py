@@ -90,6 +90,20 @@ def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):
                 models.start(replace(RESNET20, weights=str(tmp_path / name)), 3, 10)
 
 
+@pytest.mark.parametrize("text", ["hello", "(", ".", "cos\nsystem\n", "h", "\x80", "{}", "weights: 3\n" * 50])
+def test_pth_of_text_is_refused(text, tmp_path):
+    (tmp_path / "w.pth").write_text(text, "latin-1")
+    with pytest.raises(InputError, match=r"is no readable weights file|is not a dictionary of named tensors"):
+        models.start(replace(RESNET20, weights=str(tmp_path / "w.pth")), 3, 10)
+
+
+@pytest.mark.parametrize("content", [3, [torch.zeros(1)], {1: torch.zeros(1)}, {"state_dict": {0: torch.zeros(1)}}])
+def test_pth_of_something_else_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="is not a dictionary of named tensors"):
+        models.start(replace(RESNET20, weights=str(tmp_path / "w.pth")), 3, 10)
+
+
 def test_pth_of_a_wrapped_network_loads(tmp_path):
     model = models.build(RESNET20, 3, 10)
     wrapped = {f"module.{k}": v for k, v in model.state_dict().items() if "num_batches" not in k}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import train
 from experiments.harness.loop import Callback, Interrupted
@@ -71,6 +72,25 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(method, tm
     assert state_of(train.run(small(tmp_path, method))) == uninterrupted[method]
 
 
+def test_the_default_generators_continue_too(tmp_path, monkeypatch):
+    """What draws from torch's default generator in every step draws the same numbers after a resume."""
+    steps, stop_at = 0, 7
+
+    def after_step(self):
+        nonlocal steps
+        steps += 1
+        torch.rand(3)
+        if steps == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Callback, "after_step", after_step)
+    with pytest.raises(Interrupted):
+        train.run(small(tmp_path / "stopped", "dense"))
+    continued = state_of(train.run(small(tmp_path / "stopped", "dense")))
+    stop_at = 0
+    assert continued == state_of(train.run(small(tmp_path / "whole", "dense")))
+
+
 def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
     folder = train.run(small(tmp_path, "dense", "epochs=1"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -81,7 +101,7 @@ def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_a_second_process_is_refused(tmp_path, monkeypatch):
     from experiments.harness.entry import compose
     from experiments.harness.record import Record
 
@@ -90,18 +110,39 @@ def test_a_second_process_is_refused(tmp_path):
     first.begin(cfg, {})
     with pytest.raises(InputError, match="another process"):
         second.begin(cfg, {})
+    monkeypatch.setattr(train, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked"))
+    with pytest.raises(InputError, match="another process"):
+        train.run(small(tmp_path, "dense"))
+
+
+def started(runs_dir, method):
+    """A process that trains, whose first epoch is done."""
+    command = [sys.executable, "-m", "experiments.train", *small(runs_dir, method)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first_epoch = process.stderr.readline()  # the first line comes when the first epoch is done
+    assert "epoch 1/4" in first_epoch
+    return process
+
+
+@pytest.fixture(scope="module")
+def seconds_left(tmp_path_factory):
+    """Method to the seconds from its first epoch's end to its process's, undisturbed."""
+    seconds = {}
+    for method in ("dense", "sfp", "psap"):
+        process = started(tmp_path_factory.mktemp("undisturbed"), method)
+        began = time.perf_counter()
+        process.communicate()
+        seconds[method] = time.perf_counter() - began
+    return seconds
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(20))
-def test_random_kills(number, tmp_path, uninterrupted):
+def test_random_kills(number, tmp_path, uninterrupted, seconds_left):
     """SIGKILL at a random moment after the first epoch; then the run is continued to its end."""
     method = ("dense", "sfp", "psap")[number % 3]
-    command = [sys.executable, "-m", "experiments.train", *small(tmp_path, method)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    first_epoch = process.stderr.readline()  # the first line comes when the first epoch is done
-    assert "epoch 1/4" in first_epoch
-    time.sleep(random.Random(number).uniform(0, 1.2))
+    process = started(tmp_path, method)
+    time.sleep(random.Random(number).uniform(0, 0.7) * seconds_left[method])
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert state_of(train.run(small(Path(tmp_path), method))) == uninterrupted[method]
