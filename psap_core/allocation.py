@@ -56,10 +56,9 @@ def filter_counts(
 
 def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> None:
     """Raise InputError if even the floors cost more than the budget."""
-    least = cost.cost(floors)
-    if least > budget:
-        most = 1 - least / cost.dense
-        raise InputError(f"a cut of {1 - budget / cost.dense:.4f} is unreachable: the layers' minima allow {most:.4f}")
+    if cost.cost(floors) > budget:
+        asked, most = 1 - budget / cost.dense, 1 - cost.cost(floors) / cost.dense
+        raise InputError(f"a cut of {asked:.4f} is unreachable: the layers' minimum filters allow {most:.4f}")
 
 
 def _real_counts(

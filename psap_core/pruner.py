@@ -212,8 +212,8 @@ class PSAP:
     def _protect(self, seen: Supervision, norms: dict[str, list[float]], anew: Filters, kept: list[int]) -> Filters:
         restored = {}
         for part, k in zip(self.plan.layers, kept, strict=True):
-            scores = dict(enumerate(norms[part.name]))  # without a pulse, the largest norms come back
-            scores |= {f: mean for f, (mean, _) in seen.utility.get(part.name, {}).items()}
+            suspended = (*part.pruned, *anew[part.name])  # without a pulse, the largest norms come back
+            scores = {f: seen.utility[part.name][f][0] if seen.utility else norms[part.name][f] for f in suspended}
             restored[part.name] = choose_restored(scores, part.pruned, anew[part.name], part.filters - k)
         return restored
 

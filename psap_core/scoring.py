@@ -1,5 +1,6 @@
 """Eq. 3: the norm proposes which filters to suspend."""
 
+import heapq
 import math
 from collections.abc import Collection, Sequence
 
@@ -15,7 +16,8 @@ def filter_norms(weight: Tensor) -> Tensor:
 
 def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:
     """Filter norms [O] over the mean norm of the layer's live filters: unchanged by rescaling the layer."""
-    live = sorted(set(range(len(norms))).difference(suspended))
+    live = torch.ones(len(norms), dtype=torch.bool)
+    live[list(suspended)] = False
     return norms / norms[live].mean()
 
 
@@ -36,5 +38,5 @@ def propose(scores: Sequence[float], suspended: Collection[int], pruned: int, ma
     needed = pruned - len(suspended)
     if needed <= 0:
         return ()
-    live = sorted(set(range(len(scores))).difference(suspended))
-    return tuple(sorted(sorted(live, key=scores.__getitem__)[: needed + margin]))  # stable: ties by index
+    live = sorted(set(range(len(scores))).difference(suspended)) if suspended else range(len(scores))
+    return tuple(sorted(heapq.nsmallest(needed + margin, live, key=scores.__getitem__)))  # stable: ties by index
