@@ -21,11 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from experiments import train
-from experiments.harness.entry import EXIT_INTERRUPTED, EXIT_REFUSED, one_sentence
-from experiments.harness.loop import Interrupted
+from experiments.harness.entry import plain_exits
 from experiments.harness.models import open_exported
 from experiments.harness.record import read_summary
-from psap_core import InputError, read_spec
+from psap_core import read_spec
 from psap_core.export import ScatteredBatchNorm2d
 
 METHODS = ("dense", "sfp", "thin", "psap")
@@ -209,11 +208,5 @@ def run(overrides: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_exits():
         run(sys.argv[1:])
-    except Interrupted:
-        print("interrupted: the same command continues the demo", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except (InputError, OSError) as error:
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
