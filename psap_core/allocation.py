@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
@@ -41,17 +42,16 @@ def filter_counts(
     """
     real = _real_counts(sparsity, cost, budget, floors, alpha)
     kept = [math.floor(k) for k in real]
-    remainder = [k - n for k, n in zip(real, kept, strict=True)]
     left = budget - cost.cost(kept)
-    while True:
-        marginal = cost.marginal(kept)
-        fits = [l for l, o in enumerate(cost.filters) if kept[l] < o and marginal[l] <= left]
-        if not fits:
-            return kept
-        chosen = max(fits, key=lambda l: (remainder[l], -l))
-        kept[chosen] += 1
-        remainder[chosen] -= 1
-        left -= marginal[chosen]
+    queue = sorted((n - k, l) for l, (n, k) in enumerate(zip(kept, real, strict=True)))
+    while queue:  # what does not fit now never will: budgets shrink, marginal costs grow
+        missing, l = heappop(queue)
+        marginal = cost.marginal(kept, l)
+        if kept[l] < cost.filters[l] and marginal <= left:
+            kept[l] += 1
+            left -= marginal
+            heappush(queue, (missing + 1, l))
+    return kept
 
 
 def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> None:
@@ -66,10 +66,10 @@ def _real_counts(
 ) -> list[float]:
     check_reachable(cost, budget, floors)
     shares = [(1 - s) ** alpha for s in sparsity]
+    layers = list(zip(shares, cost.filters, floors, strict=True))
 
     def counts(scale: float) -> list[float]:
-        layers = zip(shares, cost.filters, floors, strict=True)
-        return [float(min(max(scale * share * o, floor), o)) for share, o, floor in layers]
+        return [floor if (k := scale * share * o) < floor else o if k > o else k for share, o, floor in layers]
 
     low, high = 0.0, max((1 / share for share in shares if share > 0), default=0.0)
     if cost.cost(counts(high)) <= budget:

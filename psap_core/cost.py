@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -41,16 +42,12 @@ class CostModel:
 
     def cost(self, kept: Sequence[float]) -> float:
         """Cost with kept[l] filters in layer l; an exact integer for integers."""
-        own = sum(c * k for c, k in zip(self.linear, kept, strict=True))
-        return self.fixed + own + sum(c * kept[l] * kept[m] for l, m, c in self.bilinear)
+        own = sum(map(mul, self.linear, kept))
+        return self.fixed + own + sum([c * kept[l] * kept[m] for l, m, c in self.bilinear])
 
-    def marginal(self, kept: Sequence[int]) -> list[int]:
-        """What one more filter costs, per layer: its own output and its share of its consumers' input."""
-        marginal = list(self.linear)
-        for l, m, c in self.bilinear:
-            marginal[l] += c * kept[m]
-            marginal[m] += c * kept[l]
-        return marginal
+    def marginal(self, kept: Sequence[int], l: int) -> int:
+        """What one more filter of layer l costs: its own output and its share of its consumers' input."""
+        return self.linear[l] + sum([c * kept[b if a == l else a] for a, b, c in self.bilinear if l in (a, b)])
 
     @property
     def dense(self) -> int:

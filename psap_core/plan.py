@@ -22,7 +22,7 @@ class LayerPlan:
     pruned: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if list(self.pruned) != sorted(set(range(self.filters)).intersection(self.pruned)):
+        if list(self.pruned) != [f for f in sorted(set(self.pruned)) if f in range(self.filters)]:
             raise InputError(f"pruned filters of {self.name!r} are not sorted, distinct and in 0..{self.filters - 1}")
         if len(self.pruned) >= self.filters:
             raise InputError(f"the plan keeps no filter of layer {self.name!r}")

@@ -125,8 +125,8 @@ class PSAP:
 
         self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
-        self._snapshots: dict[str, Snapshot] = {layer.name: {} for layer in self.layers}
-        self._hold_suspended()
+        self._snapshots = {layer.name: Snapshot() for layer in self.layers}
+        self._hold_suspended(self._tensors())
         optimizer.register_step_post_hook(self._zero_suspended_affine)
 
     @property
@@ -160,48 +160,50 @@ class PSAP:
         target = self.target_cut * self.schedule.ramp(epochs_done)
         tensors, earlier = self._tensors(), self.plan.pruned
         for name, filters in earlier.items():
-            refresh_(tensors[name], filters, self._snapshots[name])
+            if filters:
+                refresh_(tensors[name], self._snapshots[name])
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
         kept = filter_counts([*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha)
         norms = self._relative_norms(weights)
         anew = self._propose(norms, kept)
-        proposed = {name: tuple(sorted(earlier[name] + filters)) for name, filters in anew.items()}
-        for name, filters in anew.items():
-            suspend_(tensors[name], filters, self._snapshots[name])
+        snapshots = {name: suspend_(tensors[name], filters, self._snapshots[name]) for name, filters in anew.items()}
+        proposed = {name: tuple(sorted(snapshot.filters)) for name, snapshot in snapshots.items()}
         try:
             seen = Supervision({}, {}, {})
             if self.protection and any(proposed.values()):
-                seen = pulse(self.model, tensors, proposed, self._snapshots, make_losses, self.pulse_batches)
+                seen = pulse(self.model, tensors, snapshots, make_losses, self.pulse_batches)
             restored = self._protect(seen, norms, anew, kept)
             suspended = {name: set(filters).difference(restored[name]) for name, filters in proposed.items()}
             plan = make_plan(self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit)
             _check_same_plan_on_all_ranks(plan)
         except BaseException:
             for name, filters in anew.items():
-                restore_(tensors[name], filters, self._snapshots[name])
+                restore_(tensors[name], snapshots[name].select(filters))
             raise
         self.plan = plan
-        for name, filters in restored.items():
-            restore_(tensors[name], filters, self._snapshots[name])
-        if epochs_done == self.schedule.freeze:
-            for name, filters in plan.pruned.items():
-                freeze_(tensors[name], filters)
-                self._snapshots[name].clear()
-        self._hold_suspended()
+        for name, pruned in plan.pruned.items():
+            if restored[name]:
+                restore_(tensors[name], snapshots[name].select(restored[name]))
+                snapshots[name] = snapshots[name].select(pruned)
+            if epochs_done == self.schedule.freeze:
+                freeze_(tensors[name], pruned)
+                snapshots[name] = Snapshot()
+        self._snapshots = snapshots
+        self._hold_suspended(tensors)
         changed = sum(len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items())
         return PruneStep(
             epochs_done, plan, sparsity, proposed, restored, seen.utility, seen.grad_norm_live,
             seen.grad_norm_suspended, changed / sum(self._macs.filters), time.perf_counter() - began,
         )
 
-    def _relative_norms(self, weights: dict[str, Tensor]) -> dict[str, list[float]]:
+    def _relative_norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
         parts = zip(self.plan.layers, torch.split(norms, list(self._macs.filters)), strict=True)
-        return {part.name: relative_norms(norm, part.pruned).tolist() for part, norm in parts}
+        return {part.name: relative_norms(norm, part.pruned) for part, norm in parts}
 
-    def _propose(self, norms: dict[str, list[float]], kept: list[int]) -> Filters:
+    def _propose(self, norms: dict[str, Tensor], kept: list[int]) -> Filters:
         anew = {}
         for part, k, floor in zip(self.plan.layers, kept, self._floors, strict=True):
             pruned = part.filters - k
@@ -209,18 +211,20 @@ class PSAP:
             anew[part.name] = propose(norms[part.name], part.pruned, pruned, margin)
         return anew
 
-    def _protect(self, seen: Supervision, norms: dict[str, list[float]], anew: Filters, kept: list[int]) -> Filters:
-        restored = {}
+    def _protect(self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]) -> Filters:
+        restored: Filters = dict.fromkeys(anew, ())
         for part, k in zip(self.plan.layers, kept, strict=True):
-            suspended = (*part.pruned, *anew[part.name])  # without a pulse, the largest norms come back
-            scores = {f: seen.utility[part.name][f][0] if seen.utility else norms[part.name][f] for f in suspended}
-            restored[part.name] = choose_restored(scores, part.pruned, anew[part.name], part.filters - k)
+            suspended = (*part.pruned, *anew[part.name])
+            if len(suspended) > part.filters - k:
+                utility = seen.utility.get(part.name)  # without a pulse, the largest norms come back
+                scores = {f: utility[f][0] if utility else norms[part.name][f].item() for f in suspended}
+                restored[part.name] = choose_restored(scores, part.pruned, anew[part.name], part.filters - k)
         return restored
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's and the optimiser's state; loads with weights_only."""
         plan, settings = self.plan, self._settings()
-        rows = {n: {key: t[list(plan.pruned[n])] for key, t in saved.items()} for n, saved in self._snapshots.items()}
+        rows = {n: saved.select(plan.pruned[n]).rows for n, saved in self._snapshots.items() if saved.rows}
         return {"settings": settings, "epochs_done": self.epochs_done, "plan": plan.to_json(), "snapshots": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,12 +239,12 @@ class PSAP:
                 raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours[name]}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
-        self._snapshots = {layer.name: {} for layer in self.layers}
-        for (name, tensors), part in zip(self._tensors().items(), self.plan.layers, strict=True):
-            for key, rows in state["snapshots"][name].items():
-                saved = torch.zeros(part.filters, *rows.shape[1:], dtype=rows.dtype, device=tensors.gamma.device)
-                self._snapshots[name][key] = saved.index_copy_(0, tensors.index(part.pruned), rows.to(saved.device))
-        self._hold_suspended()
+        device = next(self.model.parameters()).device
+        self._snapshots = {name: Snapshot() for name in self.plan.pruned}
+        for name, rows in state["snapshots"].items():
+            on_device = {key: saved.to(device, copy=True) for key, saved in rows.items()}
+            self._snapshots[name] = Snapshot(self.plan.pruned[name], on_device)
+        self._hold_suspended(self._tensors())
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -254,16 +258,16 @@ class PSAP:
     def _tensors(self) -> dict[str, FilterTensors]:
         return {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers}
 
-    def _hold_suspended(self) -> None:
+    def _hold_suspended(self, tensors: dict[str, FilterTensors]) -> None:
         """Prepare the hook: affines that have suspended entries, and masks that are zero there."""
         self._affines: list[Tensor] = []
         self._masks: list[Tensor] = []
-        for layer, part in self.plan.match(self.layers):
-            norm = self.model.get_submodule(layer.affine)
-            for affine in norm.parameters(recurse=False) if part.pruned else ():
-                self._affines.append(affine)
-                self._masks.append(torch.ones_like(affine, requires_grad=False))
-                self._masks[-1][list(part.pruned)] = 0.0
+        for name, pruned in self.plan.pruned.items():
+            if pruned:
+                mask = torch.ones_like(tensors[name].gamma, requires_grad=False)
+                mask.index_fill_(0, tensors[name].index(pruned), 0.0)
+                self._affines += (tensors[name].gamma, tensors[name].beta)
+                self._masks += (mask, mask)
 
     @torch.no_grad()
     def _zero_suspended_affine(self, *_: object) -> None:

@@ -1,8 +1,7 @@
 """Eq. 3: the norm proposes which filters to suspend."""
 
-import heapq
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ def filter_norms(weight: Tensor) -> Tensor:
 
 def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:
     """Filter norms [O] over the mean norm of the layer's live filters: unchanged by rescaling the layer."""
-    live = torch.ones(len(norms), dtype=torch.bool)
-    live[list(suspended)] = False
-    return norms / norms[live].mean()
+    live = norms[sorted(set(range(len(norms))).difference(suspended))] if suspended else norms
+    return norms / live.mean()
 
 
 def pulse_margin(pruned: int, kept: int, floor: int, margin: float) -> int:
@@ -26,7 +24,7 @@ def pulse_margin(pruned: int, kept: int, floor: int, margin: float) -> int:
     return min(max(1, math.floor(margin * pruned)), kept - floor)
 
 
-def propose(scores: Sequence[float], suspended: Collection[int], pruned: int, margin: int) -> tuple[int, ...]:
+def propose(scores: Tensor, suspended: Collection[int], pruned: int, margin: int) -> tuple[int, ...]:
     """The live filters proposed anew: the lowest scores first, ties by index.
 
     Args:
@@ -38,5 +36,5 @@ def propose(scores: Sequence[float], suspended: Collection[int], pruned: int, ma
     needed = pruned - len(suspended)
     if needed <= 0:
         return ()
-    live = sorted(set(range(len(scores))).difference(suspended)) if suspended else range(len(scores))
-    return tuple(sorted(heapq.nsmallest(needed + margin, live, key=scores.__getitem__)))  # stable: ties by index
+    lowest, earlier = scores.sort(stable=True).indices[: pruned + margin].tolist(), set(suspended)
+    return tuple(sorted([f for f in lowest if f not in earlier][: needed + margin]))

@@ -32,8 +32,8 @@ class Supervision:
 
 
 def pulse(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], suspended: Mapping[str, Collection[int]],
-    snapshots: Mapping[str, Snapshot], make_losses: MakeLosses, batches: int,
+    model: nn.Module, tensors: Mapping[str, FilterTensors], snapshots: Mapping[str, Snapshot],
+    make_losses: MakeLosses, batches: int,
 ) -> Supervision:
     """Measure the utility of suspended filters on a standing network: no optimiser step, nothing is changed.
 
@@ -43,25 +43,25 @@ def pulse(
 
     Args:
         model: the network whose gradients are read, in the modes in which it is trained.
-        tensors: layer name to its live tensors, every prunable layer; the other mappings have the same keys.
-        suspended: layer name to its suspended filters.
-        snapshots: layer name to what they were.
+        tensors: layer name to its live tensors, every prunable layer.
+        snapshots: layer name to its suspended filters and what they were, the same layers.
         make_losses: makes up to `batches` scalar losses, one forward pass each, lazily.
         batches: K, how many losses are used at most.
 
     Raises:
         InputError: fewer than two losses came, or one has a gradient that is not finite.
     """
-    saved = {name: _saved_affine(layer, suspended[name], snapshots[name]) for name, layer in tensors.items()}
+    saved = {name: _saved_affine(layer, snapshots[name]) for name, layer in tensors.items()}
     saved_gamma, saved_beta = (torch.cat(parts) for parts in zip(*saved.values(), strict=True))
     utilities, norms = [], []
     with _standing(model, tensors, saved), torch.autocast(saved_gamma.device.type, enabled=False):
-        for loss in islice(_with_cleared_gradients(model, make_losses), batches):
+        for loss in islice(make_losses(), batches):
             loss.backward()
             gamma_grad = torch.cat([layer.gamma.grad for layer in tensors.values()])  # type: ignore[misc]
             beta_grad = torch.cat([layer.beta.grad for layer in tensors.values()])  # type: ignore[misc]
             utilities.append(-(gamma_grad * saved_gamma + beta_grad * saved_beta))
             norms.append(torch.hypot(gamma_grad, beta_grad))
+            model.zero_grad()
     if len(utilities) < 2:
         raise InputError(f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}")
     seen = torch.stack([torch.stack(utilities), torch.stack(norms)]).double().cpu()  # one transfer
@@ -70,7 +70,7 @@ def pulse(
     (mean, norm), error = seen.mean(1), seen[0].std(0) / len(utilities) ** 0.5
     widths, result = [len(layer.gamma) for layer in tensors.values()], Supervision({}, {}, {})
     for name, u, e, g in zip(tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True):
-        filters = sorted(suspended[name])
+        filters = sorted(snapshots[name].filters)
         result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}
         is_live = torch.ones(len(g), dtype=torch.bool)
         is_live[filters] = False
@@ -102,6 +102,7 @@ def _standing(
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
+            model.zero_grad()
             for live, part in zip(affines, chain.from_iterable(saved.values()), strict=True):
                 live.add_(part, alpha=PULSE_EPSILON)  # suspended entries are zero, and so is what is saved of live ones
             with torch.enable_grad():
@@ -112,20 +113,9 @@ def _standing(
                 tensor.copy_(before)
 
 
-def _saved_affine(layer: FilterTensors, suspended: Collection[int], snapshot: Snapshot) -> tuple[Tensor, Tensor]:
+def _saved_affine(layer: FilterTensors, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
     """Saved (gamma, beta), each [O], zero for live filters."""
-    index = layer.index(suspended)
     gamma, beta = (torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine)
-    for name, saved in zip(layer.affine if suspended else (), (gamma, beta), strict=False):
-        saved.index_copy_(0, index, snapshot[name].index_select(0, index))
+    for name, saved in zip(layer.affine if snapshot.filters else (), (gamma, beta), strict=False):
+        saved.index_copy_(0, layer.index(snapshot.filters), snapshot.rows[name])
     return gamma, beta
-
-
-def _with_cleared_gradients(model: nn.Module, make_losses: MakeLosses) -> Iterator[Tensor]:
-    losses = iter(make_losses())
-    while True:
-        model.zero_grad()
-        try:
-            yield next(losses)
-        except StopIteration:
-            return

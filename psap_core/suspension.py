@@ -1,7 +1,8 @@
 """Eq. 4, 6, 7: suspend, restore and freeze filters. The only code that mutates weights or optimiser state."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,20 @@ from torch.optim import Optimizer
 from psap_core.layers import PrunableLayer
 from psap_core.plan import PrunePlan
 
-Snapshot = dict[str, Tensor]
-"""What suspended filters were: tensor name to a tensor of its shape, of which only suspended filters' rows count."""
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What suspended filters were: tensor name to rows [n, ...], one per filter of `filters`, in their order."""
+
+    filters: tuple[int, ...] = ()
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def select(self, filters: Collection[int]) -> "Snapshot":
+        """The snapshot of some of its filters."""
+        position = {f: i for i, f in enumerate(self.filters)}
+        index = torch.tensor([position[f] for f in filters], dtype=torch.long)
+        rows = {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in self.rows.items()}
+        return Snapshot(tuple(filters), rows)
 
 
 @dataclass(frozen=True)
@@ -22,25 +35,20 @@ class FilterTensors:
         parameters: convolution weights [O, ...] (and biases), gamma and beta of every member's BatchNorm.
         buffers: BatchNorm statistics.
         state: optimiser state of those parameters, where it has the parameter's shape and exists yet.
-        affine: names of gamma [O] and beta [O] of the layer's affine, among the parameters.
+        affine: names of gamma and beta, among the parameters.
+        gamma, beta: the layer's affine, [O] each.
     """
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     state: dict[str, Tensor]
     affine: tuple[str, str]
-
-    @property
-    def gamma(self) -> Tensor:
-        return self.parameters[self.affine[0]]
-
-    @property
-    def beta(self) -> Tensor:
-        return self.parameters[self.affine[1]]
+    gamma: Tensor
+    beta: Tensor
 
     def index(self, filters: Collection[int]) -> Tensor:
         """Filter numbers as int64 [n] on the layer's device."""
-        return torch.tensor(sorted(filters), dtype=torch.long, device=self.gamma.device)
+        return torch.tensor([*filters], dtype=torch.long, device=self.gamma.device)
 
 
 def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None) -> FilterTensors:
@@ -49,50 +57,55 @@ def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer 
     buffers: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
     for member in layer.members:
-        module = model.get_submodule(member)
-        for name, parameter in module.named_parameters(member, recurse=False):
-            parameters[name] = parameter
-            for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[f"{name}:{key}"] = value
-        buffers |= {name: b for name, b in module.named_buffers(member, recurse=False) if b.ndim}
-    return FilterTensors(parameters, buffers, state, (f"{layer.affine}.weight", f"{layer.affine}.bias"))
+        module = attrgetter(member)(model)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                parameters[f"{member}.{key}"] = parameter
+                for kind, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        state[f"{member}.{key}:{kind}"] = value
+        buffers |= {f"{member}.{key}": b for key, b in module._buffers.items() if b is not None and b.ndim}
+    affine = f"{layer.affine}.weight", f"{layer.affine}.bias"
+    return FilterTensors(parameters, buffers, state, affine, *(parameters[name] for name in affine))
 
 
 @torch.no_grad()
-def suspend_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
-    """Eq. 4: silence filters and note in `snapshot` what they were; nothing is lost.
+def suspend_(tensors: FilterTensors, filters: Collection[int], earlier: Snapshot) -> Snapshot:
+    """Eq. 4: silence filters; the snapshot says what they, and those suspended earlier, were: nothing is lost.
 
     The affine becomes (0, 0), so the contribution is exactly zero in training and in evaluation; the live
     optimiser state of the filters becomes zero.
     """
     if not filters:
-        return
-    index = tensors.index(filters)
-    # State that did not exist yet when an earlier filter was suspended counts as zero.
-    allocate = torch.zeros_like if snapshot else torch.empty_like
+        return earlier
+    index, rows = tensors.index(filters), {}
     for name, tensor in (tensors.parameters | tensors.buffers | tensors.state).items():
-        if name not in snapshot:
-            snapshot[name] = allocate(tensor, requires_grad=False)
-        snapshot[name].index_copy_(0, index, tensor.index_select(0, index))
-    for tensor in (tensors.gamma, tensors.beta, *tensors.state.values()):
-        tensor.index_fill_(0, index, 0.0)
+        rows[name] = tensor.index_select(0, index)
+        if earlier.filters:  # state that did not exist yet counts as zero
+            zeros = tensor.new_zeros(len(earlier.filters), *tensor.shape[1:])
+            rows[name] = torch.cat([earlier.rows.get(name, zeros), rows[name]])
+    _silence_(tensors, index)
+    return Snapshot((*earlier.filters, *filters), rows)
 
 
 @torch.no_grad()
-def restore_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
-    """Eq. 6: give suspended filters back exactly, optimiser state included."""
-    _copy_(tensors.parameters | tensors.buffers | tensors.state, tensors.index(filters), snapshot)
+def restore_(tensors: FilterTensors, snapshot: Snapshot) -> None:
+    """Eq. 6: give the snapshot's filters back exactly, optimiser state included."""
+    index = tensors.index(snapshot.filters)
+    for name, tensor in (tensors.parameters | tensors.buffers | tensors.state).items():
+        if name in snapshot.rows:
+            tensor.index_copy_(0, index, snapshot.rows[name])
+        else:
+            tensor.index_fill_(0, index, 0.0)
 
 
-@torch.no_grad()
-def refresh_(tensors: FilterTensors, filters: Collection[int], snapshot: Snapshot) -> None:
-    """Undo what weight decay and running statistics did to the live rows of suspended filters.
+def refresh_(tensors: FilterTensors, snapshot: Snapshot) -> None:
+    """Undo what weight decay and running statistics did to the live rows of the snapshot's filters.
 
     They stay suspended, so this changes neither the network nor its training.
     """
-    rows = {name: t for name, t in (tensors.parameters | tensors.buffers).items() if name not in tensors.affine}
-    _copy_(rows, tensors.index(filters), snapshot)
+    restore_(tensors, snapshot)
+    _silence_(tensors, tensors.index(snapshot.filters))
 
 
 @torch.no_grad()
@@ -114,9 +127,7 @@ def apply_(
         freeze_(filter_tensors(model, layer, optimizer), part.pruned)
 
 
-def _copy_(tensors: dict[str, Tensor], index: Tensor, snapshot: Snapshot) -> None:
-    for name, tensor in tensors.items() if len(index) else ():
-        if name in snapshot:
-            tensor.index_copy_(0, index, snapshot[name].index_select(0, index))
-        else:
-            tensor.index_fill_(0, index, 0.0)
+@torch.no_grad()
+def _silence_(tensors: FilterTensors, index: Tensor) -> None:
+    for tensor in (tensors.gamma, tensors.beta, *tensors.state.values()):
+        tensor.index_fill_(0, index, 0.0)

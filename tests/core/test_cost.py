@@ -85,6 +85,6 @@ def test_marginal_cost_is_the_difference() -> None:
     model = Small()
     cost = macs_cost_model(model, find_layers(model, small_example()), small_example())
     kept = [3, 4, 2, 5, 3, 1]
-    for l, marginal in enumerate(cost.marginal(kept)):
+    for l, marginal in enumerate(cost.marginal(kept, l) for l in range(len(kept))):
         more = [k + (i == l) for i, k in enumerate(kept)]
         assert cost.cost(more) - cost.cost(kept) == marginal

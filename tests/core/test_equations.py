@@ -224,7 +224,7 @@ def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: 
     assert torch.equal(relative_norms(filter_norms(louder), suspended)[live], scores[live])
     count = len(suspended) + 2
     lowest = sorted(live, key=lambda f: weight[f].norm().item())[:2]
-    assert list(propose(scores.tolist(), suspended, count, 0)) == sorted(lowest)
+    assert list(propose(scores, suspended, count, 0)) == sorted(lowest)
 
 
 # ---------------------------------------------------------------------------- when

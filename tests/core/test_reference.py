@@ -229,7 +229,7 @@ def test_cost(drawn_case: Allocation, data: st.DataObject) -> None:
     kept = [data.draw(st.integers(1, o)) for o in cost.filters]
     assert cost.cost(kept) == price(kept)
     assert cost.dense == price(cost.filters)
-    for layer, extra in enumerate(cost.marginal(kept)):
+    for layer, extra in enumerate(cost.marginal(kept, l) for l in range(len(kept))):
         assert extra == price([k + (m == layer) for m, k in enumerate(kept)]) - price(kept)
 
 
@@ -301,7 +301,7 @@ def test_proposal_by_hand() -> None:
         ([1, 4], 2, 3, []),  # none needed, no margin
         ([1, 4, 5], 2, 3, []),
     ]:
-        assert list(propose(scores, suspended, pruned, margin)) == by_hand
+        assert list(propose(torch.tensor(scores), suspended, pruned, margin)) == by_hand
         assert reference.proposed_anew(scores, suspended, pruned, margin) == by_hand
 
 
@@ -318,7 +318,7 @@ def test_margin_proposal_and_protection(data: st.DataObject, filters: int, margi
 
     extra = pulse_margin(pruned, filters - pruned, minimum, margin)
     assert extra == reference.pulse_margin(pruned, filters - pruned, minimum, margin)
-    anew = propose(scores, sorted(earlier), pruned, extra)
+    anew = propose(torch.tensor(scores, dtype=torch.float64), sorted(earlier), pruned, extra)
     assert list(anew) == reference.proposed_anew(scores, earlier, pruned, extra)
 
     proposed = sorted({*earlier, *anew})

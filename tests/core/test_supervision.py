@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from psap_core import InputError, Supervision, filter_tensors, find_layers, pulse, suspend_
+from psap_core import InputError, Snapshot, Supervision, filter_tensors, find_layers, pulse, suspend_
 from tests.core.networks import Small, loss_on, sgd, small_example, train_
 from tests.core.test_suspension import everything
 
@@ -20,15 +20,13 @@ def suspended_network(dtype=torch.float64, suspended=SUSPENDED):
     model.to(dtype)
     layers = find_layers(model, small_example().to(dtype))
     tensors = {layer.name: filter_tensors(model, layer, optimizer) for layer in layers}
-    snapshots: dict[str, dict] = {layer.name: {} for layer in layers}
-    for name, filters in suspended.items():
-        suspend_(tensors[name], filters, snapshots[name])
+    snapshots = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in suspended.items()}
     return model, optimizer, tensors, snapshots
 
 
-def supervise(model, tensors, snapshots, batches=2, losses=None, suspended=SUSPENDED) -> Supervision:
+def supervise(model, tensors, snapshots, batches=2, losses=None) -> Supervision:
     make_losses = losses or (lambda: (loss_on(model, side=8, batch=64, seed=seed) for seed in range(batches)))
-    return pulse(model, tensors, suspended, snapshots, make_losses, batches)
+    return pulse(model, tensors, snapshots, make_losses, batches)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -38,14 +36,14 @@ def test_utility_is_the_loss_reduction_of_giving_a_filter_back(name: str, f: int
     suspended = dict.fromkeys(SUSPENDED, ()) | {name: (f,)}
     model, _, tensors, snapshots = suspended_network(suspended=suspended)
     model.train(training)
-    seen = supervise(model, tensors, snapshots, suspended=suspended)
+    seen = supervise(model, tensors, snapshots)
     t, layer = 1e-4, tensors[name]
     reductions = []
     for seed in range(2):
         with torch.no_grad():
             without = loss_on(model, side=8, batch=64, seed=seed)
             for key in layer.affine:
-                layer.parameters[key][f] = t * snapshots[name][key][f]
+                layer.parameters[key][f] = t * snapshots[name].rows[key][0]
             back = loss_on(model, side=8, batch=64, seed=seed)
             layer.gamma[f] = layer.beta[f] = 0.0
         reductions.append(((without - back) / t).item())

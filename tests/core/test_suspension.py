@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from psap_core import apply_, export, find_layers, macs_cost_model, make_plan
-from psap_core.suspension import filter_tensors, freeze_, restore_, suspend_
+from psap_core.suspension import Snapshot, filter_tensors, freeze_, restore_, suspend_
 from tests.core.networks import Small, loss_on, sgd, small_example, train_
 
 OPTIMIZERS = {
@@ -35,17 +35,14 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return tensors
 
 
-def suspend_all(model: nn.Module, optimizer: torch.optim.Optimizer | None, filters=FILTERS) -> dict[str, dict]:
-    snapshots: dict[str, dict] = {}
-    for layer in find_layers(model, small_example().to(next(model.parameters()))):
-        snapshots[layer.name] = {}
-        suspend_(filter_tensors(model, layer, optimizer), filters[layer.name], snapshots[layer.name])
-    return snapshots
+def suspend_all(model: nn.Module, optimizer: torch.optim.Optimizer | None, filters=FILTERS) -> dict[str, Snapshot]:
+    layers = find_layers(model, small_example().to(next(model.parameters())))
+    return {x.name: suspend_(filter_tensors(model, x, optimizer), filters[x.name], Snapshot()) for x in layers}
 
 
-def restore_all(model, optimizer, snapshots, filters=FILTERS) -> None:
+def restore_all(model, optimizer, snapshots) -> None:
     for layer in find_layers(model, small_example()):
-        restore_(filter_tensors(model, layer, optimizer), filters[layer.name], snapshots[layer.name])
+        restore_(filter_tensors(model, layer, optimizer), snapshots[layer.name])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -92,9 +89,9 @@ def test_optimiser_state_that_did_not_exist_yet_counts_as_zero() -> None:
     stem = find_layers(model, small_example())[0]
     tensors = filter_tensors(model, stem, optimizer)
     momentum = tensors.state["stem.weight:momentum_buffer"][2].clone()
-    suspend_(tensors, late["stem"], snapshots["stem"])
+    snapshot = suspend_(tensors, late["stem"], snapshots["stem"])
     train_(model, optimizer, side=8, steps=1)
-    restore_(tensors, [0, 2, 3], snapshots["stem"])
+    restore_(tensors, snapshot.select([3, 0, 2]))
     assert torch.equal(tensors.state["stem.weight:momentum_buffer"][2], momentum)
     assert not tensors.state["stem.weight:momentum_buffer"][[0, 3]].any()
 
