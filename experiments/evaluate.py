@@ -4,7 +4,6 @@
 `python -m experiments.evaluate experiment=<recipe> model.weights=<file or exported folder>`
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ from yaml import YAMLError
 
 from experiments.harness import data, models
 from experiments.harness.data import Normalisation
-from experiments.harness.entry import compose, configure, entry_point, one_sentence
-from experiments.harness.loop import evaluate
-from experiments.schema import DataConfig, EvaluateConfig
+from experiments.harness.distributed import World
+from experiments.harness.entry import compose, configure, entry_point, one_sentence, reading_workers
+from experiments.harness.loop import Accuracy, evaluate
+from experiments.schema import DataConfig, EvaluateConfig, PhotographsConfig
 from psap_core import InputError
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 and top-5 in percent over `images` test images."""
-
-    top1: float
-    top5: float
-    images: int
 
 
 def run(overrides: list[str]) -> Accuracy:
@@ -36,28 +27,31 @@ def run(overrides: list[str]) -> Accuracy:
 
 def accuracy(cfg: EvaluateConfig) -> Accuracy:
     """Accuracy of the exported network of `cfg.run`, or else of the configured network, on the test split."""
-    device = configure(cfg.runtime)
+    world = World()
+    device = configure(cfg.runtime, world)
     if cfg.run is None and cfg.model.weights is None:
         raise InputError("nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>")
+    dataset = data.load(cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device)
     if cfg.run is None:
-        dataset = data.load(cfg.data)
         model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
     else:
-        dataset = data.load(recorded_data(Path(cfg.run), cfg.data.root))
         model, normalisation = models.open_exported(Path(cfg.run) / "export")
-    test = dataset.test.to(device)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
-    return Accuracy(*evaluate(model.to(device), test, normalisation), len(test))
+    batches = dataset.evaluation("test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world))
+    return evaluate(model.to(device), batches, world)
 
 
 def recorded_data(folder: Path, root: str) -> DataConfig:
-    """The data configuration of a run, with the files under `root`."""
+    """The data configuration of a run; where its files are gone, they are under `root`."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml")
     try:
-        recorded: Any = OmegaConf.load(path)
-        return OmegaConf.to_object(OmegaConf.merge(DataConfig, recorded["data"], {"root": root}))  # type: ignore[return-value]
+        loaded: Any = OmegaConf.load(path)
+        recorded = loaded["data"]
+        kind = PhotographsConfig if "on_corrupt" in recorded else DataConfig
+        elsewhere = {} if Path(recorded["root"]).exists() else {"root": root}
+        return OmegaConf.to_object(OmegaConf.merge(kind, recorded, elsewhere))  # type: ignore[return-value]
     except (OSError, YAMLError, OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {one_sentence(error)}") from error
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from experiments.harness import models
+from experiments.harness.distributed import World
 from experiments.harness.entry import configure, entry_point
 from experiments.harness.record import read_summary
 from experiments.schema import ExportConfig
@@ -26,7 +27,7 @@ def check(cfg: ExportConfig) -> Path:
     Raises:
         InputError: the folder is no finished run, or its network is not the one that the summary describes.
     """
-    configure(cfg.runtime)
+    configure(cfg.runtime, World())
     folder = Path(cfg.run) / "export"
     summary = read_summary(Path(cfg.run))
     small, _ = models.open_exported(folder)

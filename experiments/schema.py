@@ -37,6 +37,18 @@ class TrackingMode(StrEnum):
     disabled = "disabled"
 
 
+class OnCorrupt(StrEnum):
+    """What happens at an image that cannot be read."""
+
+    error = "error"
+    skip = "skip"  # left out, counted and reported
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    auto = "auto"  # bfloat16 autocast where the GPU has it, float32 elsewhere
+
+
 @dataclass
 class DataConfig:
     name: str = MISSING
@@ -50,10 +62,17 @@ class DataConfig:
 
 
 @dataclass
+class PhotographsConfig(DataConfig):
+    """A folder of train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
+
+    on_corrupt: OnCorrupt = MISSING
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     width: float = MISSING  # factor on every width, stream included
-    weights: str | None = MISSING  # dense .safetensors or .pth, or an exported folder
+    weights: str | None = MISSING  # dense .safetensors or .pth, an exported folder, or a name of torchvision's enum
     fan: Fan = MISSING  # of the initialisation
 
 
@@ -98,8 +117,11 @@ class PSAPConfig(TargetConfig):
 class OptimConfig:
     """SGD with Nesterov momentum; the learning rate falls in steps at shares of the epochs."""
 
-    batch_size: int = MISSING
+    batch_size: int = MISSING  # images per optimiser step, over all processes
+    accumulate: int = MISSING  # micro-batches of one process's share of them
+    precision: Precision = MISSING
     lr: float = MISSING
+    lr_batch: int | None = MISSING  # the batch that lr is meant for: it grows linearly with batch_size; None: it stays
     momentum: float = MISSING
     weight_decay: float = MISSING
     decay_all: bool = MISSING  # False: only tensors with two or more dimensions decay
@@ -113,6 +135,8 @@ class OptimConfig:
 class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda
     threads: int | None = MISSING  # torch's CPU threads; None: torch decides
+    workers: int | None = MISSING  # processes that read photographs, per training process; None: its share of the cores
+    compile: bool = MISSING  # torch.compile
 
 
 @dataclass
@@ -160,6 +184,7 @@ def register() -> None:
     store.store(name="train_schema", node=Config)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(group="data", name="photographs_schema", node=PhotographsConfig)
     store.store(group="model", name="resnet_schema", node=ResNetConfig)
     store.store(group="method", name="target_schema", node=TargetConfig)
     store.store(group="method", name="psap_schema", node=PSAPConfig)

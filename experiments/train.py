@@ -1,34 +1,42 @@
 """Train one network with one method: `python -m experiments.train experiment=<recipe> [key=value ...]`.
 
+On several GPUs: `torchrun --nproc-per-node=4 -m experiments.train experiment=<recipe> [key=value ...]`.
+
 The same command again continues a run that was stopped, and prints the summary of one that is done.
 SIGTERM and SIGUSR1 write a checkpoint after the current step and leave with exit code 75.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.baselines.thin import thin_model
-from experiments.harness import checkpoint, data, models, seeding
+from experiments.harness import checkpoint, data, distributed, models, seeding
+from experiments.harness.batches import Sharing
 from experiments.harness.callbacks import Method
-from experiments.harness.data import Normalisation
-from experiments.harness.entry import StopSignals, compose, configure, entry_point
-from experiments.harness.loop import Loop, Metrics, Position, evaluate
+from experiments.harness.data import Normalisation, SplitName
+from experiments.harness.distributed import World
+from experiments.harness.entry import StopSignals, compose, configure, entry_point, has_bfloat16, reading_workers
+from experiments.harness.loop import Accuracy, Interrupted, Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
 from experiments.harness.record import Record, device_name, read_summary
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
-from experiments.schema import Config, ModelConfig, TargetConfig
-from psap_core import InputError, apply_, export, export_error, macs, params, save_exported
+from experiments.schema import Config, ModelConfig, Precision, TargetConfig
+from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
+
+if TYPE_CHECKING:
+    from experiments.harness.photographs import Photographs
 
 
 def run(overrides: Sequence[str]) -> Path:
@@ -40,75 +48,122 @@ def train(cfg: Config) -> Path:
     """Train the configured run in its folder, and return the folder."""
     if cfg.epochs < 1:
         raise InputError(f"epochs={cfg.epochs} must be at least 1")
-    device = configure(cfg.runtime)
-    record = Record(cfg)
-    if not record.done:
-        with closing(record), StopSignals() as signals:
-            _train(cfg, record, device, signals)
+    with distributed.join() as world:
+        device = configure(cfg.runtime, world)
+        record = Record(cfg)
+        if not any(world.gather(record.done)):
+            with closing(record), StopSignals() as signals:
+                try:
+                    _train(cfg, record, device, world, signals)
+                except Interrupted:
+                    if world.is_first:
+                        record.interrupt()
+                    world.wait()  # whoever leaves first ends the others
+                    raise
     return record.folder
 
 
-def _train(cfg: Config, record: Record, device: torch.device, signals: StopSignals) -> None:
+def _train(cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals) -> None:
+    sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     seeding.seed_everything(cfg.seed)
-    dataset = data.load(cfg.data).to(device)
+    with world.first_alone():
+        dataset = data.load(cfg.data, device)
     channels, _, size = dataset.image_shape
     network = cfg.model
     if isinstance(cfg.method, TargetConfig) and cfg.method.name == "thin":
         network = thin_model(cfg.model, cfg.method.target_macs_cut, channels, dataset.classes, size)
-    model, normalisation = models.start(network, channels, dataset.classes)
-    model.to(device)
+    model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
+    model.to(device).to(memory_format=dataset.memory_format)
+    seeding.seed_rank(cfg.seed, world.rank)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     optimizer = make_optimizer(model, cfg.optim)
-    images = data.TrainingImages(dataset.train, normalisation, cfg.optim.batch_size, cfg.data.flip, cfg.seed)
+    net = world.wrap(torch.compile(model) if cfg.runtime.compile else model)  # type: ignore[arg-type]
+    workers = reading_workers(cfg.runtime, world)
+    images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
     example = torch.zeros(1, channels, size, size, device=device)
-    curve = dataset.validation if len(dataset.validation) else dataset.test
+    autocast = torch.bfloat16 if cfg.optim.precision is Precision.auto and has_bfloat16(device) else None
 
     def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
-        return (F.cross_entropy(model(x), y) for x, y in images.epoch("pulse", epochs_done))
+        batches = images.epoch("pulse", epochs_done)
+        return (F.cross_entropy(net(x), y) for batch in batches for x, y in batch.parts)
 
+    def accuracy(network: nn.Module, split: SplitName) -> Accuracy:
+        batches = dataset.evaluation(split, world.rank, world.size, normalisation, device, workers)
+        return evaluate(network, batches, world)
+
+    def save_plan(epochs_done: int, plan: PrunePlan) -> None:
+        if world.is_first:
+            record.save_plan(epochs_done, plan)
+
+    pulse_batches = images.batches * cfg.optim.accumulate
     method = make_method(
-        cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, images.batches, record.save_plan
+        cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, pulse_batches, save_plan
     )
-    record.begin(cfg, {"data_sha256": dataset.digest, "device": device_name(device), "world_size": 1})
-    tracker = Tracker(cfg, record.config_hash, record.folder)
+    if world.is_first:
+        facts = {"data_sha256": dataset.digest, "device": device_name(device), "world_size": world.size}
+        record.begin(cfg, facts | {"autocast": str(autocast)})
+    world.wait()
+    tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
 
     def save() -> None:
-        state = {
-            "config_hash": record.config_hash,
-            "seed": cfg.seed,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "method": method.state_dict(),
-            "position": asdict(loop.position),
-            "metrics_bytes": record.metrics_bytes(),
-        }
-        checkpoint.save(record.checkpoint, state)
+        ranks = world.gather({"generators": checkpoint.generators(device), "loss_sum": loop.position.loss_sum})
+        if world.is_first:
+            state = {
+                "config_hash": record.config_hash,
+                "seed": cfg.seed,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "method": method.state_dict(),
+                "position": asdict(loop.position),
+                "ranks": ranks,
+                "metrics_bytes": record.metrics_bytes(),
+            }
+            checkpoint.save(record.checkpoint, state)
+        world.wait()
 
     def log(metrics: Metrics) -> None:
-        record.log(metrics)
-        tracker.log(metrics)
-        progress.epoch(metrics)
+        skipped = set().union(*world.gather(dataset.skipped))
+        if tracker is not None:
+            row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
+            record.log(row)
+            tracker.log(row)
+            progress.epoch(row)
 
-    position = _resume(record, model, optimizer, method)
+    position = _resume(record, model, optimizer, method, world, device)
     steps_done = position.epoch * images.batches + position.batch
-    with RunProgress(f"{cfg.name} {cfg.method.name}", cfg.epochs, images.batches, steps_done) as progress:
+    curve: SplitName = "validation" if dataset.count("validation") else "test"
+    title = f"{cfg.name} {cfg.method.name}"
+    with RunProgress(title, cfg.epochs, images.batches, steps_done, quiet=not world.is_first) as progress:
         loop = Loop(
             model=model,
+            net=net,
             optimizer=optimizer,
             images=images,
+            world=world,
+            device=device,
+            autocast=autocast,
             callback=method,
             epochs=cfg.epochs,
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: evaluate(model, curve, normalisation)[0],
+            evaluate=lambda: accuracy(model, curve).top1,
             log=log,
             save=save,
-            stop_requested=lambda: signals.received,
+            stop_requested=lambda: world.any(signals.received),
             advance=progress.advance,
             position=position,
         )
         loop.train()
 
+    masked = accuracy(model, "test")
+    apply_(model, method.layers, method.plan)
+    small = export(model, method.plan)
+    exported = accuracy(small, "test")
+    if tracker is None:
+        world.wait()
+        return
     dense = model if network is cfg.model else models.build(cfg.model, channels, dataset.classes).to(device)
+    dense_macs, small_macs = macs(dense, example), macs(small, example)
+    _save_exported(record.folder / "export", cfg, network, small, method.plan, normalisation, dataset)
     summary = {
         "dataset": cfg.data.name,
         "image_size": size,
@@ -117,16 +172,14 @@ def _train(cfg: Config, record: Record, device: torch.device, signals: StopSigna
         "method": cfg.method.name,
         "epochs": cfg.epochs,
         "seed": cfg.seed,
-        **_export(
-            record.folder / "export",
-            cfg,
-            network,
-            model,
-            method,
-            dataset,
-            normalisation,
-            macs(dense, example),
-        ),
+        "top1": exported.top1,
+        "top5": exported.top5,
+        "masked_top1": masked.top1,
+        "test_images": exported.images,
+        "macs": small_macs,
+        "macs_cut": 1 - small_macs / dense_macs,
+        "params": params(small),
+        "export_max_relative_error": export_error(model, small, method.plan),
         # Forward MACs of the network in training times images seen; a training step costs three times it.
         "train_macs": macs(model, example) * len(images) * cfg.epochs,
         "train_seconds": loop.position.seconds,
@@ -136,12 +189,21 @@ def _train(cfg: Config, record: Record, device: torch.device, signals: StopSigna
     record.save_summary(summary)
     tracker.finish(record.rows(), summary)
     record.finish()
+    world.wait()
 
 
-def _resume(record: Record, model: nn.Module, optimizer: torch.optim.Optimizer, method: Method) -> Position:
+def _resume(
+    record: Record,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    world: World,
+    device: torch.device,
+) -> Position:
     """Load the run's checkpoint, if it has one, and cut its metrics back to it."""
     if not record.checkpoint.exists():
-        record.cut_metrics(0)
+        if world.is_first:
+            record.cut_metrics(0)
         return Position()
     state = checkpoint.load(record.checkpoint)
     if (state.get("config_hash"), state.get("seed")) != (record.config_hash, record.seed):
@@ -152,11 +214,13 @@ def _resume(record: Record, model: nn.Module, optimizer: torch.optim.Optimizer, 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         method.load_state_dict(state["method"])
-        checkpoint.restore_generators(state)
-        position = Position(**state["position"])
+        mine = state["ranks"][world.rank]
+        checkpoint.restore_generators(mine["generators"], device)
+        position = Position(**state["position"] | {"loss_sum": mine["loss_sum"]})
         if not all(value >= 0 for value in asdict(position).values()):
             raise ValueError(f"position {position}")
-        record.cut_metrics(state["metrics_bytes"])
+        if world.is_first:
+            record.cut_metrics(state["metrics_bytes"])
     except InputError as error:
         raise InputError(f"{record.checkpoint} does not continue here: {error}") from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -167,49 +231,34 @@ def _resume(record: Record, model: nn.Module, optimizer: torch.optim.Optimizer, 
     return position
 
 
-def _export(
+def _save_exported(
     folder: Path,
     cfg: Config,
     network: ModelConfig,
-    model: nn.Module,
-    method: Method,
-    dataset: data.Dataset,
+    small: nn.Module,
+    plan: PrunePlan,
     normalisation: Normalisation,
-    dense_macs: int,
-) -> dict[str, Any]:
-    """Apply the plan for good, export, save and test the small network; returns its part of the summary."""
-    masked_top1, _ = evaluate(model, dataset.test, normalisation)
-    apply_(model, method.layers, method.plan)
-    small = export(model, method.plan)
-    top1, top5 = evaluate(small, dataset.test, normalisation)
-    example = dataset.test.images[:1].float()
-    small_macs = macs(small, example)
-    channels, _, _ = dataset.image_shape
+    dataset: "data.Dataset | Photographs",
+) -> None:
+    """Save the small network with all that is needed to build it again."""
     described = {
         "network": {
             "model": asdict(replace(network, weights=None)),
-            "channels": channels,
+            "channels": dataset.image_shape[0],
             "classes": dataset.classes,
         },
         "normalisation": [list(normalisation.mean), list(normalisation.std)],
     }
     if cfg.model.weights is not None and Path(cfg.model.weights).is_dir():
         shutil.copytree(cfg.model.weights, folder / "start", dirs_exist_ok=True)
-    save_exported(folder, small, method.plan, described)
-    return {
-        "top1": top1,
-        "top5": top5,
-        "masked_top1": masked_top1,
-        "macs": small_macs,
-        "macs_cut": 1 - small_macs / dense_macs,
-        "params": params(small),
-        "export_max_relative_error": export_error(model, small, method.plan),
-    }
+    save_exported(folder, small, plan, described)
 
 
 @entry_point("train")
 def main(cfg: Config) -> None:
-    print(json.dumps(read_summary(train(cfg))))
+    folder = train(cfg)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(read_summary(folder)))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,19 @@ import torch
 from experiments.harness.files import write_atomically
 from psap_core import InputError
 
-FORMAT = "psap-checkpoint-1"
+FORMAT = "psap-checkpoint-2"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, lists, dictionaries) and torch's default generators."""
+    """Write `state`: tensors, numbers, strings, lists, dictionaries."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "generators": _generators(), **state}, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, on the CPU. `restore_generators` puts torch's generators back.
+    """Read what `save` wrote, on the CPU.
 
     Raises:
         InputError: the file is truncated, or no checkpoint of this suite.
@@ -37,15 +37,16 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore_generators(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["generators"]["cpu"])
-    if state["generators"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["generators"]["cuda"])
-
-
-def _generators() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def generators(device: torch.device) -> dict[str, Any]:
+    """State of this process's default generators."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_generators(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _first_line(error: Exception) -> str:

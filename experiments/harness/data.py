@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors that stay on the device, and their batched augmentation.
+"""Data sets: small ones as uint8 tensors that stay on the device, with their batched augmentation.
 
 All random numbers of an epoch are drawn at its start from a generator seeded by (seed, stream, epoch), so the
 position within an epoch is one integer and a run can be continued at any batch.
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from experiments.harness.batches import Batch, Sharing
 from experiments.harness.seeding import generator
-from experiments.schema import DataConfig
+from experiments.schema import DataConfig, PhotographsConfig
 from psap_core import InputError
 
+if TYPE_CHECKING:
+    from experiments.harness.photographs import Photographs
+
+SplitName = Literal["validation", "test"]
+EVALUATION_BATCH = 1000
 CIFAR10_SHAPES = {
     "train_images": (50000, 3, 32, 32),
     "train_labels": (50000,),
@@ -71,11 +78,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits of a data set; `validation` may be empty."""
+    """The three splits of a data set; `validation` may be empty, `flip` says whether mirror images train, too."""
 
     train: Split
     validation: Split
     test: Split
+    flip: bool
+
+    skipped = frozenset[str]()  # every image is readable
+    memory_format = torch.contiguous_format
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -97,11 +108,29 @@ class Dataset:
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> "Dataset":
-        return Dataset(self.train.to(device), self.validation.to(device), self.test.to(device))
+        return Dataset(self.train.to(device), self.validation.to(device), self.test.to(device), self.flip)
+
+    def count(self, split: SplitName) -> int:
+        """Number of images."""
+        return len(self.validation if split == "validation" else self.test)
+
+    def training(
+        self, sharing: Sharing, normalisation: Normalisation, seed: int, device: torch.device, workers: int
+    ) -> "TrainingImages":
+        """The training split, augmented; `workers` have nothing to read here."""
+        return TrainingImages(self.train.to(device), normalisation, sharing, self.flip, seed)
+
+    def evaluation(
+        self, split: SplitName, rank: int, ranks: int, normalisation: Normalisation, device: torch.device, workers: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's images, every `ranks`-th: float32 [B, C, S, S] and labels int64 [B]."""
+        whole = (self.validation if split == "validation" else self.test).to(device)
+        parts = (torch.split(part[rank::ranks], EVALUATION_BATCH) for part in (whole.images, whole.labels))
+        return ((normalisation(images), labels) for images, labels in zip(*parts, strict=True))
 
 
-def load(cfg: DataConfig) -> Dataset:
-    """The configured data set, on the CPU.
+def load(cfg: DataConfig, device: torch.device) -> "Dataset | Photographs":
+    """The configured data set; a small one lies on the device.
 
     The test split is fixed. Validation images are taken first, from all training images; `train_images` are
     taken from the rest. All draws keep the shares of the classes and use a fixed seed, not the run's.
@@ -109,24 +138,42 @@ def load(cfg: DataConfig) -> Dataset:
     Raises:
         InputError: missing or damaged files, more images asked for than there are, or wrong mean or std.
     """
+    if isinstance(cfg, PhotographsConfig):
+        from experiments.harness import photographs
+
+        return photographs.load(cfg)
+    return load_resident(cfg).to(device)
+
+
+def load_resident(cfg: DataConfig) -> Dataset:
+    """A data set that fits the device's memory, on the CPU; see `load`."""
     loaders = {"digits": _load_digits, "cifar10": _load_cifar10}
     if cfg.name not in loaders:
-        raise InputError(f"data.name={cfg.name!r} is unknown, it must be one of {', '.join(loaders)}")
+        raise InputError(
+            f"data.name={cfg.name!r} does not name the chosen data: choose with "
+            "data=<digits|cifar10|imagenet|imagenette>"
+        )
     train, test = loaders[cfg.name](Path(cfg.root))
     channels = train.images.shape[1]
     if not len(cfg.mean) == len(cfg.std) == channels:
         raise InputError(f"data.mean={cfg.mean} and data.std={cfg.std} must have {channels} numbers, one per channel")
-    left = len(train) - cfg.validation_images
+    validation_index, train_index = split_index(train.labels, cfg)
+    validation, train = train.take(validation_index), train.take(train_index)
+    train, validation, test = (_resized(split, cfg.image_size) for split in (train, validation, test))
+    return Dataset(train, validation, test, cfg.flip)
+
+
+def split_index(labels: Tensor, cfg: DataConfig) -> tuple[Tensor, Tensor]:
+    """Which training images (labels int64 [N]) validate and which train; see `load`."""
+    left = len(labels) - cfg.validation_images
     wanted = left if cfg.train_images is None else cfg.train_images
     if cfg.validation_images < 0 or not 0 < wanted <= left:
         raise InputError(
             f"data.validation_images={cfg.validation_images} and data.train_images={cfg.train_images} do not "
-            f"fit into the {len(train)} training images of {cfg.name}"
+            f"fit into the {len(labels)} training images of {cfg.name}"
         )
-    order = _stratified_order(train.labels)
-    validation = train.take(order[: cfg.validation_images])
-    train = train.take(order[cfg.validation_images :][:wanted])
-    return Dataset(*(_resized(split, cfg.image_size) for split in (train, validation, test)))
+    order = _stratified_order(labels)
+    return order[: cfg.validation_images], order[cfg.validation_images :][:wanted]
 
 
 def _load_digits(root: Path) -> tuple[Split, Split]:
@@ -227,25 +274,19 @@ class TrainingImages:
     Args:
         split: the images, on the device they stay on.
         normalisation: applied to every batch.
-        batch_size: images per batch; the last batch of an epoch holds the rest.
+        sharing: which images of a batch are this rank's.
         flip: mirror half of the images.
         seed: the run's seed.
     """
 
-    def __init__(self, split: Split, normalisation: Normalisation, batch_size: int, flip: bool, seed: int) -> None:
-        if batch_size < 1:
-            raise InputError(f"optim.batch_size={batch_size} must be at least 1")
-        if (len(split) - 1) % batch_size == 0:
-            raise InputError(
-                f"optim.batch_size={batch_size} leaves a batch of one image, on which BatchNorm cannot train, of "
-                f"{len(split)} training images: change optim.batch_size or data.train_images"
-            )
+    def __init__(self, split: Split, normalisation: Normalisation, sharing: Sharing, flip: bool, seed: int) -> None:
+        self.batches = sharing.batches(len(split))
         self.size = split.images.shape[-1]
         self.padding = self.size // 8  # 4 pixels at 32x32
         self.padded = F.pad(split.images, (self.padding,) * 4)
         self.labels = split.labels
         self.normalisation = normalisation
-        self.batch_size = batch_size
+        self.sharing = sharing
         self.flip = flip
         self.seed = seed
 
@@ -253,20 +294,20 @@ class TrainingImages:
         """Images per epoch."""
         return len(self.labels)
 
-    @property
-    def batches(self) -> int:
-        """Batches per epoch."""
-        return -(-len(self) // self.batch_size)
-
-    def epoch(self, stream: str, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from `first` on of a stream's epoch: images float32 [B, C, S, S], labels int64 [B]."""
+    def epoch(self, stream: str, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's share of the batches from `first` on of a stream's epoch."""
         draw = generator(self.seed, stream, epoch)
         count, device = len(self), self.labels.device
         order = torch.randperm(count, generator=draw).to(device)
         top, left = torch.randint(2 * self.padding + 1, (2, count), generator=draw).to(device)
         flip = (torch.rand(count, generator=draw) < (0.5 if self.flip else 0.0)).to(device)
-        for start in range(first * self.batch_size, count, self.batch_size):
-            part = slice(start, start + self.batch_size)
+
+        def augmented(part: slice) -> tuple[Tensor, Tensor]:
             index = order[part]
             images = crop_and_flip(self.padded[index], top[part], left[part], flip[part], self.size)
-            yield self.normalisation(images), self.labels[index]
+            return self.normalisation(images), self.labels[index]
+
+        for start in range(first * self.sharing.batch_size, count, self.sharing.batch_size):
+            images = min(self.sharing.batch_size, count - start)
+            mine = (slice(start + part.start, start + part.stop) for part in self.sharing.parts(images))
+            yield Batch([augmented(part) for part in mine], images)

@@ -1,7 +1,8 @@
 """The training loop. It trains, evaluates and says where it stands; everything else is a callback."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.harness.data import Normalisation, Split, TrainingImages
+from experiments.harness.batches import TrainingData
+from experiments.harness.distributed import World
 from psap_core import InputError
 
-EVALUATION_BATCH = 1000
 Metrics = Mapping[str, float]
 
 
@@ -48,7 +49,7 @@ class Position:
     Attributes:
         epoch: completed epochs.
         batch: optimiser steps done in the current epoch.
-        loss_sum: over the images of the current epoch so far.
+        loss_sum: over this rank's images of the current epoch so far.
         epoch_seconds, seconds: spent training, in the current epoch and in the completed ones; callbacks
             count, evaluation does not.
     """
@@ -65,17 +66,23 @@ class Loop:
     """One training, continued from `position`.
 
     Attributes:
+        net: computes the model's outputs in training: the model itself, or its wrapper.
+        autocast: type in which the forward pass may compute; None: float32.
         learning_rate: of an epoch; the first is 0.
         evaluate: top-1 in percent for an epoch's curve.
         log: takes an epoch's metrics.
         save: writes a checkpoint of the present state.
-        stop_requested: asked after every optimiser step.
+        stop_requested: asked after every optimiser step; all ranks get the same answer.
         advance: told that another optimiser step is done.
     """
 
     model: nn.Module
+    net: nn.Module
     optimizer: Optimizer
-    images: TrainingImages
+    images: TrainingData
+    world: World
+    device: torch.device
+    autocast: torch.dtype | None
     callback: Callback
     epochs: int
     learning_rate: Callable[[int], float]
@@ -108,15 +115,19 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.images.labels.device)
+        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.device)
         began = time.perf_counter() - position.epoch_seconds
-        for images, labels in self.images.epoch("train", epoch, position.batch):
+        for batch in self.images.epoch("train", epoch, position.batch):
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(images), labels)
-            loss.backward()
+            for number, (images, labels) in enumerate(batch.parts, 1):
+                last = number == len(batch.parts)
+                with nullcontext() if last else self.world.unsynchronised(self.net):
+                    loss = self._loss(images, labels)
+                    # Averaged over the ranks, this is the gradient of the whole batch's mean loss.
+                    (loss * (self.world.size * len(labels) / batch.images)).backward()
+                loss_sum += loss.detach().double() * len(labels)
             self.optimizer.step()
             self.callback.after_step()
-            loss_sum += loss.detach().double() * len(labels)
             position.batch += 1
             self.advance()
             if self.stop_requested():
@@ -124,7 +135,8 @@ class Loop:
                 position.epoch_seconds = time.perf_counter() - began
                 self.save()
                 raise Interrupted
-        mean_loss = _finite(loss_sum, self.model, epoch) / len(self.images)
+        mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / len(self.images)
+        self.world.share_buffers_(self.model)
         trained = time.perf_counter() - began
         metrics = {
             "epoch": epoch + 1,
@@ -135,6 +147,13 @@ class Loop:
         }
         self.position = Position(epoch + 1, seconds=position.seconds + time.perf_counter() - began)
         return metrics
+
+    def _summed(self, value: float) -> float:
+        return self.world.sum(torch.tensor(value, dtype=torch.float64)).item()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return F.cross_entropy(self.net(images), labels)
 
 
 def _finite(loss_sum: Tensor, model: nn.Module, epoch: int) -> float:
@@ -149,16 +168,25 @@ def _finite(loss_sum: Tensor, model: nn.Module, epoch: int) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 in percent over `images` images."""
+
+    top1: float
+    top5: float
+    images: int
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, normalisation: Normalisation) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent, in evaluation mode; the model's modes are put back."""
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World) -> Accuracy:
+    """Accuracy over every rank's batches, in evaluation mode; the model's modes are put back."""
     was_training = model.training
     model.eval()
-    top1 = top5 = 0
-    batches = zip(*(torch.split(part, EVALUATION_BATCH) for part in (split.images, split.labels)), strict=True)
+    counts = torch.zeros(3, dtype=torch.long)  # top-1, top-5, images
     for images, labels in batches:
-        hits = model(normalisation(images)).topk(5, dim=1).indices == labels[:, None]
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits.sum())
+        logits = model(images)
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        counts += torch.tensor([int(hits[:, 0].sum()), int(hits.sum()), len(labels)])
     model.train(was_training)
-    return 100 * top1 / len(split), 100 * top5 / len(split)
+    top1, top5, count = world.sum(counts).tolist()
+    return Accuracy(100 * top1 / count, 100 * top5 / count, count)

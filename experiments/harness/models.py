@@ -1,10 +1,12 @@
-"""The networks for CIFAR-sized images: He et al.'s ResNets and VGG-16 with BatchNorm, and their weights.
+"""The networks and their weights: He et al.'s CIFAR ResNets and VGG-16 with BatchNorm, and torchvision's networks.
 
-torch.fx can trace all of them, and they take any input size. Initialised as in He et al. (2015), fan in.
+torch.fx can trace all of them, and they take any input size. The CIFAR networks are initialised as in He et al.
+(2015), fan in; torchvision's are initialised by torchvision, fan out.
 """
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from experiments.harness.data import Normalisation
 from experiments.schema import ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported, read_spec
 
+RGB = 3
 RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # per stage
 RESNET_WIDTHS = (16, 32, 64)
+TORCHVISION_WIDEST = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "mobilenet_v2": 1280}
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
@@ -112,8 +116,36 @@ def _initialise_(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:
+    """torchvision's network, every width times a factor; thinner layers are initialised as torchvision's are."""
+    from torchvision.models import get_model
+
+    network: nn.Module = get_model(name, weights=None, num_classes=classes)
+
+    def thinner(channels: int) -> int:
+        return max(1, int(channels * width))
+
+    for path, module in list(network.named_modules()) if width != 1 else ():
+        if isinstance(module, nn.Conv2d):
+            inputs = module.in_channels if module.in_channels == RGB else thinner(module.in_channels)
+            groups = 1 if module.groups == 1 else inputs
+            thin = nn.Conv2d(
+                inputs, thinner(module.out_channels), module.kernel_size, module.stride,  # type: ignore[arg-type]
+                module.padding, groups=groups, bias=False,  # type: ignore[arg-type]
+            )  # fmt: skip
+            nn.init.kaiming_normal_(thin.weight, mode="fan_out", nonlinearity="relu")
+            network.set_submodule(path, thin)
+        elif isinstance(module, nn.BatchNorm2d):
+            network.set_submodule(path, nn.BatchNorm2d(thinner(module.num_features)))
+        elif isinstance(module, nn.Linear):
+            network.set_submodule(path, nn.Linear(thinner(module.in_features), module.out_features))
+    return network
+
+
 def widest(name: str) -> int:
     """Channels of the widest layer at width 1: widths change only at multiples of 1 / widest."""
+    if name in TORCHVISION_WIDEST:
+        return TORCHVISION_WIDEST[name]
     return RESNET_WIDTHS[-1] if name in RESNET_BLOCKS else max(map(max, VGG16_WIDTHS))
 
 
@@ -133,24 +165,61 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
         return ResNet(RESNET_BLOCKS[cfg.name], scaled(RESNET_WIDTHS), Shortcut(cfg.shortcut), channels, classes)
     if cfg.name == "vgg16_bn":
         return VGG(tuple(map(scaled, VGG16_WIDTHS)), channels, classes)
-    raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {', '.join(RESNET_BLOCKS)}, vgg16_bn")
+    if cfg.name in TORCHVISION_WIDEST:
+        if channels != RGB:
+            raise InputError(f"model={cfg.name} takes colour images, these have {channels} channel")
+        return _torchvision_network(cfg.name, cfg.width, classes)
+    known = ", ".join([*RESNET_BLOCKS, "vgg16_bn", *TORCHVISION_WIDEST])
+    raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {known}")
 
 
-def start(cfg: ModelConfig, channels: int, classes: int) -> tuple[nn.Module, Normalisation | None]:
-    """The network a run starts from, and the normalisation its weights expect (None: they do not say)."""
+def start(
+    cfg: ModelConfig, channels: int, classes: int, *, new_classifier: bool = False
+) -> tuple[nn.Module, Normalisation | None]:
+    """The network a run starts from, and the normalisation its weights expect (None: they do not say).
+
+    With `new_classifier`, weights for another number of classes are taken without their last linear layer.
+    """
     if cfg.weights is None:
         return build(cfg, channels, classes), None
     path = Path(cfg.weights)
     if path.is_dir():
         return open_exported(path)
     model = build(cfg, channels, classes)
-    state, normalisation = _read_weights(path)
+    published = _is_published(cfg.weights)
+    state, normalisation = (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
+    if new_classifier:
+        name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+        own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")}
+        if any(key in state and state[key].shape != tensor.shape for key, tensor in own.items()):
+            print(f"{cfg.weights} is for another number of classes: {name!r} starts anew", file=sys.stderr)
+            state |= own
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise InputError(f"{path} is of another network than {cfg.name}: {reason}") from error
+        raise InputError(f"{cfg.weights} is of another network than {cfg.name}: {reason}") from error
     return model, normalisation
+
+
+def _is_published(weights: str) -> bool:
+    """Is it a name of torchvision's enumerations, and no file?"""
+    return weights.startswith("IMAGENET1K_")
+
+
+def _download(name: str, weights: str) -> dict[str, Tensor]:
+    """torchvision's weights, from its cache or its server."""
+    from torchvision.models import get_model_weights
+
+    choices = list(get_model_weights(name).__members__) if name in TORCHVISION_WIDEST else []
+    if weights not in choices:
+        known = ", ".join(choices) or "none"
+        raise InputError(f"model.weights={weights} is not one of torchvision's for {name}: {known}")
+    try:
+        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"model.weights={weights} of {name} could not be downloaded: {error}") from error
+    return state
 
 
 def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
@@ -177,9 +246,9 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
 
 
 def weights_digest(weights: str | None) -> str | None:
-    """SHA-256 over the content of a weights file or an exported folder, wherever it lies."""
-    if weights is None:
-        return None
+    """SHA-256 over the content of a weights file or an exported folder, wherever it lies; published ones by name."""
+    if weights is None or _is_published(weights):
+        return weights
     path = Path(weights)
     exported = ("spec.json", "weights.safetensors")  # and nothing that was put beside them, as model.onnx
     files = sorted(file for file in path.rglob("*") if file.name in exported) if path.is_dir() else [path]

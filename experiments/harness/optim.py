@@ -18,6 +18,7 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
     """
     for name, valid, required in (
         ("lr", 0 < cfg.lr < math.inf, "finite and above 0"),
+        ("lr_batch", cfg.lr_batch is None or cfg.lr_batch >= 1, "at least 1, or null"),
         ("momentum", 0 < cfg.momentum < 1, "inside (0, 1)"),
         ("weight_decay", 0 <= cfg.weight_decay < math.inf, "finite and at least 0"),
         ("milestones", all(0 <= share <= 1 for share in cfg.milestones), "shares of the epochs in [0, 1]"),
@@ -34,8 +35,12 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
 
 
 def learning_rate(cfg: OptimConfig, epoch: int, epochs: int) -> float:
-    """Learning rate of an epoch (the first is 0) of a training of `epochs`."""
+    """Learning rate of an epoch (the first is 0) of a training of `epochs`.
+
+    With lr_batch it grows linearly with the batch: lr * batch_size / lr_batch (Goyal et al. 2017).
+    """
+    scale = cfg.batch_size / cfg.lr_batch if cfg.lr_batch else 1.0
     if epoch < cfg.warmup_epochs:
-        return cfg.warmup_lr
+        return cfg.warmup_lr * scale
     passed = sum(epoch >= math.floor(share * epochs + 0.5) for share in cfg.milestones)
-    return cfg.lr * cfg.lr_factor**passed
+    return cfg.lr * scale * cfg.lr_factor**passed

@@ -16,11 +16,11 @@ from rich.progress import (
 
 
 class RunProgress:
-    """Counts optimiser steps over all epochs of a run; a context manager."""
+    """Counts optimiser steps over all epochs of a run; a context manager; `quiet` shows nothing."""
 
-    def __init__(self, label: str, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+    def __init__(self, label: str, epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool) -> None:
         self.label, self.epochs = label, epochs
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and not quiet
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

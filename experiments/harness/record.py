@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,7 @@ from experiments.schema import Config
 from psap_core import InputError, PrunePlan
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
+FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of"}
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
 
 
@@ -36,6 +38,15 @@ def config_hash(cfg: Config) -> str:
         "optim": asdict(cfg.optim),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+class State(StrEnum):
+    """Where a run stands, as its folder says."""
+
+    done = "done"
+    interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
+    failed = "failed"  # it started, and is neither
+    not_launched = "not launched"
 
 
 class Record:
@@ -59,6 +70,15 @@ class Record:
         return (self.folder / "done").exists()
 
     @property
+    def state(self) -> State:
+        """Where the run stands."""
+        if self.done:
+            return State.done
+        if (self.folder / "interrupted").exists():
+            return State.interrupted
+        return State.failed if (self.folder / "manifest.json").exists() else State.not_launched
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint" / "last.pt"
 
@@ -73,7 +93,7 @@ class Record:
 
         Raises:
             InputError: a file stands in the folder's place, another process uses it, or the run began with
-                other data.
+                other data or another number of processes.
         """
         try:
             (self.folder / "plans").mkdir(parents=True, exist_ok=True)
@@ -87,12 +107,14 @@ class Record:
         earlier = []
         if (path := self.folder / "manifest.json").exists():
             manifest = read_json(path, "sessions")
-            if manifest.get("data_sha256") != facts.get("data_sha256"):
-                raise InputError(
-                    f"{self.folder} began with other data (SHA-256 {manifest.get('data_sha256')}, here "
-                    f"{facts.get('data_sha256')}): bring those back, or move the folder away"
-                )
+            for key, what in FIXED_FACTS.items():
+                if key in facts and manifest.get(key) != facts[key]:
+                    raise InputError(
+                        f"{self.folder} began with {what} {manifest.get(key)}, here it is {facts[key]}: bring that "
+                        "back, or move the folder away"
+                    )
             earlier = manifest["sessions"]
+        (self.folder / "interrupted").unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
         session = {"started": _now(), "command": sys.orig_argv, **_code()}
         manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
@@ -130,6 +152,10 @@ class Record:
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
+
+    def interrupt(self) -> None:
+        """Mark the run as stopped by a signal, with a checkpoint."""
+        write_atomically(self.folder / "interrupted", b"")
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""

@@ -21,3 +21,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(stream_seed(seed, "default"))
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Give every rank but the first a default generator of its own, once all have made the same network."""
+    if rank:
+        torch.manual_seed(stream_seed(seed, "default", rank))

@@ -60,7 +60,7 @@ def state_of(folder: Path) -> dict[str, Any]:
         "plans": {path.name: path.read_text() for path in sorted((folder / "plans").iterdir())},
         "spec": (folder / "export" / "spec.json").read_text(),
         "weights": (folder / "export" / "weights.safetensors").read_bytes(),
-        **{key: bits(checkpoint[key]) for key in ("model", "optimizer", "method", "generators")},
+        **{key: bits(checkpoint[key]) for key in ("model", "optimizer", "method", "ranks")},
     }
 
 

@@ -25,13 +25,13 @@ from tests.harness.helpers import METHODS, SMALL, refusal, small
 PACKAGE = Path(train.__file__).parent
 RECIPES = sorted(path.stem for path in (PACKAGE / "conf" / "experiment").glob("*.yaml"))
 FROZEN_HASHES = {
-    ("experiment=digits_resnet20",): "e64b2893",
-    ("experiment=demo_digits", "method=psap"): "2abcaaad",
-    ("experiment=cifar10_resnet20", "method=psap", "target_macs_cut=0.54"): "7d28f753",
-    ("experiment=cifar10_resnet56", "method=sfp"): "db935e08",
-    ("experiment=cifar10_resnet110", "seed=3"): "11d5bf8f",
-    ("experiment=cifar10_small", "method=thin", "target_macs_cut=0.85"): "606c39ed",
-    ("experiment=cifar10_resnet20", "model=vgg16_bn", "method=psap", "method.start=10"): "3555d628",
+    ("experiment=digits_resnet20",): "887bbc20",
+    ("experiment=demo_digits", "method=psap"): "e558e595",
+    ("experiment=cifar10_resnet20", "method=psap", "target_macs_cut=0.54"): "a640f9b6",
+    ("experiment=cifar10_resnet56", "method=sfp"): "057be411",
+    ("experiment=cifar10_resnet110", "seed=3"): "5f71a91e",
+    ("experiment=cifar10_small", "method=thin", "target_macs_cut=0.85"): "c0a8ce99",
+    ("experiment=cifar10_resnet20", "model=vgg16_bn", "method=psap", "method.start=10"): "77b4c15e",
 }
 
 
@@ -72,7 +72,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
         "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "top1", "top5",
-        "masked_top1", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
+        "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
         "train_seconds", "prune_seconds", "config_hash",
     ]  # fmt: skip
     assert summary["macs_cut"] >= (0 if method == "dense" else 0.5)
@@ -207,7 +207,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["name=''"], "name='' must be a plain folder name"),
         (["name=.."], "name='..' must be a plain folder name"),
         (["name=../../x"], "must be a plain folder name"),
-        (["optim.batch_size=29", "data.train_images=30"], "optim.batch_size=29 leaves a batch of one image"),
+        (["optim.batch_size=29", "data.train_images=30"], "optim.batch_size=29 leaves a part of fewer than two"),
         (["optim.batch_size=1"], "of 320 training images"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -287,8 +287,9 @@ def remove_from_state(path, key):
                 ("model", None),
                 ("optimizer", {}),
                 ("optimizer", {"state": {}, "param_groups": [3]}),
-                ("generators", {"cpu": "x", "cuda": []}),
-                ("generators", {}),
+                ("ranks", [{"generators": {"cpu": "x", "cuda": None}, "loss_sum": 0.0}]),
+                ("ranks", [{}]),
+                ("ranks", []),
                 ("position", {"epoch": "two"}),
                 ("position", {"epoch": -1}),
                 ("position", {"step": 1}),
@@ -298,7 +299,7 @@ def remove_from_state(path, key):
         ),
         *(
             (lambda path, key=key: remove_from_state(path, key), "last.pt is ")
-            for key in ("config_hash", "seed", "model", "optimizer", "method", "generators", "position")
+            for key in ("config_hash", "seed", "model", "optimizer", "method", "ranks", "position")
         ),
     ],
 )
@@ -337,7 +338,7 @@ def test_a_run_is_not_continued_on_other_data(half_way, tmp_path, monkeypatch):
     runs_dir = shutil.copytree(half_way, tmp_path / "runs")
     before = {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()}
     monkeypatch.setattr(data.Dataset, "digest", "another")
-    assert "began with other data" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+    assert "began with the data of SHA-256" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
     assert {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()} == before
 
 

@@ -7,6 +7,7 @@ import torchvision.transforms.functional as TF
 from safetensors.torch import save_file
 
 from experiments.harness import data
+from experiments.harness.batches import Sharing
 from experiments.schema import DataConfig
 from psap_core import InputError
 
@@ -54,24 +55,24 @@ def test_normalisation_equals_torchvision():
 
 
 def training_images(batch_size=50, flip=True, seed=3):
-    train = data.load(DIGITS).train
-    return data.TrainingImages(train, data.Normalisation((0.0,), (1.0,)), batch_size, flip, seed)
+    train = data.load_resident(DIGITS).train
+    return data.TrainingImages(train, data.Normalisation((0.0,), (1.0,)), Sharing(batch_size), flip, seed)
 
 
 def test_an_epoch_shows_every_image_once_and_can_be_entered_at_any_batch():
     images = training_images()
-    epoch = list(images.epoch("train", 2))
+    epoch = [batch.parts[0] for batch in images.epoch("train", 2)]
     assert len(epoch) == images.batches == 26
     assert torch.cat([labels for _, labels in epoch]).bincount().tolist() == images.labels.bincount().tolist()
     for first in (0, 1, 25, 26):
-        rest = list(images.epoch("train", 2, first))
+        rest = [batch.parts[0] for batch in images.epoch("train", 2, first)]
         assert len(rest) == 26 - first
         assert all(torch.equal(a[0], b[0]) for a, b in zip(epoch[first:], rest, strict=True))
 
 
 def test_epochs_streams_and_seeds_differ_and_are_repeatable():
     def first(images, stream, epoch):
-        return next(images.epoch(stream, epoch))[0]
+        return next(images.epoch(stream, epoch)).parts[0][0]
 
     same = first(training_images(), "train", 0)
     assert torch.equal(same, first(training_images(), "train", 0))
@@ -84,7 +85,7 @@ def test_epochs_streams_and_seeds_differ_and_are_repeatable():
 
 
 def test_digits_split_is_fixed_disjoint_and_stratified():
-    dataset = data.load(DIGITS)
+    dataset = data.load_resident(DIGITS)
     assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [1257, 180, 360]
     assert dataset.digest == "b475865ddaccee787dc32659638179ee2e4baa31d95eef7673a1daa64ac77d48"
     assert dataset.test.labels.bincount().tolist() == [36] * 10
@@ -99,8 +100,8 @@ def test_validation_comes_first_and_training_images_from_the_rest(fake_cifar10, 
     def rows(split):
         return {tuple(image.flatten().tolist()) for image in split.images}
 
-    full = data.load(cifar10(tmp_path, validation_images=20))
-    part = data.load(cifar10(tmp_path, validation_images=20, train_images=10))
+    full = data.load_resident(cifar10(tmp_path, validation_images=20))
+    part = data.load_resident(cifar10(tmp_path, validation_images=20, train_images=10))
     assert rows(full.validation) == rows(part.validation)
     assert rows(part.train) < rows(full.train)
     assert not rows(full.train) & rows(full.validation)
@@ -109,7 +110,7 @@ def test_validation_comes_first_and_training_images_from_the_rest(fake_cifar10, 
 
 
 def test_downsampling_is_the_rounded_mean_of_an_area(fake_cifar10, tmp_path):
-    small = data.load(cifar10(tmp_path, image_size=16)).test.images
+    small = data.load_resident(cifar10(tmp_path, image_size=16)).test.images
     native = fake_cifar10[1].images.double()
     assert small.shape == (20, 3, 16, 16)
     assert (small.double() - F.avg_pool2d(native, 2)).abs().max() <= 0.5
@@ -126,19 +127,19 @@ def test_downsampling_is_the_rounded_mean_of_an_area(fake_cifar10, tmp_path):
 )
 def test_impossible_splits_are_refused(changes, sentence, fake_cifar10, tmp_path):
     with pytest.raises(InputError, match=sentence):
-        data.load(cifar10(tmp_path, **changes))
+        data.load_resident(cifar10(tmp_path, **changes))
 
 
 def test_missing_root_truncated_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="is no folder"):
-        data.load(cifar10(tmp_path / "nowhere"))
+        data.load_resident(cifar10(tmp_path / "nowhere"))
     path = tmp_path / "cifar10.safetensors"
     save_file({"train_images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, path)
     with pytest.raises(InputError, match="has no uint8 tensor 'train_images' of shape"):
-        data.load(cifar10(tmp_path))
+        data.load_resident(cifar10(tmp_path))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
-        data.load(cifar10(tmp_path))
+        data.load_resident(cifar10(tmp_path))
 
 
 def test_torchvisions_cifar10_is_converted_once_and_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):

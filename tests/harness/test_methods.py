@@ -8,6 +8,7 @@ import torch
 from experiments import train
 from experiments.baselines.sfp import SFP, pruned_counts
 from experiments.harness import checkpoint, data, models
+from experiments.harness.distributed import World
 from experiments.harness.entry import compose
 from experiments.harness.loop import evaluate
 from experiments.schema import Fan, ResNetConfig, Shortcut
@@ -86,5 +87,6 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     cfg = compose("train", overrides)
     model = models.build(cfg.model, 1, 10)
     model.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt")["model"])
-    normalisation = data.Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
-    assert summary["masked_top1"] == evaluate(model, data.load(cfg.data).test, normalisation)[0] != summary["top1"]
+    normalisation, cpu = data.Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std)), torch.device("cpu")
+    batches = data.load_resident(cfg.data).evaluation("test", 0, 1, normalisation, cpu, 0)
+    assert summary["masked_top1"] == evaluate(model, batches, World()).top1 != summary["top1"]

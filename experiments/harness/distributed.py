@@ -1,0 +1,86 @@
+"""Several processes as one training: torchrun starts them, DistributedDataParallel joins their gradients."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training, and which of them this one is; alone, every method is free.
+
+    Attributes:
+        rank: number of this process; only the first writes files.
+        size: number of processes.
+        local_rank: number of this process on its machine, and of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a CPU tensor over the ranks."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Is the flag set on some rank?"""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.any(False)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first rank goes first: what it downloads or caches, the others find."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """The network whose backward pass averages gradients over the ranks."""
+        return DistributedDataParallel(net) if self.size > 1 else net
+
+    def unsynchronised(self, net: nn.Module) -> AbstractContextManager[None]:
+        """Inside, a backward pass leaves gradients to be averaged by a later one."""
+        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
+    @torch.no_grad()
+    def share_buffers_(self, model: nn.Module) -> None:
+        """Every rank takes the first one's BatchNorm statistics."""
+        for buffer in model.buffers() if self.size > 1 else ():
+            distributed.broadcast(buffer, 0)
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The world that torchrun describes in the environment; a process started otherwise is alone."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World()
+        return
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield World(distributed.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+    distributed.destroy_process_group()  # not after an error: the others may be gone
