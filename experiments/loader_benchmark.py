@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +23,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from experiments.benchmarks import Figures, figure
 from experiments.harness import photographs
 from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation
 from experiments.schema import OnCorrupt, PhotographsConfig
 
-SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 384, 5
+SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 320, 5
 COMPARED_IMAGES = 64  # for the pixels
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAMPLES = {"n03877845": "china.jpg", "n11939491": "flower.jpg"}
 
 
-def loader_figures() -> dict[str, dict[str, Any]]:
+def loader_figures() -> Figures:
     imagenette = Path(os.environ.get("PSAP_DATA", "data"), "imagenette")
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
         _write_samples(Path(folder))
@@ -45,11 +45,9 @@ def loader_figures() -> dict[str, dict[str, Any]]:
     return figures
 
 
-def _compared(root: Path, suffix: str) -> dict[str, dict[str, Any]]:
+def _compared(root: Path, suffix: str) -> Figures:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
-
-    from experiments.benchmark import figure  # which imports this module
 
     recipe = v2.Compose([
         v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),

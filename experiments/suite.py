@@ -92,27 +92,26 @@ def overrides(suite: Suite, index: int, extra: Sequence[str] = ()) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("list", "show", "run"))
-    parser.add_argument("suite")
-    parser.add_argument("index", type=int, nargs="?")
-    parser.add_argument("overrides", nargs="*")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("list", "show", "run"):
+        command = commands.add_parser(name)
+        command.add_argument("suite")
+        if name != "list":
+            command.add_argument("index", type=int)
+        command.add_argument("overrides", nargs="*")
     given = parser.parse_args()
     with plain_exits():
         suite = read_suite(given.suite)
         if given.command == "list":
             for index, (cell, seed) in enumerate(suite.runs):
                 state = Record(compose("train", overrides(suite, index, given.overrides))).state
-                print(f"{index:3} {cell.name:36} seed {seed:2}  {state.value}")
-            return
-        if given.index is None:
-            raise InputError(f"say which run: suite {given.command} {given.suite} <index>")
-        chosen = overrides(suite, given.index, given.overrides)
-        if given.command == "show":
-            print("\n".join(chosen))
+                print(f"{index:3} {cell.name:40} seed {seed:2}  {state.value}")
+        elif given.command == "show":
+            print("\n".join(overrides(suite, given.index, given.overrides)))
         else:
-            from experiments import train
+            from experiments import train  # the others need none of what it imports
 
-            print(json.dumps(read_summary(train.run(chosen))))
+            print(json.dumps(read_summary(train.run(overrides(suite, given.index, given.overrides)))))
 
 
 if __name__ == "__main__":

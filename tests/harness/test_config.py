@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import get_model
 
 from experiments import evaluate, export, schema, train
 from experiments.harness import checkpoint, data, models
@@ -20,6 +21,7 @@ from experiments.harness.loop import Callback
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.record import config_hash
 from psap_core import InputError
+from tests.harness.photographs import sample_folder
 from tests.harness.helpers import METHODS, SMALL, refusal, small
 
 PACKAGE = Path(train.__file__).parent
@@ -52,10 +54,20 @@ def tiny_cifar10(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    return sample_folder(tmp_path_factory.mktemp("photographs"), size=(80, 60))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_does_one_step(recipe, tiny_cifar10):
+def test_every_recipe_does_one_step(recipe, tiny_cifar10, photographs, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_cifar10))
+    monkeypatch.setattr(models, "_download", lambda name, weights: get_model(name, weights=None).state_dict())
     overrides = [f"experiment={recipe}", "epochs=1", "data.train_images=16", "optim.batch_size=16"]
     places = [f"data.root={tiny_cifar10}", f"runs_dir={tiny_cifar10}", "tracking.mode=disabled"]
+    if recipe.startswith("imagenet"):
+        places[0] = f"data.root={photographs}"
+        overrides += ["data.image_size=32", "runtime.workers=0", "optim.batch_size=8"]
     folder = train.run([*overrides, *places, "data.validation_images=4"])
     assert folder.parts[-3] == recipe  # the file's name is the recipe's
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1

@@ -128,3 +128,79 @@ def test_pretrained_networks_reach_their_published_accuracy(name, top1):
         pytest.skip("needs cifar10.safetensors and weights/ in the folder that PSAP_DATA names")
     result = evaluate([f"experiment=cifar10_{name}", f"model.weights={weights}", f"data.root={root}"])
     assert (round(result.top1, 2), result.images) == (top1, 10000)
+
+
+TORCHVISION = ModelConfig("resnet18", 1.0, None, Fan("out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "giga_macs", "parameters"),
+    [
+        ("resnet18", 1.814, 11689512),
+        ("resnet34", 3.664, 21797672),
+        ("resnet50", 4.089, 25557032),
+        ("mobilenet_v2", 0.301, 3504872),
+    ],
+)
+def test_torchvisions_networks_have_their_published_sizes(name, giga_macs, parameters):
+    with torch.device("meta"):
+        model = models.build(replace(TORCHVISION, name=name), 3, 1000)
+        assert macs(model, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(giga_macs, abs=0.001)
+    assert params(model) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisation(name):
+    torch.manual_seed(0)
+    cfg = replace(TORCHVISION, name=name)
+    dense, thin = (models.build(replace(cfg, width=width), 3, 10) for width in (1.0, 0.5))
+    assert thin(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert len(find_layers(thin, torch.zeros(2, 3, 32, 32))) == len(find_layers(dense, torch.zeros(2, 3, 32, 32)))
+    for (path, wide), (_, narrow) in zip(dense.named_modules(), thin.named_modules(), strict=True):
+        if isinstance(wide, torch.nn.Conv2d):
+            assert narrow.out_channels == wide.out_channels // 2, path
+            fan_out = narrow.weight[:, 0].numel()  # as torch counts it, depthwise or not
+            assert narrow.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), path
+    assert cost_share(cfg, thin_model(cfg, 0.5, 3, 10, 32)) <= 0.5
+
+
+def cost_share(cfg: ModelConfig, thin: ModelConfig) -> float:
+    cost = network_macs(3, 10, 32)
+    return cost(thin) / cost(cfg)
+
+
+def test_published_weights_start_a_network_and_a_new_classifier_where_the_classes_differ(monkeypatch, capsys):
+    cfg = replace(TORCHVISION, weights="IMAGENET1K_V1")
+    theirs = models.build(TORCHVISION, 3, 1000).state_dict()
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda self, **options: dict(theirs))
+    whole, _ = models.start(cfg, 3, 1000)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state_dict().items())
+    part, _ = models.start(cfg, 3, 2, new_classifier=True)
+    assert part.fc.weight.shape == (2, 512)
+    assert torch.equal(part.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"])
+    assert "'fc' starts anew" in capsys.readouterr().err
+    with pytest.raises(InputError, match="of another network"):
+        models.start(cfg, 3, 2)
+    assert models.weights_digest("IMAGENET1K_V1") == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("cfg", "channels", "sentence"),
+    [
+        (replace(TORCHVISION, weights="IMAGENET1K_V9"), 3, "not one of torchvision's for resnet18: IMAGENET1K_V1"),
+        (replace(RESNET20, weights="IMAGENET1K_V1"), 3, "not one of torchvision's for resnet20: none"),
+        (TORCHVISION, 1, "takes colour images, these have 1 channel"),
+    ],
+)
+def test_torchvision_choices_that_do_not_exist(cfg, channels, sentence):
+    with pytest.raises(InputError, match=sentence):
+        models.start(cfg, channels, 10)
+
+
+def test_a_download_that_fails_is_one_sentence(monkeypatch):
+    def offline(self, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", offline)
+    with pytest.raises(InputError, match="IMAGENET1K_V1 of resnet18 could not be downloaded: no route"):
+        models.start(replace(TORCHVISION, weights="IMAGENET1K_V1"), 3, 1000)

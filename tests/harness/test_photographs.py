@@ -103,18 +103,22 @@ def test_evaluation_pixels_equal_torchvisions_gray_cmyk_and_png_among_them(prist
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_training_pixels_equal_torchvisions_for_the_same_crop(pristine, size):
+def test_training_pixels_equal_torchvisions_tensors_for_the_same_crop_and_nearly_its_pil_images(pristine, size):
     draw = np.random.default_rng(size)
     for path in sorted((pristine / "train").rglob("*.JPEG")):
         uniforms = draw.random(photographs.DRAWS).tolist()
         left, top, width, height = photographs.crop_box(200, 150, uniforms)
         if min(width, height) >= 4 * size:
             continue  # decoded at a lower resolution: a test of its own
+        ours = torch.from_numpy(photographs.training_view(Image.open(path), size, uniforms, flip=True))
         with Image.open(path) as image:
-            theirs = v2.functional.resized_crop(image.convert("RGB"), top, left, height, width, [size, size])
-        theirs = v2.functional.horizontal_flip(theirs) if uniforms[-1] < 0.5 else theirs
-        ours = photographs.training_view(Image.open(path), size, uniforms, flip=True)
-        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+            image = image.convert("RGB")
+            for whole_image, tolerance in ((v2.functional.pil_to_tensor(image), 0), (image, 1)):
+                theirs = v2.functional.resized_crop(whole_image, top, left, height, width, [size, size], antialias=True)
+                theirs = v2.functional.horizontal_flip(theirs) if uniforms[-1] < 0.5 else theirs
+                difference = ours.permute(2, 0, 1).int() - v2.functional.to_image(theirs).int()
+                assert difference.abs().max() <= tolerance
+                assert difference.abs().float().mean() < 0.05
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 90), (90, 1000), (3, 2), (1, 1)])
@@ -169,7 +173,7 @@ def test_decoding_a_large_crop_at_a_lower_resolution_matters_less_than_the_choic
         monkeypatch.setattr(untouched, "draft", lambda *_: None)
         left, top, width, height = photographs.crop_box(640, 427, uniforms)
         ours, exact = (
-            np.asarray(photographs.training_view(opened, 48, uniforms, flip=False)).astype(int)
+            photographs.training_view(opened, 48, uniforms, flip=False).astype(int)
             for opened in (image, untouched)
         )
         if image.width == 640:
@@ -183,12 +187,12 @@ def test_decoding_a_large_crop_at_a_lower_resolution_matters_less_than_the_choic
             bicubic.append(np.abs(filtered - exact).mean())
     assert 10 < len(reduced) < 100
     assert np.mean(reduced) < min(2, np.mean(bicubic))
-    assert max(reduced) < 4
+    assert max(reduced) < 6
 
 
 def test_an_epoch_shows_every_image_once_with_its_label_mirrored_only_where_asked(pristine, monkeypatch):
     monkeypatch.setattr(photographs, "crop_box", lambda width, height, _: (0, 0, width, height))
-    recipe = v2.Compose([v2.Resize((64, 64)), v2.PILToTensor()])
+    recipe = v2.Compose([v2.PILToTensor(), v2.Resize((64, 64), antialias=True)])
     expected = {image.numpy().tobytes(): label for image, label in ImageFolder(str(pristine / "train"), recipe)}
     flipped = [v2.functional.horizontal_flip(image) for image, _ in ImageFolder(str(pristine / "train"), recipe)]
     mirrored = {image.numpy().tobytes() for image in flipped}

@@ -1,0 +1,123 @@
+"""Latency of exported networks, dense and pruned on the same backend, beside the MACs ratio.
+
+Half of the filters of every pruned layer, those of smallest norm, are removed from torchvision's ResNet-50 (inside its
+blocks: scope `inner`, the stem excluded; and scope `all`, whose residual outputs are scattered) and MobileNetV2 (scope
+`inner`). Latency does not depend on the weights: they are random. Input 224x224, float32, CPU.
+
+macs_ratio_<network>: dense over pruned MACs.
+latency_ms_<network>_b<batch>_<backend>_{dense,pruned}: milliseconds of a forward pass.
+latency_speedup_<network>_b<batch>_<backend>: dense over pruned, in turns; without backend: the largest median.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from experiments.benchmarks import Figures, figure, seconds
+from psap_core import (
+    PrunePlan,
+    Scope,
+    apply_,
+    export,
+    export_onnx,
+    filter_norms,
+    find_layers,
+    macs,
+    macs_cost_model,
+    make_plan,
+)
+
+NETWORKS: dict[str, tuple[str, Scope, tuple[str, ...]]] = {  # figure name: torchvision's name, scope, excluded layers
+    "resnet50": ("resnet50", "inner", ("conv1",)),
+    "resnet50_all": ("resnet50", "all", ()),
+    "mobilenet_v2": ("mobilenet_v2", "inner", ()),
+}
+ROUNDS = {1: 15, 16: 5}
+SIZE = 224
+Run = Callable[[Tensor], object]
+
+
+def latency() -> Figures:
+    figures: Figures = {}
+    for name, (network, scope, exclude) in NETWORKS.items():
+        dense, pruned, plan = _networks(network, scope, exclude)
+        example = torch.zeros(1, 3, SIZE, SIZE)
+        figures[f"macs_ratio_{name}"] = figure([macs(dense, example) / macs(pruned, example)])
+        backends = {"eager": _eager, "compiled": _compiled, "onnx": _onnx}
+        runs = {backend: (make(dense, plan), make(pruned, plan)) for backend, make in backends.items()}
+        for batch, rounds in ROUNDS.items():
+            images, speedups = torch.randn(batch, 3, SIZE, SIZE), []
+            for backend, pair in runs.items():
+                rows = [[1000 * seconds(partial(run, images)) for run in pair] for _ in range(rounds + 2)][2:]
+                key = f"{name}_b{batch}_{backend}"
+                figures[f"latency_ms_{key}_dense"] = figure([row[0] for row in rows])
+                figures[f"latency_ms_{key}_pruned"] = figure([row[1] for row in rows])
+                figures[f"latency_speedup_{key}"] = figure([row[0] / row[1] for row in rows])
+                speedups.append(figures[f"latency_speedup_{key}"])
+            figures[f"latency_speedup_{name}_b{batch}"] = max(speedups, key=lambda found: found["median"])
+    return figures
+
+
+def _networks(name: str, scope: Scope, exclude: tuple[str, ...]) -> tuple[nn.Module, nn.Module, PrunePlan]:
+    """A network and its pruned export (which equals the masked network to 1e-9, or export refuses)."""
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    dense = get_model(name, weights=None).eval()
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    layers = find_layers(dense, example, scope=scope, exclude=exclude)
+    lowest = {
+        layer.name: filter_norms(dense.get_submodule(layer.name).weight).argsort()[: layer.filters // 2].tolist()  # type: ignore[arg-type]
+        for layer in layers
+    }
+    plan = make_plan(layers, lowest, macs_cost_model(dense, layers, example), example.shape[1:])
+    masked = copy.deepcopy(dense)
+    apply_(masked, layers, plan)
+    return dense, export(masked, plan), plan
+
+
+def _eager(network: nn.Module, plan: PrunePlan) -> Run:
+    laid_out = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    return lambda images: _inferred(laid_out, images.to(memory_format=torch.channels_last))
+
+
+def _compiled(network: nn.Module, plan: PrunePlan) -> Run:
+    compiled = torch.compile(copy.deepcopy(network).to(memory_format=torch.channels_last), dynamic=False)
+    return lambda images: _inferred(compiled, images.to(memory_format=torch.channels_last))
+
+
+@torch.inference_mode()
+def _inferred(network: Run, images: Tensor) -> object:
+    return network(images)
+
+
+def _onnx(network: nn.Module, plan: PrunePlan) -> Run:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        export_onnx(network, path, plan)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images.numpy()})
+
+
+def latency_table(figures: Figures) -> str:
+    """The figures as a markdown table, medians."""
+    lines = ["| network | MACs | batch | backend | dense ms | pruned ms | speed-up |", "|---|---|---|---|---|---|---|"]
+    for name in NETWORKS:
+        ratio = figures[f"macs_ratio_{name}"]["median"]
+        for batch in ROUNDS:
+            for backend in ("eager", "compiled", "onnx"):
+                key = f"{name}_b{batch}_{backend}"
+                ms = [figures[f"latency_ms_{key}_{kind}"]["median"] for kind in ("dense", "pruned")]
+                cells = [name, f"{ratio:.2f}x fewer", str(batch), backend, *(f"{value:.1f}" for value in ms)]
+                speedup = figures[f"latency_speedup_{key}"]["median"]
+                lines.append(f"| {' | '.join(cells)} | {speedup:.2f}x |")
+    return "\n".join(lines)

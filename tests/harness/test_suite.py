@@ -1,0 +1,98 @@
+"""Suites: what a file means, what a run's command is, and where a run stands."""
+
+import json
+
+import pytest
+
+from experiments import status, suite
+from experiments.harness.entry import compose
+from experiments.harness.record import Record, State
+from psap_core import InputError
+from tests.harness.helpers import SMALL, refusal
+
+FILE = """
+seeds: [0, 3]
+cells:
+  - {name: dense, recipe: digits_resnet20, overrides: [method=dense]}
+  - {name: thin, recipe: digits_resnet20, overrides: [method=thin, target_macs_cut=0.6]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def said(main, arguments, monkeypatch, capsys) -> str:
+    monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+    main()
+    return capsys.readouterr().out
+
+
+def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
+    runs = suite.read_suite(str(file)).runs
+    assert [(cell.name, seed) for cell, seed in runs] == [("dense", 0), ("dense", 3), ("thin", 0), ("thin", 3)]
+    shown = said(suite.main, ["show", file, 3, "epochs=2"], monkeypatch, capsys)
+    wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3", "epochs=2"]
+    assert shown.split() == wanted
+
+
+def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, capsys):
+    extra = [*(override for override in SMALL if "experiment" not in override), "epochs=1", f"runs_dir={tmp_path}"]
+    listed = said(suite.main, ["list", file, *extra], monkeypatch, capsys)
+    assert listed.count("not launched") == 4
+    summary = json.loads(said(suite.main, ["run", file, 3, *extra], monkeypatch, capsys))
+    assert (summary["method"], summary["seed"]) == ("thin", 3)
+    listed = said(suite.main, ["list", file, *extra], monkeypatch, capsys).splitlines()
+    assert [line.split()[-1] for line in listed] == ["launched", "launched", "launched", "done"]
+    assert said(status.main, suite.overrides(suite.read_suite(str(file)), 3, extra), monkeypatch, capsys) == "done\n"
+
+
+def test_where_a_run_stands(tmp_path):
+    cfg = compose("train", [*SMALL, f"runs_dir={tmp_path}"])
+    record = Record(cfg)
+    assert record.state is State.not_launched
+    record.begin(cfg, {})
+    assert record.state is State.failed
+    record.interrupt()
+    assert record.state is State.interrupted
+    record.close()
+    record.begin(cfg, {})
+    assert record.state is State.failed
+    record.finish()
+    assert record.state is State.done
+
+
+@pytest.mark.parametrize("path", sorted(suite.SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_is_of_configurations_that_exist_and_differ(path):
+    runs = suite.read_suite(path.stem)
+    folders = {Record(compose("train", suite.overrides(runs, index))).folder for index in range(len(runs.runs))}
+    assert len(folders) == len(runs.runs)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "is no suite"),
+        ("cells: []\nseeds: [0]", "each at least one"),
+        (FILE.replace("[0, 3]", "[]"), "each at least one"),
+        (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
+        (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
+        (FILE.replace("name: thin", "name: dense"), "twice"),
+        (FILE.replace("recipe", "model"), "a cell has name, recipe and overrides"),
+        (FILE + "more: 1", "and nothing else"),
+        ("seeds: [", "is no suite"),
+    ],
+)
+def test_a_file_that_is_no_suite(content, sentence, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        suite.read_suite(str(path))
+
+
+def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
+    assert "run 4 does not exist: the suite has runs 0 to 3" in refusal(suite.main, ["show", str(file), "4"], monkeypatch)
+    assert "must be one of cifar10_table" in refusal(suite.main, ["list", "nothing"], monkeypatch)
