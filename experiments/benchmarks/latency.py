@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from experiments.benchmarks import Figures, figure, seconds
 from psap_core import (
     PrunePlan,
-    Scope,
     apply_,
     export,
     export_onnx,
     filter_norms,
+    filter_tensors,
     find_layers,
     macs,
     macs_cost_model,
     make_plan,
 )
+from psap_core.layers import Scope
 
 NETWORKS: dict[str, tuple[str, Scope, tuple[str, ...]]] = {  # figure name: torchvision's name, scope, excluded layers
     "resnet50": ("resnet50", "inner", ("conv1",)),
@@ -71,10 +72,9 @@ def _networks(name: str, scope: Scope, exclude: tuple[str, ...]) -> tuple[nn.Mod
     dense = get_model(name, weights=None).eval()
     example = torch.zeros(1, 3, SIZE, SIZE)
     layers = find_layers(dense, example, scope=scope, exclude=exclude)
-    lowest = {
-        layer.name: filter_norms(dense.get_submodule(layer.name).weight).argsort()[: layer.filters // 2].tolist()  # type: ignore[arg-type]
-        for layer in layers
-    }
+    weights = {layer.name: filter_tensors(dense, layer).parameters[f"{layer.name}.weight"] for layer in layers}
+    norms = {name: filter_norms(weight) for name, weight in weights.items()}
+    lowest = {name: norm.argsort()[: len(norm) // 2].tolist() for name, norm in norms.items()}
     plan = make_plan(layers, lowest, macs_cost_model(dense, layers, example), example.shape[1:])
     masked = copy.deepcopy(dense)
     apply_(masked, layers, plan)

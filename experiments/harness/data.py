@@ -56,7 +56,7 @@ class Normalisation:
         """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return (images.float() / 255 - mean) / std
+        return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)  # in place: memory binds
 
 
 @dataclass(frozen=True)

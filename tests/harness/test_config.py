@@ -21,8 +21,8 @@ from experiments.harness.loop import Callback
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.record import config_hash
 from psap_core import InputError
-from tests.harness.photographs import sample_folder
 from tests.harness.helpers import METHODS, SMALL, refusal, small
+from tests.harness.photographs import sample_folder
 
 PACKAGE = Path(train.__file__).parent
 RECIPES = sorted(path.stem for path in (PACKAGE / "conf" / "experiment").glob("*.yaml"))

@@ -94,5 +94,6 @@ def test_a_file_that_is_no_suite(content, sentence, tmp_path):
 
 
 def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
-    assert "run 4 does not exist: the suite has runs 0 to 3" in refusal(suite.main, ["show", str(file), "4"], monkeypatch)
+    said = refusal(suite.main, ["show", str(file), "4"], monkeypatch)
+    assert "run 4 does not exist: the suite has runs 0 to 3" in said
     assert "must be one of cifar10_table" in refusal(suite.main, ["list", "nothing"], monkeypatch)

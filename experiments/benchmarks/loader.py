@@ -35,7 +35,7 @@ NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAMPLES = {"n03877845": "china.jpg", "n11939491": "flower.jpg"}
 
 
-def loader_figures() -> Figures:
+def loader() -> Figures:
     imagenette = Path(os.environ.get("PSAP_DATA", "data"), "imagenette")
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
         _write_samples(Path(folder))
