@@ -30,20 +30,23 @@ SHORT = ["pruning", "loader"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=SHORT, metavar="section")
+    parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
     given = parser.parse_args()
+    sections = given.sections or SHORT
+    if unknown := sorted(set(sections) - SECTIONS.keys()):
+        parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     torch.manual_seed(0)
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
                "torch": torch.__version__, "python": platform.python_version()}
     figures: Figures = {}
-    for section in given.sections:
+    for section in sections:
         found = SECTIONS[section]()
         for name, values in found.items():
             low, high = values["spread"]
             print(f"{name:48} {values['median']:10.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}", flush=True)
         figures |= found
-    if "latency" in given.sections:
+    if "latency" in sections:
         print(latency_table(figures))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
