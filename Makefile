@@ -6,7 +6,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 IN_VENV := .venv/bin/python
 
-.PHONY: help setup demo test test-long check bench clean
+.PHONY: help setup demo test test-long test-slurm check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -21,6 +21,14 @@ test: $(READY) ## the tests, at most 10 minutes
 
 test-long: $(READY) ## the tests that take longer
 	@$(IN_VENV) -m pytest -m long
+
+test-slurm: $(READY) ## the cluster's job scripts on a private Slurm, which root on Debian or Ubuntu gets installed
+	@(command -v slurmctld && command -v munged) >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	    { echo "error: Slurm is needed: install the packages slurm-wlm and munge" >&2; exit 2; }; \
+	  echo "installing slurm-wlm and munge" && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge >/dev/null; }
+	@$(IN_VENV) -m pytest -m slurm -n 2 tests/slurm
 
 check: $(READY) ## lint and types
 	@$(IN_VENV) -m ruff check .

@@ -52,6 +52,8 @@ def train(cfg: Config) -> Path:
         device = configure(cfg.runtime, world)
         record = Record(cfg)
         if not any(world.gather(record.done)):
+            if world.is_first:
+                record.forget_interruption()
             with closing(record), StopSignals() as signals:
                 try:
                     _train(cfg, record, device, world, signals)

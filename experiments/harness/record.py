@@ -114,7 +114,6 @@ class Record:
                         "back, or move the folder away"
                     )
             earlier = manifest["sessions"]
-        (self.folder / "interrupted").unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
         session = {"started": _now(), "command": sys.orig_argv, **_code()}
         manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
@@ -156,6 +155,10 @@ class Record:
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
         write_atomically(self.folder / "interrupted", b"")
+
+    def forget_interruption(self) -> None:
+        """From here on the run is done, interrupted anew, or failed: also where it is refused."""
+        (self.folder / "interrupted").unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""

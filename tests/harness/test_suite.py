@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import status, suite
+from experiments import status, suite, train
 from experiments.harness.entry import compose
 from experiments.harness.record import Record, State
 from psap_core import InputError
@@ -58,11 +58,20 @@ def test_where_a_run_stands(tmp_path):
     assert record.state is State.failed
     record.interrupt()
     assert record.state is State.interrupted
-    record.close()
-    record.begin(cfg, {})
+    record.forget_interruption()
     assert record.state is State.failed
     record.finish()
     assert record.state is State.done
+
+
+def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, monkeypatch):
+    """A job that only asks whether it was interrupted would be requeued for ever."""
+    record = Record(compose("train", [*SMALL, f"runs_dir={tmp_path}"]))
+    record.begin(compose("train", [*SMALL, f"runs_dir={tmp_path}"]), {"data_sha256": "of other data"})
+    record.interrupt()
+    record.close()
+    assert "began with the data of" in refusal(train.main, [*SMALL, f"runs_dir={tmp_path}"], monkeypatch)
+    assert record.state is State.failed
 
 
 @pytest.mark.parametrize("path", sorted(suite.SUITES.glob("*.yaml")), ids=lambda path: path.stem)

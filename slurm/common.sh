@@ -1,0 +1,101 @@
+# shellcheck shell=bash
+# What the job scripts share. They source it at the repository's root, inside a job, and call `train` last.
+# slurm/README.md says what the exit codes mean and who sends which signal.
+
+refuse() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+say() {
+  echo "psap: job $job, restart ${SLURM_RESTART_COUNT:-0}: $*" >&2
+}
+
+[ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a job script: submit it with sbatch"
+[ -f slurm/site.sh ] || refuse "slurm/site.sh is missing: copy slurm/site.example.sh to it and fill it in"
+# shellcheck source=slurm/site.example.sh
+source slurm/site.sh
+set -uo pipefail
+command -v torchrun >/dev/null || refuse "slurm/site.sh activates no environment that has torchrun"
+
+# An array's last task has the id of the whole array, so a task goes by the array's id and its index.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+
+# imagenet NETWORK [pretrained] [hydra overrides ...]
+imagenet() {
+  local recipe=imagenet_$1
+  shift
+  if [ "${1:-}" = pretrained ]; then
+    recipe+=_pretrained
+    shift
+  fi
+  train experiment="$recipe" "$@"
+}
+
+# train HYDRA_OVERRIDES ...: train, or continue, this run on all nodes of the job, then leave: 0 done, 1 failed,
+# 2 refused, 75 interrupted with a checkpoint.
+train() {
+  local status step
+  trap '' TERM USR1 # nothing to stop yet, nor to lose
+  status=$(python -m experiments.status "$@") || exit 2
+  if [ "$status" = "done" ]; then
+    say "done already"
+    exit 0
+  fi
+
+  read -r head_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  choose_port
+  export PSAP_RENDEZVOUS=$head_node:$port PSAP_PROCESSES_PER_NODE=${PSAP_PROCESSES_PER_NODE:-1}
+  # The first node that ends leaves the others time for a checkpoint, and does not let them wait for it for ever.
+  srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 --wait=120 \
+    bash -c "$on_each_node" torchrun "$@" &
+  step=$!
+  # Slurm signals the step, seldom this shell. srun passes SIGUSR1 on, but answers SIGTERM by killing the step.
+  trap 'kill -USR1 "$step" 2>/dev/null' TERM USR1
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done
+  trap '' TERM USR1
+
+  # torchrun's exit code does not tell how its workers ended; the run folder does.
+  status=$(python -m experiments.status "$@")
+  case $status in
+    done) say "done"; exit 0 ;;
+    interrupted) requeue ;;
+    "not launched") say "refused before it began: the error is above"; exit 2 ;;
+    *) say "failed: the error is above"; exit 1 ;;
+  esac
+}
+
+# torchrun and its workers share every signal that Slurm sends to the step, some twice. Only the workers answer:
+# torchrun would die of SIGUSR1, and of a second SIGTERM, before they have written their checkpoint. They begin
+# to listen when they have what to save; until then they ignore both, too.
+# shellcheck disable=SC2016
+on_each_node='
+  trap "" TERM USR1
+  exec torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-$PSAP_PROCESSES_PER_NODE}" \
+    --rdzv-backend=c10d --rdzv-endpoint="$PSAP_RENDEZVOUS" --rdzv-conf="is_host=$((SLURM_NODEID == 0))" \
+    --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --local-addr="$SLURMD_NODENAME" \
+    --max-restarts=0 --signals-to-handle=SIGINT,SIGHUP,SIGQUIT -m experiments.train "$@"'
+
+# The first port of the site's range on which nobody answers. Jobs begin their search at different places, as
+# those of an array start on one node at the same moment. This shell runs on the head node.
+choose_port() {
+  local first last offset
+  [[ ${PSAP_PORTS:-} =~ ^([0-9]+)-([0-9]+)$ ]] || refuse "PSAP_PORTS in slurm/site.sh must be a range as in 29500-29999"
+  first=${BASH_REMATCH[1]} last=${BASH_REMATCH[2]}
+  for ((offset = 0; offset <= last - first; offset++)); do
+    port=$((first + (SLURM_JOB_ID + offset) % (last - first + 1)))
+    (: <>"/dev/tcp/$head_node/$port") 2>/dev/null || return 0
+  done
+  refuse "no free port on $head_node in PSAP_PORTS=$PSAP_PORTS: widen the range in slurm/site.sh"
+}
+
+# Back into the queue under the same id. A job that Slurm is ending (scancel, the time limit, preemption without
+# grace) is not running any more: what becomes of it is not for us to say.
+requeue() {
+  if [[ $(scontrol show job "$job") == *JobState=RUNNING* ]] && scontrol requeue "$job"; then
+    say "interrupted with a checkpoint, requeued"
+  else
+    say "interrupted with a checkpoint, not requeued; submitted again, it continues"
+  fi
+  exit 75
+}

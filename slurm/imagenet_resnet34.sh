@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# ResNet-34 on ImageNet: sbatch slurm/imagenet_resnet34.sh [pretrained] [hydra overrides ...]
+#SBATCH --job-name=imagenet_resnet34
+#SBATCH --output=slurm/logs/%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
+cd "${SLURM_SUBMIT_DIR:-.}" && [ -f slurm/common.sh ] || {
+  echo "error: ${SLURM_SUBMIT_DIR:-$PWD} is not the repository's root: submit from there" >&2
+  exit 2
+}
+source slurm/common.sh
+imagenet resnet34 "$@"

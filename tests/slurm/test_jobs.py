@@ -1,0 +1,275 @@
+"""The job scripts on a real Slurm: done, continued, refused, cancelled."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments.suite import read_suite
+from tests.harness.photographs import sample_folder
+from tests.slurm.cluster import PROGRAMS, Cluster, running_cluster, wait_until
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+QUICK = ["runtime.threads=1", "runtime.workers=0"]
+PHOTOGRAPHS = ["data.root=photographs", "data.image_size=32", "epochs=2", "optim.batch_size=16", *QUICK]
+DIGITS = ["model.width=0.25", "data.train_images=320", "optim.batch_size=64", *QUICK]
+LONG_ENOUGH_TO_BE_STOPPED = "epochs=30"
+
+
+class Checkout:
+    """A working copy of the repository with a site file, and what its user does there."""
+
+    def __init__(self, root: Path, cluster: Cluster) -> None:
+        self.root = root
+        self.cluster = cluster
+        for package in ("experiments", "psap_core"):
+            (root / package).symlink_to(ROOT / package)
+        (root / "slurm" / "logs").mkdir(parents=True)
+        for script in (ROOT / "slurm").glob("*.sh"):
+            if script.name != "site.sh":
+                shutil.copy(script, root / "slurm")
+        first_port = 20000 + os.getpid() % 120 * 100  # other tests may run beside these
+        self.write_site({"PSAP_PORTS=.*": f"PSAP_PORTS={first_port}-{first_port + 99}"})
+
+    def write_site(self, changes: dict[str, str]) -> None:
+        """slurm/site.sh from its template, for the Python that runs the tests."""
+        text = (ROOT / "slurm" / "site.example.sh").read_text()
+        changes = {"source .venv/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH", **changes}
+        for pattern, line in changes.items():
+            text, found = re.subn(rf"^{pattern}$", line, text, flags=re.MULTILINE)
+            assert found == 1, pattern
+        (self.root / "slurm" / "site.sh").write_text(text)
+
+    def submit(self, *arguments: str) -> str:
+        """sbatch; returns the job's id."""
+        return self.cluster.ask("sbatch", "--parsable", *arguments, cwd=self.root).strip()
+
+    def log(self, job: str) -> str:
+        path = Path(self.cluster.job(job)["StdOut"])
+        return path.read_text() if path.exists() else ""
+
+    def finish(self, job: str) -> str:
+        """Wait for the job's end; returns its exit code."""
+        self.cluster.wait_for(job, *ENDS)
+        return self.cluster.job(job)["ExitCode"].split(":")[0]
+
+    def done(self, job: str) -> None:
+        """Wait for the job, which must do what it was asked to."""
+        code = self.finish(job)
+        assert (self.cluster.state(job), code) == ("COMPLETED", "0"), self.log(job)
+        assert self.log(job).splitlines()[-1].endswith(": done")
+
+    def run_folder(self, runs: str) -> Path:
+        """The only run of a folder."""
+        (manifest,) = (self.root / runs).glob("*/*/*/manifest.json")
+        return manifest.parent
+
+    def wait_for_epoch(self, runs: str) -> None:
+        """Wait until training has logged an epoch."""
+        path = self.root / runs
+        wait_until(lambda: any(file.stat().st_size for file in path.glob("*/*/*/metrics.jsonl")), f"an epoch in {runs}")
+
+    def train(self, *overrides: str) -> None:
+        """Train here and now, without Slurm."""
+        command = [sys.executable, "-m", "experiments.train", *overrides]
+        done = subprocess.run(command, cwd=self.root, env=self.cluster.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: the packages slurm-wlm and munge")
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def checkout(tmp_path, cluster) -> Checkout:
+    return Checkout(tmp_path, cluster)
+
+
+def test_an_imagenet_job_trains_exports_and_is_done(checkout):
+    sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
+    job = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)
+    checkout.done(job)
+    assert (checkout.root / "slurm" / "logs" / f"imagenet_resnet50-{job}.log").exists()
+    folder = checkout.run_folder("runs")
+    assert folder.parents[1].name == "imagenet_resnet50"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["model"], summary["method"], summary["train_images"]) == ("resnet50", "psap", 32)
+    assert (folder / "export" / "weights.safetensors").exists()
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    again = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)
+    assert checkout.finish(again) == "0"
+    assert checkout.log(again).endswith("done already\n")
+
+
+def test_a_job_starts_from_given_weights(checkout):
+    """On photographs of Imagenette, where there are some."""
+    imagenette = Path(os.environ.get("PSAP_DATA", "data")) / "imagenette"
+    if imagenette.is_dir():
+        for split, images in (("train", 16), ("val", 4)):
+            for wnid in sorted((imagenette / split).iterdir()):
+                here = checkout.root / "photographs" / split / wnid.name
+                here.mkdir(parents=True)
+                for image in sorted(wnid.iterdir())[:images]:
+                    (here / image.name).symlink_to(image.resolve())
+    else:
+        sample_folder(checkout.root / "photographs", train=16, val=4, size=(80, 70))
+    recipe = [*PHOTOGRAPHS, "data.image_size=64"]
+    checkout.train("experiment=imagenet_resnet18", "runs_dir=start", "method=dense", *recipe, "epochs=1")
+    weights = checkout.run_folder("start") / "export"
+    job = checkout.submit("slurm/imagenet_resnet18.sh", "pretrained", *recipe, f"model.weights={weights}")
+    checkout.done(job)
+    folder = checkout.run_folder("runs")
+    assert folder.parents[1].name == "imagenet_resnet18_pretrained"
+    classes = len(list((checkout.root / "photographs" / "train").iterdir()))
+    assert json.loads((folder / "summary.json").read_text())["train_images"] == 16 * classes
+
+
+def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(checkout):
+    cells = {"dense": ["method=dense"], "thin": ["method=thin", "target_macs_cut=0.5"], "psap": ["method=psap"]}
+    cells["psap"] += [LONG_ENOUGH_TO_BE_STOPPED, f"runs_dir={checkout.root / 'stopped'}"]
+    cells["dense"].append("epochs=2")
+    cells["thin"].append("epochs=2")
+    rows = [{"name": name, "recipe": "digits_resnet20", "overrides": own} for name, own in cells.items()]
+    (checkout.root / "suite.yaml").write_text(json.dumps({"seeds": [0], "cells": rows}))
+
+    array = checkout.submit("--array=0-2", "slurm/cifar10_table.sh", "suite.yaml", *DIGITS)
+    last = f"{array}_2"  # the task that has the id of the whole array
+    checkout.wait_for_epoch("stopped")
+    checkout.cluster.ask("scancel", "--signal=USR1", last)
+    for index in range(3):
+        checkout.done(f"{array}_{index}")
+    restarts = [checkout.cluster.job(f"{array}_{index}")["Restarts"] for index in range(3)]
+    assert restarts == ["0", "0", "1"], checkout.log(last)
+    assert "interrupted with a checkpoint, requeued" in checkout.log(last)
+    runs = (checkout.root / "runs").glob("*/*/*/summary.json")
+    assert {json.loads(path.read_text())["method"] for path in runs} == {"dense", "thin"}
+
+    checkout.train("experiment=digits_resnet20", *cells["psap"], *DIGITS, "runs_dir=whole")
+    _equal(checkout, "stopped", "whole")
+
+
+def test_a_preempted_job_makes_room_and_continues(checkout):
+    suite = _one_cell(checkout)
+    job = checkout.submit(
+        "--array=0", "--exclusive", "--nodelist=localhost", "slurm/cifar10_table.sh", suite, *DIGITS,
+        LONG_ENOUGH_TO_BE_STOPPED, "runs_dir=stopped",
+    )  # fmt: skip
+    checkout.wait_for_epoch("stopped")
+    urgent = checkout.submit("--partition=urgent", "--exclusive", "--nodelist=localhost", "--wrap=exit 0")
+    assert checkout.finish(urgent) == "0"  # SIGTERM has stopped the other one before its grace of a minute was over
+    checkout.done(f"{job}_0")
+    assert checkout.cluster.job(f"{job}_0")["Restarts"] == "1", checkout.log(f"{job}_0")
+    checkout.train("experiment=digits_resnet20", "method=psap", *DIGITS, LONG_ENOUGH_TO_BE_STOPPED, "runs_dir=whole")
+    _equal(checkout, "stopped", "whole")
+
+
+def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(checkout):
+    sample_folder(checkout.root / "photographs", train=64, val=4, size=(48, 40))
+    script = ["slurm/imagenet_resnet34.sh", *PHOTOGRAPHS, "epochs=6"]
+    nodes = checkout.submit("--nodes=2", *script, "runs_dir=stopped")
+    checkout.wait_for_epoch("stopped")
+    checkout.cluster.ask("scancel", "--batch", "--signal=USR1", nodes)  # to the shell, which passes it on
+    wait_until(lambda: checkout.cluster.job(nodes)["Restarts"] == "1", "the requeued job")
+    gpus = checkout.submit("--gpus-per-node=2", *script, "runs_dir=whole")
+    checkout.done(nodes)
+    checkout.done(gpus)
+    for runs in ("stopped", "whole"):
+        manifest = json.loads((checkout.run_folder(runs) / "manifest.json").read_text())
+        assert manifest["world_size"] == 2
+    _equal(checkout, "stopped", "whole")
+
+
+def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(checkout):
+    command = ["--array=0", "slurm/cifar10_table.sh", _one_cell(checkout), *DIGITS, LONG_ENOUGH_TO_BE_STOPPED]
+    job = f"{checkout.submit(*command)}_0"
+    checkout.wait_for_epoch("runs")
+    checkout.cluster.ask("scancel", job)
+    assert checkout.finish(job) == "0"  # what Slurm reports of a job that it has ended itself
+    assert checkout.cluster.state(job) == "CANCELLED"
+    assert checkout.cluster.job(job)["Restarts"] == "0"
+    assert not (checkout.run_folder("runs") / "done").exists()
+    checkout.done(f"{checkout.submit(*command)}_0")
+    assert len(json.loads((checkout.run_folder("runs") / "manifest.json").read_text())["sessions"]) == 2
+
+
+def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
+    log = tmp_path / "log"
+
+    def refusal(*arguments: str, cwd: Path = checkout.root) -> str:
+        log.unlink(missing_ok=True)
+        submitted = checkout.cluster.ask("sbatch", "--parsable", f"--output={log}", *arguments, cwd=cwd).strip()
+        job = f"{submitted}_7" if "--array=7" in arguments else submitted
+        code = checkout.finish(job)
+        assert (checkout.cluster.state(job), code) == ("FAILED", "2"), log.read_text()
+        (sentence,) = log.read_text().splitlines()
+        return sentence.removeprefix("error: ")
+
+    script = "slurm/imagenet_resnet50.sh"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    wrong_folder = refusal(str(checkout.root / script), cwd=elsewhere)
+    assert wrong_folder == f"{elsewhere} is not the repository's root: submit from there"
+    assert "epochz" in refusal(script, "epochz=3")
+    assert "it must be one of" in refusal("--array=7", "slurm/cifar10_table.sh", "no_such_suite")
+    assert "run 7 does not exist" in refusal("--array=7", "slurm/cifar10_table.sh", _one_cell(checkout))
+    assert "--array" in refusal("slurm/cifar10_table.sh")
+
+    port = checkout.cluster.controller_port
+    checkout.write_site({"PSAP_PORTS=.*": f"PSAP_PORTS={port}-{port}"})
+    assert refusal(script).startswith("no free port on ")
+    checkout.write_site({"PSAP_PORTS=.*": "PSAP_PORTS=any"})
+    assert refusal(script).startswith("PSAP_PORTS in slurm/site.sh must be a range")
+    (checkout.root / "slurm" / "site.sh").unlink()
+    assert refusal(script).startswith("slurm/site.sh is missing: copy slurm/site.example.sh")
+
+    by_hand = checkout.cluster.call("bash", script, cwd=checkout.root)
+    assert (by_hand.returncode, by_hand.stderr) == (2, "error: this is a job script: submit it with sbatch\n")
+
+
+def test_what_training_refuses_ends_the_job_as_refused(checkout):
+    job = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)  # there are no photographs
+    assert checkout.finish(job) == "2"
+    assert "error: " in checkout.log(job)
+    assert checkout.log(job).endswith("refused before it began: the error is above\n")
+
+
+def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
+    guide = (ROOT / "slurm" / "README.md").read_text()
+    commands = re.findall(r"^sbatch (.*?)(?:  +#.*)?$", guide, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        tested = checkout.cluster.call("sbatch", "--test-only", *command.split(), cwd=checkout.root)
+        assert tested.returncode == 0, f"sbatch {command}: {tested.stderr}"
+    arrays = [re.search(r"--array=0-(\d+).* slurm/cifar10_table\.sh ?(\w*)", command) for command in commands]
+    indices = {found[2] or "cifar10_table": int(found[1]) for found in arrays if found}
+    assert indices == {name: len(read_suite(name).runs) - 1 for name in indices}
+    assert "cifar10_table" in indices
+
+
+def _one_cell(checkout: Checkout) -> str:
+    suite = {"seeds": [0], "cells": [{"name": "one", "recipe": "digits_resnet20", "overrides": ["method=psap"]}]}
+    (checkout.root / "suite.yaml").write_text(json.dumps(suite))
+    return "suite.yaml"
+
+
+def _equal(checkout: Checkout, stopped: str, whole: str) -> None:
+    """The run that was stopped took two sessions, and its network is that of the other one, bit for bit."""
+    folders = [checkout.run_folder(runs) for runs in (stopped, whole)]
+    sessions = [len(json.loads((folder / "manifest.json").read_text())["sessions"]) for folder in folders]
+    assert sessions == [2, 1]
+    weights = [(folder / "export" / "weights.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
