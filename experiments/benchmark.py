@@ -22,7 +22,7 @@ from experiments.benchmarks.latency import latency, latency_table
 from experiments.benchmarks.loader import loader
 from experiments.benchmarks.memory import memory
 from experiments.benchmarks.pruning import pruning
-from experiments.harness.record import device_name
+from experiments.harness.record import code_version, device_name
 
 SECTIONS = {"pruning": pruning, "loader": loader, "latency": latency, "memory": memory}
 SHORT = ["pruning", "loader"]
@@ -38,7 +38,7 @@ def main() -> None:
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     torch.manual_seed(0)
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
-               "torch": torch.__version__, "python": platform.python_version()}
+               "torch": torch.__version__, "python": platform.python_version(), **code_version()}
     figures: Figures = {}
     for section in sections:
         found = SECTIONS[section]()

@@ -132,6 +132,8 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
             progress.epoch(row)
 
     position = _resume(record, model, optimizer, method, world, device)
+    if len(seen := set(world.gather((position.epoch, position.batch)))) > 1:
+        raise InputError(f"the processes see different checkpoints in {record.folder}: {sorted(seen)}; try again later")
     steps_done = position.epoch * images.batches + position.batch
     curve: SplitName = "validation" if dataset.count("validation") else "test"
     title = f"{cfg.name} {cfg.method.name}"

@@ -115,7 +115,7 @@ class Record:
                     )
             earlier = manifest["sessions"]
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
-        session = {"started": _now(), "command": sys.orig_argv, **_code()}
+        session = {"started": _now(), "command": sys.orig_argv, **code_version()}
         manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
         self._write_json("manifest.json", manifest | {"sessions": [*earlier, session]})
 
@@ -202,7 +202,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _code() -> dict[str, str | None]:
+def code_version() -> dict[str, str | None]:
     """Commit, and the digest of uncommitted changes (None: there are none); None outside a checkout."""
 
     def git(*arguments: str) -> str | None:

@@ -1,0 +1,41 @@
+"""The benchmark's command and its report; what it measures is no business of a test."""
+
+import json
+
+import pytest
+
+from experiments import benchmark
+from experiments.benchmarks import figure
+from experiments.benchmarks.latency import NETWORKS, ROUNDS, latency_table
+
+
+def test_a_section_ends_in_the_report_with_its_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark.SECTIONS, "pruning", lambda: {"step_ms": figure([3.0, 1.0, 2.0])})
+    out = tmp_path / "deep" / "report.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", "pruning", "--out", str(out)])
+    benchmark.main()
+    report = json.loads(out.read_text())
+    assert report["figures"] == {"step_ms": {"median": 2.0, "spread": [1.0, 3.0], "n": 3}}
+    assert {"device", "threads", "torch", "python", "commit"} <= report["machine"].keys()
+    assert capsys.readouterr().out.split() == ["step_ms", "2.000", "[1.000,", "3.000]", "n=3"]
+
+
+def test_an_unknown_section_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", "nothing"])
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main()
+    assert exit.value.code == 2
+    assert "there is no section 'nothing': choose from pruning, loader, latency, memory" in capsys.readouterr().err
+
+
+def test_the_latency_table_has_a_row_for_every_network_batch_and_backend():
+    figures = {f"macs_ratio_{name}": figure([2.0]) for name in NETWORKS}
+    for name in NETWORKS:
+        for batch in ROUNDS:
+            for backend in ("eager", "compiled", "onnx"):
+                key = f"{name}_b{batch}_{backend}"
+                figures |= {f"latency_ms_{key}_dense": figure([3.0]), f"latency_ms_{key}_pruned": figure([2.0])}
+                figures[f"latency_speedup_{key}"] = figure([1.5])
+    rows = latency_table(figures).splitlines()[2:]
+    assert len(rows) == len(NETWORKS) * len(ROUNDS) * 3
+    assert rows[0] == "| resnet50 | 2.00x fewer | 1 | eager | 3.0 | 2.0 | 1.50x |"
