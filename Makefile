@@ -17,10 +17,10 @@ demo: $(READY) ## dense, SFP, thin and PSAP on the handwritten digits: a table, 
 	@$(IN_VENV) -m experiments.demo
 
 test: $(READY) ## the tests, at most 10 minutes
-	@$(IN_VENV) -m pytest
+	@OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile
 
 test-long: $(READY) ## the tests that take longer
-	@$(IN_VENV) -m pytest -m long
+	@OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -m long -n 2 --dist loadfile
 
 test-slurm: $(READY) ## the cluster's job scripts on a private Slurm, which root on Debian or Ubuntu gets installed
 	@(command -v slurmctld && command -v munged) >/dev/null || { \
