@@ -34,7 +34,7 @@ check: $(READY) ## lint and types
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
 
-bench: $(READY) ## what pruning costs, in ratios and milliseconds: runs/bench/report.json
+bench: $(READY) ## what pruning and reading photographs cost: runs/bench/report.json
 	@$(IN_VENV) -m experiments.benchmark
 
 clean: ## remove .venv and caches; runs/ stays

@@ -1,17 +1,18 @@
 """Where a run stands: `python -m experiments.status experiment=<recipe> [key=value ...]`, as for training.
 
-Prints one word: done, interrupted (the same command continues it), failed (it began, and is neither), or
-not launched. Touches nothing.
+Prints done, interrupted and when (the same command continues it), failed (it began, and is neither: it broke, or it is
+training now), or not launched. Touches nothing.
 """
 
 from experiments.harness.entry import entry_point
-from experiments.harness.record import Record
+from experiments.harness.record import Record, State
 from experiments.schema import Config
 
 
 @entry_point("train")
 def main(cfg: Config) -> None:
-    print(Record(cfg).state.value)
+    record = Record(cfg)
+    print(record.state.value, *([record.interrupted_at] if record.state is State.interrupted else []))
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def train(cfg: Config) -> Path:
 def _train(cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals) -> None:
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     seeding.seed_everything(cfg.seed)
-    with world.first_alone():
-        dataset = data.load(cfg.data, device)
+    # The first rank goes first: what it downloads or caches, the others find.
+    dataset = world.first(lambda: data.load(cfg.data, device)) or data.load(cfg.data, device)
     channels, _, size = dataset.image_shape
     network = cfg.model
     if isinstance(cfg.method, TargetConfig) and cfg.method.name == "thin":
@@ -101,14 +101,24 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     method = make_method(
         cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, pulse_batches, save_plan
     )
-    if world.is_first:
-        facts = {"data_sha256": dataset.digest, "device": device_name(device), "world_size": world.size}
-        record.begin(cfg, facts | {"autocast": str(autocast)})
-    world.wait()
+    facts = {
+        "data_sha256": dataset.digest,
+        "device": device_name(device),
+        "world_size": world.size,
+        "autocast": str(autocast),
+        "compile": cfg.runtime.compile,
+    }
+    world.first(lambda: record.begin(cfg, facts))
     tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
 
     def save() -> None:
-        ranks = world.gather({"generators": checkpoint.generators(device), "loss_sum": loop.position.loss_sum})
+        own = {
+            "generators": checkpoint.generators(device),
+            "images": loop.position.images,
+            "loss_sum": loop.position.loss_sum,
+            "skipped": sorted(dataset.skipped),
+        }
+        ranks = world.gather(own)
         if world.is_first:
             state = {
                 "config_hash": record.config_hash,
@@ -124,14 +134,14 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         world.wait()
 
     def log(metrics: Metrics) -> None:
-        skipped = set().union(*world.gather(dataset.skipped))
+        skipped: set[str] = set().union(*world.gather(dataset.skipped))
         if tracker is not None:
             row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
             record.log(row)
             tracker.log(row)
             progress.epoch(row)
 
-    position = _resume(record, model, optimizer, method, world, device)
+    position = _resume(record, model, optimizer, method, dataset.skipped, world, device)
     if len(seen := set(world.gather((position.epoch, position.batch)))) > 1:
         raise InputError(f"the processes see different checkpoints in {record.folder}: {sorted(seen)}; try again later")
     steps_done = position.epoch * images.batches + position.batch
@@ -201,6 +211,7 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
+    skipped: set[str],
     world: World,
     device: torch.device,
 ) -> Position:
@@ -220,7 +231,8 @@ def _resume(
         method.load_state_dict(state["method"])
         mine = state["ranks"][world.rank]
         checkpoint.restore_generators(mine["generators"], device)
-        position = Position(**state["position"] | {"loss_sum": mine["loss_sum"]})
+        skipped.update(mine["skipped"])
+        position = Position(**state["position"] | {key: mine[key] for key in ("images", "loss_sum")})
         if not all(value >= 0 for value in asdict(position).values()):
             raise ValueError(f"position {position}")
         if world.is_first:

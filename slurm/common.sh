@@ -35,10 +35,10 @@ imagenet() {
 # train HYDRA_OVERRIDES ...: train, or continue, this run on all nodes of the job, then leave: 0 done, 1 failed,
 # 2 refused, 75 interrupted with a checkpoint.
 train() {
-  local status step
+  local before status step
   trap '' TERM USR1 # nothing to stop yet, nor to lose
-  status=$(python -m experiments.status "$@") || exit 2
-  if [ "$status" = "done" ]; then
+  before=$(python -m experiments.status "$@") || exit 2
+  if [ "$before" = "done" ]; then
     say "done already"
     exit 0
   fi
@@ -59,22 +59,28 @@ train() {
   status=$(python -m experiments.status "$@")
   case $status in
     done) say "done"; exit 0 ;;
-    interrupted) requeue ;;
     "not launched") say "refused before it began: the error is above"; exit 2 ;;
+    "$before") say "failed before it continued: the error is above"; exit 1 ;; # an older interruption is no reason
+    interrupted*) requeue ;;
     *) say "failed: the error is above"; exit 1 ;;
   esac
 }
 
-# torchrun and its workers share every signal that Slurm sends to the step, some twice. Only the workers answer:
-# torchrun would die of SIGUSR1, and of a second SIGTERM, before they have written their checkpoint. They begin
-# to listen when they have what to save; until then they ignore both, too.
+# Who gets a signal that Slurm sends to the step depends on its ProctrackType: with cgroup (the usual one) this shell
+# only, with linuxproc torchrun and its workers, too, some twice. Only the workers answer, and a second signal does
+# them no harm: torchrun would die of SIGUSR1, and of a second SIGTERM, before they have written their checkpoint.
+# They begin to listen when they have what to save; until then they ignore both, as torchrun does.
 # shellcheck disable=SC2016
 on_each_node='
   trap "" TERM USR1
-  exec torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-$PSAP_PROCESSES_PER_NODE}" \
+  torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-$PSAP_PROCESSES_PER_NODE}" \
     --rdzv-backend=c10d --rdzv-endpoint="$PSAP_RENDEZVOUS" --rdzv-conf="is_host=$((SLURM_NODEID == 0))" \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --local-addr="$SLURMD_NODENAME" \
-    --max-restarts=0 --signals-to-handle=SIGINT,SIGHUP,SIGQUIT -m experiments.train "$@"'
+    --max-restarts=0 --signals-to-handle=SIGINT,SIGHUP,SIGQUIT -m experiments.train "$@" &
+  agent=$!
+  trap "pkill -USR1 -P $agent" TERM USR1
+  while kill -0 "$agent" 2>/dev/null; do wait "$agent"; done
+  wait "$agent"'
 
 # The first port of the site's range on which nobody answers. Jobs begin their search at different places, as
 # those of an array start on one node at the same moment. This shell runs on the head node.

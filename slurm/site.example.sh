@@ -16,6 +16,9 @@ PSAP_PROCESSES_PER_NODE=1
 # Ports on which the processes of a job may find each other on its first node.
 PSAP_PORTS=29500-29999
 
+# Several nodes: the network between them, where the host names do not lead to it.
+# export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
+
 # sbatch reads these; its own options on the command line win over them.
 # export SBATCH_ACCOUNT=...
 # export SBATCH_PARTITION=...

@@ -45,7 +45,7 @@ def generators(device: torch.device) -> dict[str, Any]:
 
 def restore_generators(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
+    if device.type == "cuda" and state["cuda"] is not None:  # None: saved by a run on a CPU
         torch.cuda.set_rng_state(state["cuda"], device)
 
 

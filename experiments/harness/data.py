@@ -4,13 +4,14 @@ All random numbers of an epoch are drawn at its start from a generator seeded by
 position within an epoch is one integer and a run can be continued at any batch.
 """
 
+import functools
 import hashlib
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +55,14 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = self._on(images.device)
         return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)  # in place: memory binds
+
+
+    @functools.cache  # noqa: B019  (few; a copy to the device at every batch would wait for it)
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Dataset:
     test: Split
     flip: bool
 
-    skipped = frozenset[str]()  # every image is readable
+    skipped: ClassVar[set[str]] = set()  # every image is readable
     memory_format = torch.contiguous_format
 
     @property

@@ -1,14 +1,18 @@
 """Several processes as one training: torchrun starts them, DistributedDataParallel joins their gradients."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from psap_core import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,21 @@ class World:
         """Until every rank is here."""
         self.any(False)
 
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """The first rank goes first: what it downloads or caches, the others find."""
-        if not self.is_first:
-            self.wait()
-        yield
+    def first(self, make: Callable[[], T]) -> T | None:
+        """What the first rank makes while the others wait; None on the others.
+
+        Raises:
+            InputError: on every rank, where the first one refuses.
+        """
+        made, refusal = None, None
         if self.is_first:
-            self.wait()
+            try:
+                made = make()
+            except InputError as error:
+                refusal = str(error)
+        if refusals := list(filter(None, self.gather(refusal))):
+            raise InputError(refusals[0])
+        return made
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network whose backward pass averages gradients over the ranks."""

@@ -49,13 +49,14 @@ class Position:
     Attributes:
         epoch: completed epochs.
         batch: optimiser steps done in the current epoch.
-        loss_sum: over this rank's images of the current epoch so far.
+        images, loss_sum: number of this rank's images of the current epoch so far, and their losses' sum.
         epoch_seconds, seconds: spent training, in the current epoch and in the completed ones; callbacks
             count, evaluation does not.
     """
 
     epoch: int = 0
     batch: int = 0
+    images: int = 0
     loss_sum: float = 0.0
     epoch_seconds: float = 0.0
     seconds: float = 0.0
@@ -123,9 +124,11 @@ class Loop:
                 last = number == len(batch.parts)
                 with nullcontext() if last else self.world.unsynchronised(self.net):
                     loss = self._loss(images, labels)
-                    # Averaged over the ranks, this is the gradient of the whole batch's mean loss.
+                    # Averaged over the ranks, this is the gradient of the whole batch's mean loss. (Skipped images
+                    # are in batch.images: their batch counts a little less.)
                     (loss * (self.world.size * len(labels) / batch.images)).backward()
                 loss_sum += loss.detach().double() * len(labels)
+                position.images += len(labels)
             self.optimizer.step()
             self.callback.after_step()
             position.batch += 1
@@ -135,7 +138,7 @@ class Loop:
                 position.epoch_seconds = time.perf_counter() - began
                 self.save()
                 raise Interrupted
-        mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / len(self.images)
+        mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / self._summed(position.images)
         self.world.share_buffers_(self.model)
         trained = time.perf_counter() - began
         metrics = {
@@ -179,7 +182,11 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World) -> Accuracy:
-    """Accuracy over every rank's batches, in evaluation mode; the model's modes are put back."""
+    """Accuracy over every rank's batches, in evaluation mode; the model's modes are put back.
+
+    Raises:
+        InputError: there is no image.
+    """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, dtype=torch.long)  # top-1, top-5, images
@@ -189,4 +196,6 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
         counts += torch.tensor([int(hits[:, 0].sum()), int(hits.sum()), len(labels)])
     model.train(was_training)
     top1, top5, count = world.sum(counts).tolist()
+    if not count:
+        raise InputError("not one of the images to evaluate on can be read")
     return Accuracy(100 * top1 / count, 100 * top5 / count, count)

@@ -159,6 +159,8 @@ def read_rows(root: str, files: Files, size: int, view: Callable[[int, Image.Ima
             rows[row] = view(row, Image.open(io.BytesIO(data)))
         except UnidentifiedImageError:
             failures.append(Failure(row, name, "not an image", damaged=True))
+        except MemoryError:
+            raise
         except Exception as error:  # a decoder raises anything on a damaged file
             failures.append(Failure(row, name, str(error), damaged=True))
     return images, torch.from_numpy(files.labels), failures
@@ -210,25 +212,31 @@ class EvaluationRows(Dataset[Rows]):
 
 def _loader(rows: Dataset[Rows], items: Iterable[Any], device: torch.device, workers: int) -> DataLoader[Rows]:
     """Serves `items` in order, whatever they are when an iteration begins; torch gives a worker one thread."""
-    return DataLoader(
+    loader = DataLoader(
         rows, batch_size=None, sampler=items, num_workers=workers, pin_memory=device.type == "cuda",
         persistent_workers=workers > 0, prefetch_factor=BATCHES_AHEAD if workers else None,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # a seed for workers, which do not need one, comes from torch's own otherwise
     )
+    if workers:
+        atexit.register(_end_workers, weakref.ref(loader))
+    return loader
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A signal to the run's process group asks for a checkpoint, during which batches must still arrive."""
+    """A signal to all of the run's processes asks for a checkpoint, during which batches must still arrive."""
     os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the main process ends its workers so
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers(loader: "weakref.ref[DataLoader[Rows]]") -> None:
-    """After an error the loader may outlive main; the interpreter would wait for each worker, kill and complain."""
+    """After an error the loader may outlive main; the interpreter would wait for each worker, which ignores it."""
     if (found := loader()) is not None and found._iterator is not None:
-        found._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        workers: Any = found._iterator
+        workers._shutdown_workers()
+        for worker in workers._workers:
+            worker.kill()
 
 
 # The data set.
@@ -344,7 +352,6 @@ class TrainingPhotographs:
         self._loader = _loader(rows, self._items, device, workers)
         if workers:
             iter(self._loader)  # starts them
-            atexit.register(_end_workers, weakref.ref(self._loader))
 
     def __len__(self) -> int:
         """Images per epoch, over all ranks."""
@@ -428,6 +435,8 @@ def _imagenette(root: Path) -> Path:
             Imagenette(folder, download=True)
             Path(folder, "imagenette2").rename(root)
     except (OSError, RuntimeError) as error:
+        if root.is_dir():  # another process was faster
+            return root
         raise InputError(f"Imagenette could not be downloaded to {root.parent}: {error}") from error
     return root
 

@@ -24,7 +24,8 @@ from experiments.schema import Config
 from psap_core import InputError, PrunePlan
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
-FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of"}
+FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of",
+               "autocast": "the autocast type", "compile": "runtime.compile"}
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
 
 
@@ -45,7 +46,7 @@ class State(StrEnum):
 
     done = "done"
     interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
-    failed = "failed"  # it started, and is neither
+    failed = "failed"  # it started, and is neither; or it is training now
     not_launched = "not launched"
 
 
@@ -154,7 +155,12 @@ class Record:
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
-        write_atomically(self.folder / "interrupted", b"")
+        write_atomically(self.folder / "interrupted", f"{time.time_ns()}".encode())
+
+    @property
+    def interrupted_at(self) -> str:
+        """When it was, in ns: two interruptions of a run differ."""
+        return (self.folder / "interrupted").read_text()
 
     def forget_interruption(self) -> None:
         """From here on the run is done, interrupted anew, or failed: also where it is refused."""

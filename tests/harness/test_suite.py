@@ -58,6 +58,9 @@ def test_where_a_run_stands(tmp_path):
     assert record.state is State.failed
     record.interrupt()
     assert record.state is State.interrupted
+    first = record.interrupted_at
+    record.interrupt()
+    assert record.interrupted_at != first
     record.forget_interruption()
     assert record.state is State.failed
     record.finish()

@@ -179,7 +179,7 @@ def test_a_preempted_job_makes_room_and_continues(checkout):
 
 def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(checkout):
     sample_folder(checkout.root / "photographs", train=64, val=4, size=(48, 40))
-    script = ["slurm/imagenet_resnet34.sh", *PHOTOGRAPHS, "epochs=6"]
+    script = ["slurm/imagenet_resnet34.sh", *PHOTOGRAPHS, "epochs=6", "runtime.workers=1"]
     nodes = checkout.submit("--nodes=2", *script, "runs_dir=stopped")
     checkout.wait_for_epoch("stopped")
     checkout.cluster.ask("scancel", "--batch", "--signal=USR1", nodes)  # to the shell, which passes it on
