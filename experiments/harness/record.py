@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -164,7 +165,8 @@ class Record:
 
     def forget_interruption(self) -> None:
         """From here on the run is done, interrupted anew, or failed: also where it is refused."""
-        (self.folder / "interrupted").unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # of a file in the folder's place, `begin` speaks
+            (self.folder / "interrupted").unlink()
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""
