@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -539,3 +540,29 @@ def test_imagenettes_own_photographs():
     assert_same(*batches)
     means = torch.cat([whole(batch)[0] for batch in batches[0]]).mean((0, 2, 3))
     assert all(math.isfinite(mean) and abs(mean) < 0.7 for mean in means.tolist())
+
+
+def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_end(tmp_path):
+    """As some clusters send it: to training and to the processes that read for it, more than once."""
+    root = sample_folder(tmp_path / "photographs", train=12, val=4, size=(60, 48))
+
+    def command(runs: str) -> list[str]:
+        small = ["data.image_size=32", "epochs=6", "optim.batch_size=8", "runtime.workers=1", "runtime.threads=1"]
+        places = [f"data.root={root}", f"runs_dir={tmp_path / runs}", "tracking.mode=disabled"]
+        return [sys.executable, "-m", "experiments.train", "experiment=imagenet_resnet18", *small, *places]
+
+    process = subprocess.Popen(command("stopped"), stderr=subprocess.PIPE, text=True)
+    assert any("epoch 2/6" in line for line in process.stderr)
+    readers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert readers
+    for pid in [*readers, process.pid] * 2:
+        os.kill(pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in readers)
+    weights = []
+    for runs in ("stopped", "whole"):
+        subprocess.run(command(runs), check=True, capture_output=True)
+        (file,) = (tmp_path / runs).glob("*/*/*/export/weights.safetensors")
+        weights.append(file.read_bytes())
+    assert weights[0] == weights[1]
