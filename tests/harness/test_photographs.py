@@ -21,6 +21,7 @@ from sklearn.datasets import load_sample_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from experiments import train
 from experiments.harness import photographs
 from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation
@@ -546,13 +547,14 @@ def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_e
     """As some clusters send it: to training and to the processes that read for it, more than once."""
     root = sample_folder(tmp_path / "photographs", train=12, val=4, size=(60, 48))
 
-    def command(runs: str) -> list[str]:
-        small = ["data.image_size=32", "epochs=6", "optim.batch_size=8", "runtime.workers=1", "runtime.threads=1"]
+    def overrides(runs: str) -> list[str]:
+        small = ["data.image_size=32", "epochs=3", "optim.batch_size=8", "runtime.workers=1", "runtime.threads=1"]
         places = [f"data.root={root}", f"runs_dir={tmp_path / runs}", "tracking.mode=disabled"]
-        return [sys.executable, "-m", "experiments.train", "experiment=imagenet_resnet18", *small, *places]
+        return ["experiment=imagenet_resnet18", *small, *places]
 
-    process = subprocess.Popen(command("stopped"), stderr=subprocess.PIPE, text=True)
-    assert any("epoch 2/6" in line for line in process.stderr)
+    command = [sys.executable, "-m", "experiments.train", *overrides("stopped")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert any("epoch 1/3" in line for line in process.stderr)
     readers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert readers
     for pid in [*readers, process.pid] * 2:
@@ -560,9 +562,6 @@ def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_e
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 75, said
     assert not any(Path(f"/proc/{pid}").exists() for pid in readers)
-    weights = []
-    for runs in ("stopped", "whole"):
-        subprocess.run(command(runs), check=True, capture_output=True)
-        (file,) = (tmp_path / runs).glob("*/*/*/export/weights.safetensors")
-        weights.append(file.read_bytes())
+    folders = [train.run(overrides(runs)) for runs in ("stopped", "whole")]
+    weights = [(folder / "export" / "weights.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
