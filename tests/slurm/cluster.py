@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "srun")
-PATIENCE_SECONDS = 300  # of a wait that ends in failure; a busy machine may take as long
+PATIENCE_SECONDS = 600  # of a wait that ends in failure; a busy machine may take long
 CPUS, GPUS = 64, 4  # per node; what the machine really has does not matter
 
 # cred_expire is also how long a requeued job waits; Slurm takes no less than 5 seconds.
