@@ -5,36 +5,42 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiments.baselines.fpgm import FPGM
+from experiments.baselines.one_shot import OneShot
 from experiments.baselines.sfp import SFP
-from experiments.harness.callbacks import Method, PSAPCallback, SavePlan, Unpruned
-from experiments.schema import MethodConfig, ModelConfig, PSAPConfig, TargetConfig
+from experiments.harness.callbacks import Method, PSAPCallback, SaveStep, Unpruned
+from experiments.schema import Config, MethodConfig, PSAPConfig, SFPConfig, TargetConfig, ThinPlanConfig
 from psap_core import PSAP, InputError
 
 CONFIGS: dict[str, type[MethodConfig]] = {
     "dense": MethodConfig,
     "thin": TargetConfig,
-    "sfp": TargetConfig,
+    "thin_plan": ThinPlanConfig,
+    "l1": TargetConfig,
+    "l2": TargetConfig,
+    "random": TargetConfig,
+    "fpgm": TargetConfig,
+    "sfp": SFPConfig,
     "psap": PSAPConfig,
 }
 PULSE_BATCHES = 2  # fewer have no standard error
 
 
 def make_method(
-    method: MethodConfig,
-    model_cfg: ModelConfig,
-    epochs: int,
+    cfg: Config,
     model: nn.Module,
     optimizer: Optimizer,
     example_input: Tensor,
     make_losses: Callable[[int], Iterable[Tensor]],
     batches: int,
-    save_plan: SavePlan,
+    save: SaveStep,
 ) -> Method:
-    """The callback of a method; `make_losses` yields at most `batches` losses.
+    """The callback of a run's method; `make_losses` yields at most `batches` losses.
 
     Raises:
         InputError: the method's name and settings are of two methods, or they do not fit the network or the data.
     """
+    method = cfg.method
     if CONFIGS.get(method.name) is not type(method):
         raise InputError(
             f"method.name={method.name!r} does not name the chosen method: choose with method=<{'|'.join(CONFIGS)}>"
@@ -51,12 +57,12 @@ def make_method(
                 optimizer,
                 example_input,
                 target_macs_cut=method.target_macs_cut,
-                total_epochs=epochs,
+                total_epochs=cfg.epochs,
                 scope=method.scope.value,
                 exclude=method.exclude,
                 kappa=method.kappa,
                 sparsity_reference=method.sparsity_reference.value,
-                fan=model_cfg.fan.value,
+                fan=cfg.model.fan.value,
                 alpha=method.alpha,
                 protection=method.protection,
                 pulse_batches=method.pulse_batches,
@@ -68,8 +74,14 @@ def make_method(
                 freeze=method.freeze,
                 interval=method.interval,
             )
-            return PSAPCallback(pruner, make_losses, save_plan)
-        case TargetConfig(name="sfp"):
-            return SFP(model, example_input, method.target_macs_cut, save_plan)
+            return PSAPCallback(pruner, make_losses, save)
+        case SFPConfig():
+            return SFP(model, example_input, method.target_macs_cut, cfg.epochs, method.ramp_end, save)
+        case TargetConfig(name="fpgm"):
+            return FPGM(model, optimizer, example_input, method.target_macs_cut, save)
+        case TargetConfig(name="l1" | "l2" | "random" as score):
+            # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
+            prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2
+            return OneShot(model, optimizer, example_input, method.target_macs_cut, score, prune_at, cfg.seed, save)
         case _:
             return Unpruned(model, example_input)

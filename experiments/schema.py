@@ -94,6 +94,18 @@ class TargetConfig(MethodConfig):
 
 
 @dataclass
+class SFPConfig(TargetConfig):
+    ramp_end: int | float = MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
+
+
+@dataclass
+class ThinPlanConfig(MethodConfig):
+    """`run`: folder of a finished run, whose exported architecture is trained from fresh weights."""
+
+    run: str = MISSING
+
+
+@dataclass
 class PSAPConfig(TargetConfig):
     """The hyper-parameters of `psap_core.PSAP`."""
 
@@ -147,9 +159,14 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """One run. `name` is the recipe's; `target_macs_cut` is read by the methods that have a target."""
+    """One run. `name` is the recipe's; `target_macs_cut` is read by the methods that have a target.
+
+    `suite` and `cell` say which table it is for, if any; they are no part of its identity.
+    """
 
     name: str = MISSING
+    suite: str | None = None
+    cell: str | None = None
     epochs: int = MISSING
     seed: int = MISSING
     target_macs_cut: float = MISSING
@@ -187,4 +204,6 @@ def register() -> None:
     store.store(group="data", name="photographs_schema", node=PhotographsConfig)
     store.store(group="model", name="resnet_schema", node=ResNetConfig)
     store.store(group="method", name="target_schema", node=TargetConfig)
+    store.store(group="method", name="sfp_schema", node=SFPConfig)
+    store.store(group="method", name="thin_plan_schema", node=ThinPlanConfig)
     store.store(group="method", name="psap_schema", node=PSAPConfig)

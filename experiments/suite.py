@@ -1,6 +1,9 @@
 """Many runs as one experiment: a suite is a list of cells, each a recipe and overrides, times seeds.
 
-`python -m experiments.suite list <suite>`            its runs: index, cell, seed, where each stands
+`python -m experiments.suite plan <suite>`            its runs: index, cell, seed, folder
+`python -m experiments.suite status <suite>`          where each of them stands
+`python -m experiments.suite launch <suite>`          train all that are not done: here (--jobs N at a time), as a Slurm
+                                                      array (--launcher slurm), or print the commands (--launcher print)
 `python -m experiments.suite show <suite> <index>`    the training command's overrides of one run, one a line
 `python -m experiments.suite run <suite> <index>`     train one run, here
 
@@ -10,15 +13,18 @@ every run. The index counts the seeds of the first cell, then those of the secon
 
 import argparse
 import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from experiments.harness.entry import compose, plain_exits
-from experiments.harness.record import Record, read_summary
+from experiments.harness.record import Record, State, read_summary
 from psap_core import InputError
 
 SUITES = Path(__file__).parent / "suites"
@@ -26,27 +32,80 @@ SUITES = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table: a recipe of conf/experiment, and overrides (the method among them)."""
+    """One row of a table: a recipe of conf/experiment, and overrides (the method among them).
+
+    `plan_of` names the cell whose exported architecture a thin_plan cell trains, seed by seed.
+    """
 
     name: str
     recipe: str
     overrides: tuple[str, ...]
+    plan_of: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Cells times seeds."""
+    """Cells times seeds. `source` is what it was asked for by; `extra` overrides hold for every run."""
 
+    source: str
+    title: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
+    extra: tuple[str, ...] = ()
 
     @property
-    def runs(self) -> list[tuple[Cell, int]]:
-        """All runs, each a cell and a seed, in the order of their index."""
-        return [(cell, seed) for cell in self.cells for seed in self.seeds]
+    def name(self) -> str:
+        return Path(self.source).stem
+
+    @cached_property
+    def runs(self) -> list["SuiteRun"]:
+        """All runs, in the order of their index."""
+        pairs = [(cell, seed) for cell in self.cells for seed in self.seeds]
+        return [SuiteRun(self, index, cell, seed) for index, (cell, seed) in enumerate(pairs)]
+
+    def run(self, index: int) -> "SuiteRun":
+        """One run. Raises InputError if the index is out of range."""
+        if not 0 <= index < len(self.runs):
+            raise InputError(f"run {index} does not exist: the suite has runs 0 to {len(self.runs) - 1}")
+        return self.runs[index]
 
 
-def read_suite(name: str) -> Suite:
+@dataclass(frozen=True)
+class SuiteRun:
+    """One cell with one seed."""
+
+    suite: Suite
+    index: int
+    cell: Cell
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.cell.name}, seed {self.seed}"
+
+    @property
+    def plan_of(self) -> "SuiteRun | None":
+        """The run whose architecture this one trains."""
+        found = [run for run in self.suite.runs if (run.cell.name, run.seed) == (self.cell.plan_of, self.seed)]
+        return found[0] if found else None
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """Those of its training command."""
+        own = [f"experiment={self.cell.recipe}", *self.cell.overrides, f"seed={self.seed}"]
+        if self.plan_of is not None:
+            own.append(f"method.run={self.plan_of.record.folder}")
+        return [*own, f"suite={self.suite.name}", f"cell='{self.cell.name}'", *self.suite.extra]
+
+    @cached_property
+    def record(self) -> Record:
+        return Record(self.config)
+
+    @cached_property
+    def config(self) -> Any:
+        return compose("train", self.overrides)
+
+
+def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
     """The suite of a name or of a file.
 
     Raises:
@@ -62,56 +121,82 @@ def read_suite(name: str) -> Suite:
         raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
     try:
         cells = tuple(_cell(entry) for entry in content.pop("cells"))
-        suite = Suite(cells, tuple(content.pop("seeds")))
+        suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
-            raise ValueError("it has `seeds`, a list of integers, and `cells`, each at least one, and nothing else")
-        if len({cell.name for cell in cells}) < len(cells) or len(set(suite.seeds)) < len(suite.seeds):
-            raise ValueError("a cell or a seed stands there twice")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "it has a `title`, `seeds`, a list of integers, and `cells`, each at least one, and nothing else"
+            )
+        counts = Counter([*(cell.name for cell in cells), *suite.seeds])
+        if twice := [what for what, number in counts.items() if number > 1]:
+            raise ValueError(f"{twice[0]!r} stands there twice")
+        for run in suite.runs:
+            if run.cell.plan_of is not None and run.plan_of is None:
+                raise ValueError(f"cell {run.cell.name!r} takes its plan from {run.cell.plan_of!r}, which is no cell")
+    except KeyError as error:
+        raise InputError(f"{path} is no suite: it has no {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no suite: {error}") from error
     return suite
 
 
 def _cell(entry: Any) -> Cell:
-    if {*entry} != {field.name for field in fields(Cell)}:
-        raise ValueError(f"a cell has name, recipe and overrides, not {sorted(entry)}")
-    return Cell(entry["name"], entry["recipe"], tuple(map(str, entry["overrides"])))
+    if not {"name", "recipe", "overrides"} <= {*entry} <= {"name", "recipe", "overrides", "plan_of"}:
+        raise ValueError(f"a cell has name, recipe, overrides and perhaps plan_of, not {sorted(entry)}")
+    return Cell(entry["name"], entry["recipe"], tuple(map(str, entry["overrides"])), entry.get("plan_of"))
 
 
-def overrides(suite: Suite, index: int, extra: Sequence[str] = ()) -> list[str]:
-    """The training overrides of one run.
-
-    Raises:
-        InputError: the index is out of range.
-    """
-    if not 0 <= index < len(suite.runs):
-        raise InputError(f"run {index} does not exist: the suite has runs 0 to {len(suite.runs) - 1}")
-    cell, seed = suite.runs[index]
-    return [f"experiment={cell.recipe}", *cell.overrides, f"seed={seed}", *extra]
+def print_status(suite: Suite) -> None:
+    """One line per run, and how many stand where."""
+    states = [run.record.state for run in suite.runs]
+    for run, state in zip(suite.runs, states, strict=True):
+        reason = f": {run.record.error}" if state is State.failed else ""
+        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {state.value}{reason}")
+    counts = Counter(states)
+    print(f"{suite.name}: " + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
 
 
-def main() -> None:
+def main(suite_name: str | None = None) -> None:
+    """The command; an artefact's entry point names its suite, everybody else gives one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("list", "show", "run"):
+    for name in ("plan", "status", "launch", "show", "run"):
         command = commands.add_parser(name)
-        command.add_argument("suite")
-        if name != "list":
+        if suite_name is None:
+            command.add_argument("suite")
+        if name in ("show", "run"):
             command.add_argument("index", type=int)
-        command.add_argument("overrides", nargs="*")
-    given = parser.parse_args()
+        if name == "launch":
+            command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
+            command.add_argument("--jobs", type=int, default=1, help="runs at a time, on this machine")
+            command.add_argument("--devices", help="GPUs that share the jobs, as in 0,1")
+    given, overrides = parser.parse_known_args()
+    if unknown := [word for word in overrides if word.startswith("-")]:
+        parser.error(f"unknown option {unknown[0]}")
     with plain_exits():
-        suite = read_suite(given.suite)
-        if given.command == "list":
-            for index, (cell, seed) in enumerate(suite.runs):
-                state = Record(compose("train", overrides(suite, index, given.overrides))).state
-                print(f"{index:3} {cell.name:40} seed {seed:2}  {state.value}")
-        elif given.command == "show":
-            print("\n".join(overrides(suite, given.index, given.overrides)))
-        else:
-            from experiments import train  # the others need none of what it imports
+        suite = read_suite(suite_name or given.suite, overrides)
+        match given.command:
+            case "plan":
+                for run in suite.runs:
+                    print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {run.record.folder}")
+            case "status":
+                print_status(suite)
+            case "launch":
+                from experiments import launch
 
-            print(json.dumps(read_summary(train.run(overrides(suite, given.index, given.overrides)))))
+                match given.launcher:
+                    case "local":
+                        devices = given.devices.split(",") if given.devices else []
+                        sys.exit(launch.local(suite, given.jobs, devices))
+                    case "slurm":
+                        launch.slurm(suite)
+                    case "print":
+                        launch.to_print(suite)
+            case "show":
+                print("\n".join(suite.run(given.index).overrides))
+            case "run":
+                from experiments import train  # the others need none of what it imports
+
+                print(json.dumps(read_summary(train.run(suite.run(given.index).overrides))))
 
 
 if __name__ == "__main__":

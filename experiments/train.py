@@ -19,20 +19,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.baselines.thin import thin_model
+from experiments.baselines.thin import starting_network
 from experiments.harness import checkpoint, data, distributed, models, seeding
 from experiments.harness.batches import Sharing
 from experiments.harness.callbacks import Method
 from experiments.harness.data import Normalisation, SplitName
 from experiments.harness.distributed import World
-from experiments.harness.entry import StopSignals, compose, configure, entry_point, has_bfloat16, reading_workers
+from experiments.harness.entry import (
+    StopSignals,
+    compose,
+    configure,
+    entry_point,
+    has_bfloat16,
+    one_sentence,
+    reading_workers,
+)
 from experiments.harness.loop import Accuracy, Interrupted, Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
 from experiments.harness.record import Record, device_name, read_summary
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
-from experiments.schema import Config, ModelConfig, Precision, TargetConfig
+from experiments.schema import Config, ModelConfig, Precision, ThinPlanConfig
 from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
 
 if TYPE_CHECKING:
@@ -52,8 +60,6 @@ def train(cfg: Config) -> Path:
         device = configure(cfg.runtime, world)
         record = Record(cfg)
         if not any(world.gather(record.done)):
-            if world.is_first:
-                record.forget_interruption()
             with closing(record), StopSignals() as signals:
                 try:
                     _train(cfg, record, device, world, signals)
@@ -61,6 +67,10 @@ def train(cfg: Config) -> Path:
                     if world.is_first:
                         record.interrupt()
                     world.wait()  # whoever leaves first ends the others
+                    raise
+                except Exception as error:
+                    if world.is_first and record.begun:
+                        record.fail(one_sentence(error))
                     raise
     return record.folder
 
@@ -71,10 +81,10 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     # The first rank goes first: what it downloads or caches, the others find.
     dataset = world.first(lambda: data.load(cfg.data, device)) or data.load(cfg.data, device)
     channels, _, size = dataset.image_shape
-    network = cfg.model
-    if isinstance(cfg.method, TargetConfig) and cfg.method.name == "thin":
-        network = thin_model(cfg.model, cfg.method.target_macs_cut, channels, dataset.classes, size)
+    network = starting_network(cfg, channels, dataset.classes, size)
     model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
+    if isinstance(cfg.method, ThinPlanConfig):
+        models.initialise_(model, cfg.model.fan)
     model.to(device).to(memory_format=dataset.memory_format)
     seeding.seed_rank(cfg.seed, world.rank)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
@@ -93,14 +103,12 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         batches = dataset.evaluation(split, world.rank, world.size, normalisation, device, workers)
         return evaluate(network, batches, world)
 
-    def save_plan(epochs_done: int, plan: PrunePlan) -> None:
+    def save_step(kind: str, epochs_done: int, text: str) -> None:
         if world.is_first:
-            record.save_plan(epochs_done, plan)
+            record.save_step(kind, epochs_done, text)
 
     pulse_batches = images.batches * cfg.optim.accumulate
-    method = make_method(
-        cfg.method, cfg.model, cfg.epochs, model, optimizer, example, pulse_losses, pulse_batches, save_plan
-    )
+    method = make_method(cfg, model, optimizer, example, pulse_losses, pulse_batches, save_step)
     facts = {
         "data_sha256": dataset.digest,
         "device": device_name(device),
@@ -172,12 +180,16 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     apply_(model, method.layers, method.plan)
     small = export(model, method.plan)
     exported = accuracy(small, "test")
+    start_top1 = None
+    if cfg.model.weights is not None:
+        start, _ = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
+        start_top1 = accuracy(start.to(device).to(memory_format=dataset.memory_format), "test").top1
     if tracker is None:
         world.wait()
         return
     dense = model if network is cfg.model else models.build(cfg.model, channels, dataset.classes).to(device)
     dense_macs, small_macs = macs(dense, example), macs(small, example)
-    _save_exported(record.folder / "export", cfg, network, small, method.plan, normalisation, dataset)
+    _save_exported(record.folder / "export", network, small, method.plan, normalisation, dataset)
     summary = {
         "dataset": cfg.data.name,
         "image_size": size,
@@ -186,6 +198,9 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         "method": cfg.method.name,
         "epochs": cfg.epochs,
         "seed": cfg.seed,
+        "suite": cfg.suite,
+        "cell": cfg.cell,
+        "start_top1": start_top1,
         "top1": exported.top1,
         "top5": exported.top5,
         "masked_top1": masked.top1,
@@ -249,7 +264,6 @@ def _resume(
 
 def _save_exported(
     folder: Path,
-    cfg: Config,
     network: ModelConfig,
     small: nn.Module,
     plan: PrunePlan,
@@ -265,8 +279,8 @@ def _save_exported(
         },
         "normalisation": [list(normalisation.mean), list(normalisation.std)],
     }
-    if cfg.model.weights is not None and Path(cfg.model.weights).is_dir():
-        shutil.copytree(cfg.model.weights, folder / "start", dirs_exist_ok=True)
+    if network.weights is not None and Path(network.weights).is_dir():
+        shutil.copytree(network.weights, folder / "start", dirs_exist_ok=True)
     save_exported(folder, small, plan, described)
 
 

@@ -11,13 +11,13 @@ from psap_core.schedule import Schedule, make_schedule
 from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
 from psap_core.sparsity import weight_sparsity_ratio
 from psap_core.supervision import PULSE_EPSILON, Supervision, choose_restored, pulse
-from psap_core.suspension import FilterTensors, Snapshot, apply_, filter_tensors, freeze_, refresh_, restore_, suspend_
+from psap_core.suspension import FilterTensors, Silence, Snapshot, apply_, filter_tensors, freeze_, restore_, suspend_
 
 __all__ = [
     "PSAP", "PULSE_EPSILON", "CostModel", "FilterTensors", "InputError", "LayerCost", "LayerPlan", "PrunableLayer",
-    "PrunePlan", "PruneStep", "Schedule", "Snapshot", "Supervision", "apply_", "check_reachable", "choose_restored",
-    "export", "export_error", "export_onnx", "filter_counts", "filter_floors", "filter_norms", "filter_tensors",
-    "filters_cost_model", "find_layers", "freeze_", "layer_prune_ratios", "layer_table", "load_exported", "macs",
-    "macs_cost_model", "make_plan", "make_schedule", "params", "propose", "pulse", "pulse_margin", "read_spec",
-    "refresh_", "relative_norms", "restore_", "save_exported", "suspend_", "weight_sparsity_ratio",
+    "PrunePlan", "PruneStep", "Schedule", "Silence", "Snapshot", "Supervision", "apply_", "check_reachable",
+    "choose_restored", "export", "export_error", "export_onnx", "filter_counts", "filter_floors", "filter_norms",
+    "filter_tensors", "filters_cost_model", "find_layers", "freeze_", "layer_prune_ratios", "layer_table",
+    "load_exported", "macs", "macs_cost_model", "make_plan", "make_schedule", "params", "propose", "pulse",
+    "pulse_margin", "read_spec", "relative_norms", "restore_", "save_exported", "suspend_", "weight_sparsity_ratio",
 ]

@@ -19,7 +19,7 @@ from psap_core.schedule import make_schedule
 from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
 from psap_core.sparsity import Fan, Reference, weight_sparsity_ratio
 from psap_core.supervision import MakeLosses, Supervision, choose_restored, pulse
-from psap_core.suspension import FilterTensors, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
+from psap_core.suspension import FilterTensors, Silence, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
 
 Filters = dict[str, tuple[int, ...]]
 
@@ -126,8 +126,8 @@ class PSAP:
         self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
         self._snapshots = {layer.name: Snapshot() for layer in self.layers}
-        self._hold_suspended(self._tensors())
-        optimizer.register_step_post_hook(self._zero_suspended_affine)
+        self._silence = Silence(self._tensors(), self.plan.pruned)
+        optimizer.register_step_post_hook(lambda *_: self._silence.hold_())
 
     @property
     def frozen(self) -> bool:
@@ -191,7 +191,7 @@ class PSAP:
                 freeze_(tensors[name], pruned)
                 snapshots[name] = Snapshot()
         self._snapshots = snapshots
-        self._hold_suspended(tensors)
+        self._silence = Silence(tensors, self.plan.pruned)
         changed = sum(len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items())
         return PruneStep(
             epochs_done, plan, sparsity, proposed, restored, seen.utility, seen.grad_norm_live,
@@ -244,7 +244,7 @@ class PSAP:
         for name, rows in state["snapshots"].items():
             on_device = {key: saved.to(device, copy=True) for key, saved in rows.items()}
             self._snapshots[name] = Snapshot(self.plan.pruned[name], on_device)
-        self._hold_suspended(self._tensors())
+        self._silence = Silence(self._tensors(), self.plan.pruned)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -257,22 +257,6 @@ class PSAP:
 
     def _tensors(self) -> dict[str, FilterTensors]:
         return {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers}
-
-    def _hold_suspended(self, tensors: dict[str, FilterTensors]) -> None:
-        """Prepare the hook: affines that have suspended entries, and masks that are zero there."""
-        self._affines: list[Tensor] = []
-        self._masks: list[Tensor] = []
-        for name, pruned in self.plan.pruned.items():
-            if pruned:
-                mask = torch.ones_like(tensors[name].gamma, requires_grad=False)
-                mask.index_fill_(0, tensors[name].index(pruned), 0.0)
-                self._affines += (tensors[name].gamma, tensors[name].beta)
-                self._masks += (mask, mask)
-
-    @torch.no_grad()
-    def _zero_suspended_affine(self, *_: object) -> None:
-        if self._affines:
-            torch._foreach_mul_(self._affines, self._masks)
 
 
 def _check_unwrapped(model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Eq. 4, 6, 7: suspend, restore and freeze filters. The only code that mutates weights or optimiser state."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -125,6 +125,24 @@ def apply_(
     """
     for layer, part in plan.match(layers):
         freeze_(filter_tensors(model, layer, optimizer), part.pruned)
+
+
+class Silence:
+    """Keeps the affine of pruned filters (layer name to indices) at zero while the network trains."""
+
+    def __init__(self, tensors: Mapping[str, FilterTensors], pruned: Mapping[str, Collection[int]]) -> None:
+        self._affines: list[Tensor] = []
+        self._masks: list[Tensor] = []
+        for layer, filters in ((tensors[name], filters) for name, filters in pruned.items() if filters):
+            mask = torch.ones_like(layer.gamma, requires_grad=False).index_fill_(0, layer.index(filters), 0.0)
+            self._affines += (layer.gamma, layer.beta)
+            self._masks += (mask, mask)
+
+    @torch.no_grad()
+    def hold_(self) -> None:
+        """To be called after every optimiser step."""
+        if self._affines:
+            torch._foreach_mul_(self._affines, self._masks)
 
 
 @torch.no_grad()

@@ -1,26 +1,48 @@
-"""The thin network: every width, the residual stream included, times one factor; trained from scratch."""
+"""Small networks from scratch: the architectures without the pruning.
+
+`thin`: every width, the residual stream included, times one factor. `thin_plan`: the architecture that a finished run
+exported, with fresh weights (Liu et al., ICLR 2019, "Rethinking the Value of Network Pruning").
+"""
 
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from experiments.harness import models
-from experiments.schema import ModelConfig
+from experiments.schema import Config, ModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
+
+
+def starting_network(cfg: Config, channels: int, classes: int, image_size: int) -> ModelConfig:
+    """The network that a run trains: its model, or the small one of `thin` and `thin_plan`.
+
+    Raises:
+        InputError: a small network is to start from weights, the target is unreachable, or the run is not done.
+    """
+    if cfg.method.name not in ("thin", "thin_plan"):
+        return cfg.model
+    if cfg.model.weights is not None:
+        raise InputError(f"a thin network is trained from scratch: method={cfg.method.name} takes no model.weights")
+    if isinstance(cfg.method, ThinPlanConfig):
+        run = Path(cfg.method.run)
+        if not (run / "done").exists():
+            raise InputError(f"method.run={run} is not the folder of a finished run, whose network is to be trained")
+        return replace(cfg.model, weights=str(run / "export"))
+    assert isinstance(cfg.method, TargetConfig)
+    return thin_model(cfg.model, cfg.method.target_macs_cut, channels, classes, image_size)
 
 
 def thin_model(cfg: ModelConfig, target_macs_cut: float, channels: int, classes: int, image_size: int) -> ModelConfig:
     """`cfg` with the largest width that lacks at least `target_macs_cut` of the MACs of `cfg` itself.
 
     Raises:
-        InputError: the target is outside [0, 1) or unreachable, or pretrained weights are given.
+        InputError: the target is outside [0, 1) or unreachable.
     """
     if not 0 <= target_macs_cut < 1:
         raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
-    if cfg.weights is not None:
-        raise InputError("a thin network is trained from scratch: method=thin takes no model.weights")
     step = 1 / models.widest(cfg.name)
     cost = network_macs(channels, classes, image_size)
     budget = (1 - target_macs_cut) * cost(cfg)

@@ -59,7 +59,7 @@ def overhead() -> Figures:
         training = statistics.median(seconds(step) for _ in range(STEPS_BETWEEN))
         pruning = seconds(lambda: pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches))))
         overheads.append(100 * pruning / (CIFAR10_STEPS * training))
-        hooks.append(100 * statistics.median(seconds(pruner._zero_suspended_affine) for _ in range(50)) / training)
+        hooks.append(100 * statistics.median(seconds(pruner._silence.hold_) for _ in range(50)) / training)
     return {"psap_epoch_overhead_pct": figure(overheads), "psap_between_steps_pct": figure(hooks)}
 
 

@@ -1,5 +1,6 @@
 """The bridge from the loop to psap_core: methods as callbacks that end with a plan."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from experiments.harness.loop import Callback, Metrics
 from psap_core import PSAP, PrunableLayer, PrunePlan, PruneStep, find_layers, macs_cost_model, make_plan
 
-SavePlan = Callable[[int, PrunePlan], None]
+SaveStep = Callable[[str, int, str], None]  # kind (plans, pulses), completed epochs, JSON
 
 
 class Method(Callback):
@@ -33,14 +34,14 @@ class PSAPCallback(Method):
     Args:
         pruner: over the network in training.
         make_losses: the pulse's losses when so many epochs are done.
-        save_plan: takes every step's epoch and plan.
+        save: takes every step's plan and pulse.
     """
 
-    def __init__(self, pruner: PSAP, make_losses: Callable[[int], Iterable[Tensor]], save_plan: SavePlan) -> None:
+    def __init__(self, pruner: PSAP, make_losses: Callable[[int], Iterable[Tensor]], save: SaveStep) -> None:
         self.pruner = pruner
         self.layers = pruner.layers
         self.make_losses = make_losses
-        self.save_plan = save_plan
+        self.save = save
 
     @property
     def plan(self) -> PrunePlan:  # type: ignore[override]
@@ -50,7 +51,9 @@ class PSAPCallback(Method):
         step = self.pruner.end_epoch(lambda: self.make_losses(epochs_done))
         if step is None:
             return {}
-        self.save_plan(epochs_done, step.plan)
+        self.save("plans", epochs_done, step.plan.to_json())
+        if step.utility:
+            self.save("pulses", epochs_done, json.dumps(pulse_content(step)))
         return step_metrics(step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,6 +75,19 @@ def plan_metrics(plan: PrunePlan, mask_churn: float, seconds: float) -> dict[str
         metrics[f"layer/prune_ratio/{layer.name}"] = 1 - layer.kept / layer.filters
         metrics[f"layer/kept/{layer.name}"] = layer.kept
     return metrics
+
+
+def pulse_content(step: PruneStep) -> dict[str, dict[str, list[float]]]:
+    """What a pulse saw, by layer: the suspended filters, their utilities with standard errors, and who was restored."""
+    return {
+        name: {
+            "filters": [*utilities],
+            "utility": [mean for mean, _ in utilities.values()],
+            "standard_error": [error for _, error in utilities.values()],
+            "restored": [*step.restored[name]],
+        }
+        for name, utilities in step.utility.items()
+    }
 
 
 def step_metrics(step: PruneStep) -> dict[str, float]:

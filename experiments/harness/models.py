@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from experiments.harness.data import Normalisation
-from experiments.schema import ModelConfig, ResNetConfig, Shortcut
+from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported, read_spec
 
 RGB = 3
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
         self.linear = nn.Linear(inputs, classes)
-        _initialise_(self)
+        initialise_(self, Fan("in"))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -101,19 +101,22 @@ class VGG(nn.Module):
                 channels = width
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, classes)
-        _initialise_(self)
+        initialise_(self, Fan("in"))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.features(x).mean([2, 3]))
         return logits
 
 
-def _initialise_(model: nn.Module) -> None:
+def initialise_(model: nn.Module, fan: Fan) -> None:
+    """Fresh weights: He et al.'s for convolutions and, with fan in, linear layers; torch's own for the others."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and fan.value == "in"):
+            nn.init.kaiming_normal_(module.weight, mode=f"fan_{fan.value}", nonlinearity="relu")  # type: ignore[arg-type]
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.BatchNorm2d)):
+            module.reset_parameters()
 
 
 def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:

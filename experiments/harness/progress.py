@@ -1,7 +1,8 @@
-"""Progress on stderr: a bar with the time left for the whole run; one line per epoch without a terminal."""
+"""Progress on stderr: a bar with the time left for the whole run or suite; one line per epoch without a terminal."""
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -15,21 +16,51 @@ from rich.progress import (
 )
 
 
+def _bar(live: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not live,
+    )
+
+
+class SuiteProgress:
+    """Counts the epochs of runs that other processes train: metrics.jsonl of each, and its epochs."""
+
+    def __init__(self, epochs: Mapping[Path, int]) -> None:
+        self.files = list(epochs)
+        self.bar = _bar(sys.stderr.isatty())
+        self.task = self.bar.add_task("epochs of all runs", total=sum(epochs.values()), completed=self._done())
+
+    def __enter__(self) -> "SuiteProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def update(self) -> None:
+        """Look how far the runs are."""
+        if not self.bar.disable:
+            self.bar.update(self.task, completed=self._done())
+
+    def _done(self) -> int:
+        return sum(file.read_bytes().count(b"\n") for file in self.files if file.exists())
+
+
 class RunProgress:
     """Counts optimiser steps over all epochs of a run; a context manager; `quiet` shows nothing."""
 
     def __init__(self, label: str, epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool) -> None:
         self.label, self.epochs = label, epochs
         self.live = sys.stderr.isatty() and not quiet
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not self.live,
-        )
+        self.bar = _bar(self.live)
         self.task = self.bar.add_task(label, total=epochs * steps_per_epoch, completed=steps_done)
 
     def __enter__(self) -> "RunProgress":

@@ -21,33 +21,43 @@ from omegaconf import OmegaConf
 
 from experiments.harness.files import parse_json, read_json, write_atomically
 from experiments.harness.models import weights_digest
-from experiments.schema import Config
-from psap_core import InputError, PrunePlan
+from experiments.schema import Config, ThinPlanConfig
+from psap_core import InputError
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
 FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of",
                "autocast": "the autocast type", "compile": "runtime.compile"}
+LOCK_SECONDS = 10  # patience with whoever holds the folder
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
 
 
-def config_hash(cfg: Config) -> str:
-    """Eight hex digits over what changes the result; weights by content, no path, seed or machine."""
-    content = {
+def identity(cfg: Config) -> dict[str, Any]:
+    """What changes the result: weights by content, another run by its own identity, no path, seed or machine."""
+    method = asdict(cfg.method)
+    if isinstance(cfg.method, ThinPlanConfig):
+        method["run"] = Path(cfg.method.run).parent.name
+    return {
         "epochs": cfg.epochs,
         "data": {key: value for key, value in asdict(cfg.data).items() if key != "root"},
         "model": asdict(cfg.model) | {"weights": weights_digest(cfg.model.weights)},
-        "method": asdict(cfg.method),
+        "method": method,
         "optim": asdict(cfg.optim),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def config_hash(cfg: Config) -> str:
+    """Eight hex digits over a run's identity."""
+    return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
 
 
 class State(StrEnum):
     """Where a run stands, as its folder says."""
 
     done = "done"
+    running = "running"  # a process holds its lock
+    failed = "failed"  # by an error, which it remembers
     interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
-    failed = "failed"  # it started, and is neither; or it is training now
+    incomplete = "incomplete"  # killed, or running on another machine; the same command continues it
     not_launched = "not launched"
 
 
@@ -72,13 +82,31 @@ class Record:
         return (self.folder / "done").exists()
 
     @property
+    def begun(self) -> bool:
+        return (self.folder / "manifest.json").exists()
+
+    @property
     def state(self) -> State:
         """Where the run stands."""
         if self.done:
             return State.done
+        if self._locked_by_another():
+            return State.running
+        if (self.folder / "failed").exists():
+            return State.failed
         if (self.folder / "interrupted").exists():
             return State.interrupted
-        return State.failed if (self.folder / "manifest.json").exists() else State.not_launched
+        return State.incomplete if self.begun else State.not_launched
+
+    def _locked_by_another(self) -> bool:
+        if self._lock is not None or not (self.folder / ".lock").is_file():
+            return False
+        with (self.folder / ".lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @property
     def checkpoint(self) -> Path:
@@ -98,14 +126,11 @@ class Record:
                 other data or another number of processes.
         """
         try:
-            (self.folder / "plans").mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"the run folder {self.folder} cannot be made: a file stands in its place") from error
-        self._lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is training in {self.folder}") from error
+        self._lock = self._take_lock()
+        self._forget_ending()
         earlier = []
         if (path := self.folder / "manifest.json").exists():
             manifest = read_json(path, "sessions")
@@ -118,13 +143,30 @@ class Record:
             earlier = manifest["sessions"]
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
         session = {"started": _now(), "command": sys.orig_argv, **code_version()}
-        manifest = {"config_hash": self.config_hash, "seed": self.seed, **facts, "versions": _versions()}
+        own = {"config_hash": self.config_hash, "seed": self.seed, "identity": identity(cfg)}
+        manifest = {**own, **facts, "versions": _versions()}
         self._write_json("manifest.json", manifest | {"sessions": [*earlier, session]})
+
+    def _take_lock(self) -> IO[str]:
+        """Lock the folder; what a killed run leaves behind may hold it for some seconds."""
+        lock = (self.folder / ".lock").open("w")
+        patience = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > patience:
+                    lock.close()
+                    raise InputError(f"another process is training in {self.folder}") from error
+                time.sleep(0.1)
+            else:
+                return lock
 
     def close(self) -> None:
         """Let other processes have the folder; the end of this process does it too."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics."""
@@ -148,8 +190,11 @@ class Record:
             os.truncate(self.metrics, size)
             self.rows()  # refuses damaged ones now, not when all epochs are trained
 
-    def save_plan(self, epochs_done: int, plan: PrunePlan) -> None:
-        write_atomically(self.folder / "plans" / f"epoch_{epochs_done:04d}.json", plan.to_json().encode())
+    def save_step(self, kind: str, epochs_done: int, text: str) -> None:
+        """Keep what a pruning step made: a file per epoch in the folder `kind`, plans or pulses."""
+        folder = self.folder / kind
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"epoch_{epochs_done:04d}.json", text.encode())
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
@@ -163,10 +208,22 @@ class Record:
         """When it was, in ns: two interruptions of a run differ."""
         return (self.folder / "interrupted").read_text()
 
-    def forget_interruption(self) -> None:
-        """From here on the run is done, interrupted anew, or failed: also where it is refused."""
-        with suppress(FileNotFoundError, NotADirectoryError):  # of a file in the folder's place, `begin` speaks
-            (self.folder / "interrupted").unlink()
+    def fail(self, reason: str) -> None:
+        """Remember the error that ended the run, or kept it from beginning; not while another process trains it."""
+        if not self._locked_by_another():
+            with suppress(FileExistsError, NotADirectoryError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "interrupted").unlink(missing_ok=True)
+                write_atomically(self.folder / "failed", reason.encode())
+
+    @property
+    def error(self) -> str:
+        """Why a failed run has failed."""
+        return (self.folder / "failed").read_text()
+
+    def _forget_ending(self) -> None:
+        for ending in ("interrupted", "failed"):
+            (self.folder / ending).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments.harness.record import TIMING_KEYS
 
 TIMING_FIELDS = ("train_seconds", "prune_seconds")
-METHODS = ("dense", "sfp", "thin", "psap")
+METHODS = ("dense", "thin", "sfp", "fpgm", "l1", "l2", "random", "psap")
 SMALL = [
     "experiment=digits_resnet20",
     "model.width=0.25",
@@ -57,7 +57,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     return {
         "metrics": [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in rows],
         "summary": {key: value for key, value in summary.items() if key not in TIMING_FIELDS},
-        "plans": {path.name: path.read_text() for path in sorted((folder / "plans").iterdir())},
+        "plans": {path.name: path.read_text() for path in sorted(folder.glob("p*s/epoch_*.json"))},
         "spec": (folder / "export" / "spec.json").read_text(),
         "weights": (folder / "export" / "weights.safetensors").read_bytes(),
         **{key: bits(checkpoint[key]) for key in ("model", "optimizer", "method", "ranks")},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments import train
-from experiments.baselines.sfp import SFP, pruned_counts
+from experiments.baselines.sfp import SFP
 from experiments.harness import checkpoint, data, models
 from experiments.harness.distributed import World
 from experiments.harness.entry import compose
@@ -32,7 +32,7 @@ def trained():
 
     for _ in range(3):
         step()
-    return model, optimizer, SFP(model, images[:1], 0.5, lambda *_: None), step
+    return model, optimizer, SFP(model, images[:1], 0.5, 4, 1, lambda *_: None), step
 
 
 def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):
@@ -42,7 +42,7 @@ def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):
     sfp.end_epoch(1)
     after = model.state_dict()
     convolutions = {f"{layer.name}.weight" for layer in sfp.layers}
-    counts = dict(zip(convolutions, pruned_counts([len(before[name]) for name in convolutions], sfp.rate), strict=True))
+    counts = {f"{layer.name}.weight": count for layer, count in zip(sfp.layers, sfp.counts(0.5), strict=True)}
     assert min(counts.values()) > 0
     for name, weight in before.items():
         if name in convolutions:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.baselines.sfp import smallest_rate
 from experiments.baselines.thin import network_macs, thin_model
+from experiments.baselines.uniform import smallest_rate
 from experiments.evaluate import run as evaluate
 from experiments.harness import models
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut

@@ -55,14 +55,19 @@ def test_where_a_run_stands(tmp_path):
     record = Record(cfg)
     assert record.state is State.not_launched
     record.begin(cfg, {})
-    assert record.state is State.failed
+    assert Record(cfg).state is State.running
+    record.close()
+    assert record.state is State.incomplete
     record.interrupt()
     assert record.state is State.interrupted
     first = record.interrupted_at
     record.interrupt()
     assert record.interrupted_at != first
-    record.forget_interruption()
-    assert record.state is State.failed
+    record.fail("no reason")
+    assert (record.state, record.error) == (State.failed, "no reason")
+    record.begin(cfg, {})
+    record.close()
+    assert record.state is State.incomplete
     record.finish()
     assert record.state is State.done
 
