@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One cell of a suite per array task: sbatch --array=0-N slurm/cifar10_table.sh [suite] [hydra overrides ...]
-# `python -m experiments.suite list cifar10_table` prints the cells and their indices.
+# `python -m experiments.suite plan cifar10_table` prints the runs and their indices.
 #SBATCH --job-name=cifar10_table
 #SBATCH --output=slurm/logs/%x-%j.log
 #SBATCH --open-mode=append
@@ -19,6 +19,6 @@ if [[ -n ${1:-} && $1 != *=* ]]; then
   shift
 fi
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "a table is a job array: sbatch --array=0-N slurm/cifar10_table.sh"
-cell=$(python -m experiments.suite show "$suite" "$SLURM_ARRAY_TASK_ID") || exit 2
-mapfile -t cell <<<"$cell"
-train "${cell[@]}" "$@"
+run=$(python -m experiments.suite show "$suite" "$SLURM_ARRAY_TASK_ID" "$@") || exit 2
+mapfile -t run <<<"$run"
+train "${run[@]}"

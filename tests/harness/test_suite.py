@@ -1,6 +1,7 @@
 """Suites: what a file means, what a run's command is, and where a run stands."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -11,6 +12,7 @@ from psap_core import InputError
 from tests.harness.helpers import SMALL, refusal
 
 FILE = """
+title: Two methods
 seeds: [0, 3]
 cells:
   - {name: dense, recipe: digits_resnet20, overrides: [method=dense]}
@@ -33,21 +35,25 @@ def said(main, arguments, monkeypatch, capsys) -> str:
 
 def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
     runs = suite.read_suite(str(file)).runs
-    assert [(cell.name, seed) for cell, seed in runs] == [("dense", 0), ("dense", 3), ("thin", 0), ("thin", 3)]
+    assert [(run.cell.name, run.seed) for run in runs] == [("dense", 0), ("dense", 3), ("thin", 0), ("thin", 3)]
     shown = said(suite.main, ["show", file, 3, "epochs=2"], monkeypatch, capsys)
-    wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3", "epochs=2"]
-    assert shown.split() == wanted
+    wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3"]
+    assert shown.splitlines() == [*wanted, "suite=two", "cell='thin'", "epochs=2"]
 
 
 def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, capsys):
     extra = [*(override for override in SMALL if "experiment" not in override), "epochs=1", f"runs_dir={tmp_path}"]
-    listed = said(suite.main, ["list", file, *extra], monkeypatch, capsys)
-    assert listed.count("not launched") == 4
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys)
+    assert listed.endswith("two: 4 not launched\n")
     summary = json.loads(said(suite.main, ["run", file, 3, *extra], monkeypatch, capsys))
-    assert (summary["method"], summary["seed"]) == ("thin", 3)
-    listed = said(suite.main, ["list", file, *extra], monkeypatch, capsys).splitlines()
-    assert [line.split()[-1] for line in listed] == ["launched", "launched", "launched", "done"]
-    assert said(status.main, suite.overrides(suite.read_suite(str(file)), 3, extra), monkeypatch, capsys) == "done\n"
+    assert [summary[key] for key in ("method", "seed", "suite", "cell")] == ["thin", 3, "two", "thin"]
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
+    assert [line.split()[-1] for line in listed[:-1]] == ["launched", "launched", "launched", "done"]
+    assert listed[-1] == "two: 1 done, 3 not launched"
+    run = suite.read_suite(str(file), extra).run(3)
+    assert said(status.main, run.overrides, monkeypatch, capsys) == "done\n"
+    planned = said(suite.main, ["plan", file, *extra], monkeypatch, capsys).splitlines()
+    assert planned[3].endswith(f"{run.record.folder}")
 
 
 def test_where_a_run_stands(tmp_path):
@@ -82,23 +88,25 @@ def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, 
     assert record.state is State.failed
 
 
-@pytest.mark.parametrize("path", sorted(suite.SUITES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_suite_is_of_configurations_that_exist_and_differ(path):
-    runs = suite.read_suite(path.stem)
-    folders = {Record(compose("train", suite.overrides(runs, index))).folder for index in range(len(runs.runs))}
-    assert len(folders) == len(runs.runs)
+def test_the_suites_cells_are_of_configurations_that_exist_and_each_has_one_home():
+    runs = [run for path in sorted(suite.SUITES.glob("*.yaml")) for run in suite.read_suite(path.stem).runs]
+    first_seeds = [run for run in runs if run.seed == run.suite.seeds[0]]
+    homes = Counter(run.record.config_hash for run in first_seeds)
+    assert [(str(run), run.suite.name) for run in first_seeds if homes[run.record.config_hash] > 1] == []
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ("[]", "is no suite"),
-        ("cells: []\nseeds: [0]", "each at least one"),
+        (FILE.split("cells")[0] + "cells: []", "each at least one"),
+        (FILE.replace("title: Two methods", ""), "it has no 'title'"),
+        (FILE.replace("[method=dense]", "[method=thin_plan], plan_of: psap"), "from 'psap', which is no cell"),
         (FILE.replace("[0, 3]", "[]"), "each at least one"),
         (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
         (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
         (FILE.replace("name: thin", "name: dense"), "twice"),
-        (FILE.replace("recipe", "model"), "a cell has name, recipe and overrides"),
+        (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
         (FILE + "more: 1", "and nothing else"),
         ("seeds: [", "is no suite"),
     ],
@@ -113,4 +121,4 @@ def test_a_file_that_is_no_suite(content, sentence, tmp_path):
 def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
     said = refusal(suite.main, ["show", str(file), "4"], monkeypatch)
     assert "run 4 does not exist: the suite has runs 0 to 3" in said
-    assert "must be one of cifar10_table" in refusal(suite.main, ["list", "nothing"], monkeypatch)
+    assert "must be one of ablation_table, cifar10_table" in refusal(suite.main, ["status", "nothing"], monkeypatch)

@@ -48,7 +48,7 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0
 JobRequeue=1
 KillWait=5
 MinJobAge=3600
-ReturnToService=2
+ReturnToService=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu

@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet18
 
 from experiments.suite import read_suite
 from tests.harness.photographs import sample_folder
@@ -22,7 +25,7 @@ ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 QUICK = ["runtime.threads=1", "runtime.workers=0"]
 PHOTOGRAPHS = ["data.root=photographs", "data.image_size=32", "epochs=2", "optim.batch_size=16", *QUICK]
 DIGITS = ["model.width=0.25", "data.train_images=320", "optim.batch_size=64", *QUICK]
-LONG_ENOUGH_TO_BE_STOPPED = "epochs=30"
+PSAP = ["method=psap", *DIGITS, "epochs=30"]  # long enough to be stopped
 
 
 class Checkout:
@@ -57,6 +60,14 @@ class Checkout:
         path = Path(self.cluster.job(job)["StdOut"])
         return path.read_text() if path.exists() else ""
 
+    def signal_shell_on_node(self, job: str) -> None:
+        """SIGUSR1 to the process that Slurm itself started on the node, and to none of its children."""
+        shown = self.cluster.job(job)
+        step = f"{shown['JobId']}.0"
+        pids = self.cluster.ask("scontrol", "listpids", step, shown["BatchHost"])
+        (pid,) = re.findall(rf"^(\d+) +{shown['JobId']} +0 +0 ", pids, re.MULTILINE)
+        os.kill(int(pid), signal.SIGUSR1)
+
     def finish(self, job: str) -> str:
         """Wait for the job's end; returns its exit code."""
         self.cluster.wait_for(job, *ENDS)
@@ -70,19 +81,12 @@ class Checkout:
 
     def run_folder(self, runs: str) -> Path:
         """The only run of a folder."""
-        (manifest,) = (self.root / runs).glob("*/*/*/manifest.json")
-        return manifest.parent
+        return _only_run(self.root / runs)
 
     def wait_for_epoch(self, runs: str) -> None:
         """Wait until training has logged an epoch."""
         path = self.root / runs
         wait_until(lambda: any(file.stat().st_size for file in path.glob("*/*/*/metrics.jsonl")), f"an epoch in {runs}")
-
-    def train(self, *overrides: str) -> None:
-        """Train here and now, without Slurm."""
-        command = [sys.executable, "-m", "experiments.train", *overrides]
-        done = subprocess.run(command, cwd=self.root, env=self.cluster.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -99,57 +103,60 @@ def checkout(tmp_path, cluster) -> Checkout:
     return Checkout(tmp_path, cluster)
 
 
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory, cluster) -> Path:
+    """The run folder of PSAP that nobody stopped, and no Slurm started."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    command = [sys.executable, "-m", "experiments.train", "experiment=digits_resnet20", *PSAP, f"runs_dir={runs}"]
+    done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return _only_run(runs)
+
+
 def test_an_imagenet_job_trains_exports_and_is_done(checkout):
-    sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
-    job = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)
+    """On some hundred photographs of Imagenette, where there are some."""
+    images = _photographs(checkout.root / "photographs")
+    command = ["slurm/imagenet_resnet50.sh", *PHOTOGRAPHS, "data.image_size=64"]
+    job = checkout.submit(*command)
     checkout.done(job)
     assert (checkout.root / "slurm" / "logs" / f"imagenet_resnet50-{job}.log").exists()
     folder = checkout.run_folder("runs")
     assert folder.parents[1].name == "imagenet_resnet50"
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["model"], summary["method"], summary["train_images"]) == ("resnet50", "psap", 32)
+    assert (summary["model"], summary["method"], summary["train_images"]) == ("resnet50", "psap", images)
     assert (folder / "export" / "weights.safetensors").exists()
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    again = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)
+    again = checkout.submit(*command)
     assert checkout.finish(again) == "0"
     assert checkout.log(again).endswith("done already\n")
 
 
 def test_a_job_starts_from_given_weights(checkout):
-    """On photographs of Imagenette, where there are some."""
-    imagenette = Path(os.environ.get("PSAP_DATA", "data")) / "imagenette"
-    if imagenette.is_dir():
-        for split, images in (("train", 16), ("val", 4)):
-            for wnid in sorted((imagenette / split).iterdir()):
-                here = checkout.root / "photographs" / split / wnid.name
-                here.mkdir(parents=True)
-                for image in sorted(wnid.iterdir())[:images]:
-                    (here / image.name).symlink_to(image.resolve())
-    else:
-        sample_folder(checkout.root / "photographs", train=16, val=4, size=(80, 70))
-    recipe = [*PHOTOGRAPHS, "data.image_size=64"]
-    checkout.train("experiment=imagenet_resnet18", "runs_dir=start", "method=dense", *recipe, "epochs=1")
-    weights = checkout.run_folder("start") / "export"
-    job = checkout.submit("slurm/imagenet_resnet18.sh", "pretrained", *recipe, f"model.weights={weights}")
-    checkout.done(job)
+    sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
+    given = resnet18(num_classes=2).state_dict()
+    save_file(given, checkout.root / "given.safetensors")
+    standing_still = ["method=dense", "optim.lr=1e-30", "epochs=1", "model.weights=given.safetensors"]
+    checkout.done(checkout.submit("slurm/imagenet_resnet18.sh", "pretrained", *PHOTOGRAPHS, *standing_still))
     folder = checkout.run_folder("runs")
     assert folder.parents[1].name == "imagenet_resnet18_pretrained"
-    classes = len(list((checkout.root / "photographs" / "train").iterdir()))
-    assert json.loads((folder / "summary.json").read_text())["train_images"] == 16 * classes
+    exported = load_file(folder / "export" / "weights.safetensors")
+    assert all(exported[name].equal(tensor) for name, tensor in given.items() if name.endswith("weight"))
 
 
-def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(checkout):
-    cells = {"dense": ["method=dense"], "thin": ["method=thin", "target_macs_cut=0.5"], "psap": ["method=psap"]}
-    cells["psap"] += [LONG_ENOUGH_TO_BE_STOPPED, f"runs_dir={checkout.root / 'stopped'}"]
-    cells["dense"].append("epochs=2")
-    cells["thin"].append("epochs=2")
+def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(checkout, uninterrupted):
+    """The signal goes to the shell that started torchrun, and to no other process."""
+    cells = {
+        "dense": ["method=dense", "epochs=2"],
+        "thin": ["method=thin", "target_macs_cut=0.5", "epochs=2"],
+        "psap": [*PSAP, f"runs_dir={checkout.root / 'stopped'}"],
+    }
     rows = [{"name": name, "recipe": "digits_resnet20", "overrides": own} for name, own in cells.items()]
-    (checkout.root / "suite.yaml").write_text(json.dumps({"seeds": [0], "cells": rows}))
+    (checkout.root / "suite.yaml").write_text(json.dumps({"title": "Test", "seeds": [0], "cells": rows}))
 
     array = checkout.submit("--array=0-2", "slurm/cifar10_table.sh", "suite.yaml", *DIGITS)
     last = f"{array}_2"  # the task that has the id of the whole array
     checkout.wait_for_epoch("stopped")
-    checkout.cluster.ask("scancel", "--signal=USR1", last)
+    checkout.signal_shell_on_node(last)
     for index in range(3):
         checkout.done(f"{array}_{index}")
     restarts = [checkout.cluster.job(f"{array}_{index}")["Restarts"] for index in range(3)]
@@ -157,24 +164,34 @@ def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(
     assert "interrupted with a checkpoint, requeued" in checkout.log(last)
     runs = (checkout.root / "runs").glob("*/*/*/summary.json")
     assert {json.loads(path.read_text())["method"] for path in runs} == {"dense", "thin"}
-
-    checkout.train("experiment=digits_resnet20", *cells["psap"], *DIGITS, "runs_dir=whole")
-    _equal(checkout, "stopped", "whole")
+    _equal(checkout.run_folder("stopped"), uninterrupted)
 
 
-def test_a_preempted_job_makes_room_and_continues(checkout):
-    suite = _one_cell(checkout)
-    job = checkout.submit(
-        "--array=0", "--exclusive", "--nodelist=localhost", "slurm/cifar10_table.sh", suite, *DIGITS,
-        LONG_ENOUGH_TO_BE_STOPPED, "runs_dir=stopped",
-    )  # fmt: skip
-    checkout.wait_for_epoch("stopped")
+def test_a_preempted_job_makes_room_and_continues(checkout, uninterrupted):
+    options = ["--array=0", "--exclusive", "--nodelist=localhost"]
+    job = checkout.submit(*options, "slurm/cifar10_table.sh", _one_cell(checkout))
+    checkout.wait_for_epoch("runs")
     urgent = checkout.submit("--partition=urgent", "--exclusive", "--nodelist=localhost", "--wrap=exit 0")
     assert checkout.finish(urgent) == "0"  # SIGTERM has stopped the other one before its grace of a minute was over
     checkout.done(f"{job}_0")
     assert checkout.cluster.job(f"{job}_0")["Restarts"] == "1", checkout.log(f"{job}_0")
-    checkout.train("experiment=digits_resnet20", "method=psap", *DIGITS, LONG_ENOUGH_TO_BE_STOPPED, "runs_dir=whole")
-    _equal(checkout, "stopped", "whole")
+    _equal(checkout.run_folder("runs"), uninterrupted)
+
+
+def test_a_job_whose_node_fails_continues_on_another_one(checkout, uninterrupted):
+    job = f"{checkout.submit('--array=0', 'slurm/cifar10_table.sh', _one_cell(checkout))}_0"
+    checkout.wait_for_epoch("runs")
+    failing = checkout.cluster.job(job)["BatchHost"]
+    node = ["scontrol", "update", f"nodename={failing}"]
+    checkout.cluster.ask(*node, "state=down", "reason=test")
+    try:
+        checkout.done(job)
+    finally:
+        checkout.cluster.ask(*node, "state=resume")
+    after = checkout.cluster.job(job)
+    assert after["Restarts"] == "1", checkout.log(job)
+    assert after["BatchHost"] != failing
+    _equal(checkout.run_folder("runs"), uninterrupted)
 
 
 def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(checkout):
@@ -190,11 +207,11 @@ def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(chec
     for runs in ("stopped", "whole"):
         manifest = json.loads((checkout.run_folder(runs) / "manifest.json").read_text())
         assert manifest["world_size"] == 2
-    _equal(checkout, "stopped", "whole")
+    _equal(checkout.run_folder("stopped"), checkout.run_folder("whole"))
 
 
 def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(checkout):
-    command = ["--array=0", "slurm/cifar10_table.sh", _one_cell(checkout), *DIGITS, LONG_ENOUGH_TO_BE_STOPPED]
+    command = ["--array=0", "slurm/cifar10_table.sh", _one_cell(checkout)]
     job = f"{checkout.submit(*command)}_0"
     checkout.wait_for_epoch("runs")
     checkout.cluster.ask("scancel", job)
@@ -261,14 +278,34 @@ def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
 
 
 def _one_cell(checkout: Checkout) -> str:
-    suite = {"seeds": [0], "cells": [{"name": "one", "recipe": "digits_resnet20", "overrides": ["method=psap"]}]}
+    suite = {"title": "Test", "seeds": [0], "cells": [{"name": "one", "recipe": "digits_resnet20", "overrides": PSAP}]}
     (checkout.root / "suite.yaml").write_text(json.dumps(suite))
     return "suite.yaml"
 
 
-def _equal(checkout: Checkout, stopped: str, whole: str) -> None:
+def _photographs(root: Path) -> int:
+    """Make an ImageNet-like folder, of Imagenette where it is; returns its training images."""
+    imagenette = Path(os.environ.get("PSAP_DATA", "data")) / "imagenette"
+    if not imagenette.is_dir():
+        sample_folder(root, train=150, val=4, size=(80, 70))
+        return 300
+    for split, images in (("train", 30), ("val", 4)):
+        for wnid in sorted((imagenette / split).iterdir()):
+            here = root / split / wnid.name
+            here.mkdir(parents=True)
+            for image in sorted(wnid.iterdir())[:images]:
+                (here / image.name).symlink_to(image.resolve())
+    return len(list(root.glob("train/*/*")))
+
+
+def _only_run(runs: Path) -> Path:
+    (manifest,) = runs.glob("*/*/*/manifest.json")
+    return manifest.parent
+
+
+def _equal(stopped: Path, whole: Path) -> None:
     """The run that was stopped took two sessions, and its network is that of the other one, bit for bit."""
-    folders = [checkout.run_folder(runs) for runs in (stopped, whole)]
+    folders = [stopped, whole]
     sessions = [len(json.loads((folder / "manifest.json").read_text())["sessions"]) for folder in folders]
     assert sessions == [2, 1]
     weights = [(folder / "export" / "weights.safetensors").read_bytes() for folder in folders]
