@@ -6,7 +6,7 @@ PYTHON ?= python3
 READY := .venv/.ready
 IN_VENV := .venv/bin/python
 
-.PHONY: help setup demo test test-long test-slurm check bench clean
+.PHONY: help setup demo test test-long test-slurm check tables figures verify bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -33,6 +33,15 @@ test-slurm: $(READY) ## the cluster's job scripts on a private Slurm, which root
 check: $(READY) ## lint and types
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
+
+tables: $(READY) ## analysis/tables, from the recorded results and what others published
+	@$(IN_VENV) -m analysis.build tables
+
+figures: $(READY) ## analysis/figures, from the recorded results
+	@$(IN_VENV) -m analysis.build figures
+
+verify: $(READY) ## each cell's accuracy beside the best comparable published one
+	@$(IN_VENV) -m analysis.build verify
 
 bench: $(READY) ## what pruning and reading photographs cost: runs/bench/report.json
 	@$(IN_VENV) -m experiments.benchmark

@@ -1,28 +1,476 @@
-"""Pictures of finished runs.
+"""Figures of finished runs.
 
 python -m analysis.plots OUT.png RUN_FOLDER ...      what happened in these runs, one of them PSAP's
+
+Every figure is a function of runs, named in FIGURES; `write_figures` writes all of them for every suite. Runs of one
+cell are its seeds: lines, markers and bars are their means, bands and error bars go from the lowest to the highest.
 """
 
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, groupby
+from math import ceil
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation, Transform
 
-from analysis.collect import Run, read_run
+from analysis.collect import RESULTS, DataError, Run, read_run
+from analysis.published import read_published
+from analysis.suites import setting_of
 
-# Okabe and Ito's colours; line styles and markers tell the methods apart without them.
-STYLES = {
+STYLE = Path(__file__).parent / "style.mplstyle"
+NO_PROTECTION = "psap without protection"
+# Okabe and Ito's colours; line styles and markers tell the methods apart without them. The order is the legend's.
+STYLES: dict[str, dict[str, Any]] = {
     "dense": {"color": "#000000", "linestyle": ":", "marker": "s"},
     "thin": {"color": "#E69F00", "linestyle": "-.", "marker": "D"},
+    "thin_plan": {"color": "#E69F00", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "marker": "d"},
     "sfp": {"color": "#56B4E9", "linestyle": "--", "marker": "^"},
+    "fpgm": {"color": "#0072B2", "linestyle": (0, (8, 2)), "marker": "v"},
+    "l1": {"color": "#009E73", "linestyle": (0, (2, 2)), "marker": "<"},
+    "l2": {"color": "#009E73", "linestyle": (0, (4, 2, 2, 2)), "marker": ">"},
+    "random": {"color": "#999999", "linestyle": (0, (1, 3)), "marker": "X"},
+    NO_PROTECTION: {"color": "#CC79A7", "linestyle": (0, (10, 2, 1, 2)), "marker": "P"},
     "psap": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
 }
+# For the cells of an ablation, which share a method: each a letter.
+SPARE_STYLES: list[dict[str, Any]] = [
+    {"color": color, "linestyle": linestyle, "marker": rf"$\mathbf{{{letter}}}$", "markersize": 7}
+    for letter, color, linestyle in zip(
+        "ABCDEFGHJKLMNPQRSTUVWXYZ",
+        cycle(["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
+        cycle(["-", "--", "-.", ":"]),
+        strict=False,
+    )
+]
+# Published points of methods that we do not run.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "pretrained start": {"color": "#888888", "marker": "+", "markersize": 5},
+    "from scratch": {"color": "#888888", "marker": "x", "markersize": 4},
+    "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
+}
+MAP_COLUMNS = 3
+FULL_SIZE = {("cifar10", 32), ("imagenet", 224)}  # data set and pixels that published figures are about
+
+
+class NothingToDrawError(ValueError):
+    """What the runs lack, in a few words."""
+
+
+# For good: ticks are made when a figure is drawn, so a context around the making of a figure would not reach them.
+matplotlib.style.use(STYLE)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ by their seed only.
+
+    Attributes:
+        label, style: of the cell's line in every figure.
+        network: what was trained on what, and what is small about it.
+        target: share of the MACs to remove; None for dense networks.
+    """
+
+    label: str
+    style: Mapping[str, Any]
+    network: str
+    target: float | None
+    runs: tuple[Run, ...]
+
+    def over_epochs(self, key: str) -> pd.DataFrame:
+        """A metric by epoch (rows) and seed (columns); epochs without a value are left out."""
+        return pd.DataFrame({run.seed: run.metrics[key] for run in self.runs if key in run.metrics}).dropna(how="all")
+
+    def values(self, name: str) -> list[float]:
+        """A value of summary.json, by seed."""
+        return [run.summary[name] for run in self.runs]
+
+    def plans(self) -> list[list[dict[str, Any]]]:
+        """The layers of the final plans: name, filters, pruned; nothing for methods that make no plan."""
+        return [run.plan["layers"] for run in self.runs if run.plan is not None]
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """A quantity of the layers by epoch (rows) and layer, mean over the seeds."""
+        return pd.concat([run.layers(quantity) for run in self.runs]).groupby(level=0).mean()
+
+
+def is_full_size(run: Run) -> bool:
+    """Whether a run is comparable with published ones: all images, in full size, of a network of full width."""
+    setting = setting_of(run.config)
+    size = (setting.dataset, setting.image_size)
+    return size in FULL_SIZE and setting.train_images is None and setting.width == 1
+
+
+def cells(runs: Sequence[Run]) -> list[Cell]:
+    """The cells of runs, in the legend's order.
+
+    A cell goes by its method, or by its name where its method has several cells with one target (an ablation).
+    Dense networks have no target; a network without a target of its own (thin_plan) has the nearest of the others.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.cell or f"{run.method} {run.summary['config_hash']}", []).append(run)
+    targets = [(_network(run), setting_of(run.config).target) for (run, *_) in groups.values()]
+    places = {}
+    for name, (run, *_) in groups.items():
+        method = NO_PROTECTION if run.config["method"].get("protection") is False else run.method
+        network, target = _network(run), setting_of(run.config).target
+        if target is None and run.method != "dense":
+            rivals = [other for place, other in targets if place == network and other is not None]
+            distances = {other: abs(other - run.summary["macs_cut"]) for other in rivals}
+            target = min(distances, key=distances.__getitem__, default=run.summary["macs_cut"])
+        places[name] = (method, network, None if run.method == "dense" else target)
+    counts = Counter(places.values())
+    spare = cycle(SPARE_STYLES)
+    found = []
+    for name, (method, network, target) in places.items():
+        label = method if counts[places[name]] == 1 else name
+        style = STYLES[label] if label in STYLES else next(spare)
+        found.append(Cell(label, style, network, target, tuple(groups[name])))
+    order = {label: place for place, label in enumerate(STYLES)}
+    return sorted(found, key=lambda cell: (cell.network, order.get(cell.label, len(order))))
+
+
+def _network(run: Run) -> str:
+    size, images = run.summary["image_size"], run.summary["train_images"]
+    start = "pretrained" if setting_of(run.config).pretrained else "from scratch"
+    small = "" if is_full_size(run) else f"\nsmall set-up: {size} px, {images:,} images"
+    return f"{run.summary['model']} on {run.summary['dataset']}, {start}{small}"
+
+
+def _panels(of: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells that are compared with each other, by the panel's title: one network, one target."""
+    panels: dict[str, list[Cell]] = {}
+    for cell in of:
+        rivals = {other.target for other in of if other.network == cell.network and other.target is not None}
+        for target in sorted(rivals) if cell.target is None else [cell.target]:
+            panels.setdefault(f"{cell.network}\n{100 * target:g} % of the MACs cut", []).append(cell)
+        if not rivals:
+            panels.setdefault(cell.network, []).append(cell)
+    return panels
+
+
+def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy of the exported networks against the share of the MACs that went, by network.
+
+    `published` (of read_published) is drawn beside full-size runs of the same data set and network. A panel is
+    fitted to our runs and nine tenths of the published ones; its title says how many lie below.
+    """
+    found = cells(runs)
+    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    figure, panels = _grid(networks, width=5.8, height=4.6)
+    for axes, group in zip(panels, networks.values(), strict=True):
+        low = min(run.summary["top1"] for cell in group for run in cell.runs)
+        if published is not None and is_full_size(group[0].runs[0]):
+            rows = _comparable(published, group[0].runs[0])
+            low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
+            shown = rows[rows["pruned_top1"] >= low]
+            _draw_published(axes, shown)
+            what = f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis"
+            axes.set_title(f"{axes.get_title(loc='left')}\n{what}")
+        labels = [*dict.fromkeys(cell.label for cell in group if cell.target is not None)]
+        for number, label in enumerate(labels):
+            points = sorted((cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0)
+            x = [100 * fmean(cell.values("macs_cut")) for cell in points]
+            top1 = [cell.values("top1") for cell in points]
+            style, place = points[0].style, _beside(axes, number, len(labels), points=3)
+            axes.update_datalim([(cut, value) for cut, values in zip(x, top1, strict=True) for value in values])
+            axes.plot(x, [*map(fmean, top1)], transform=place, zorder=4, **style)
+            axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=style["color"], transform=place, zorder=3)
+        for cell in (cell for cell in group if cell.target is None):
+            dense, color = cell.values("top1"), cell.style["color"]
+            axes.axhline(fmean(dense), color=color, linestyle=cell.style["linestyle"])
+            axes.axhspan(min(dense), max(dense), color=color, alpha=0.1, linewidth=0)
+        axes.margins(0.08)
+        axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
+    _legend(figure, found, "ours: mean of n seeds, bar from the lowest to the highest; marks stand side by side")
+    return figure
+
+
+def _beside(axes: Axes, number: int, count: int, points: float) -> Transform:
+    """Data coordinates, moved sideways so that `count` marks at one place stand side by side."""
+    return axes.transData + ScaledTranslation((number - (count - 1) / 2) * points / 72, 0, axes.figure.dpi_scale_trans)
+
+
+def _comparable(published: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The usable published rows of a run's data set and network that have both an accuracy and a cut."""
+    rows = published[published["excluded"].isna()]
+    for name in ("dataset", "model"):
+        rows = rows[rows[name].map(_plain) == _plain(run.summary[name])]
+    return rows.dropna(subset=["pruned_top1", "flops_reduction_pct"])
+
+
+def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
+    """Hollow marks for methods that we run as well; small grey ones for others, by where they started from."""
+    peer = rows["method"].str.lower().str.extract(r"^(\w+)", expand=False)
+    start = rows["pretrained"].map({"yes": "pretrained start", "no": "from scratch"}).fillna("start not said")
+    for name, members in rows.groupby(peer.where(peer.isin([*STYLES]), start)):
+        style = {key: STYLES[name][key] for key in ("color", "marker")} if name in STYLES else PUBLISHED[name]
+        axes.plot(
+            members["flops_reduction_pct"], members["pruned_top1"], linestyle="", fillstyle="none", zorder=2,
+            label=f"published {name}" if name in STYLES else f"published others, {name}", **style,
+        )  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """The name of a data set or a network, in which the literature and our configurations agree."""
+    return re.sub(r"_bn$|[^a-z0-9]", "", name.lower())
+
+
+def accuracy_against_latency(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Rows with method, top1 [%] and latency_ms of an exported network, as the demo's report has them."""
+    figure, (axes,) = _grid(["exported networks, one image at a time"], width=5.4, height=4.2)
+    for row in rows:
+        style = STYLES[row["method"]] | {"linestyle": ""}
+        axes.plot(row["latency_ms"], row["top1"], label=row["method"], **style)
+    axes.margins(0.1)
+    axes.set(xlabel="measured latency [ms]", ylabel="top-1 [%]", xlim=(0, axes.get_xlim()[1]))
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def training_curves(runs: Sequence[Run]) -> Figure:
+    """Accuracy while training."""
+    images = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test"
+    figure = _over_epochs(cells(runs), "eval/top1", f"top-1 on the {images} images [%]")
+    for axes in figure.axes:  # the first tenth of the epochs would hide the differences that matter
+        axes.set_ylim(min(np.quantile(np.asarray(line.get_ydata()), 0.1) for line in axes.lines), None)
+    return figure
+
+
+def training_loss(runs: Sequence[Run]) -> Figure:
+    """The loss while training."""
+    figure = _over_epochs(cells(runs), "train/loss", "training loss")
+    for axes in figure.axes:
+        axes.set_yscale("log")
+    return figure
+
+
+def mask_churn(runs: Sequence[Run]) -> Figure:
+    """Filters whose state each pruning step changed, for the methods that prune more than once."""
+    pruned = [cell for cell in cells(runs) if len(cell.over_epochs("psap/mask_churn")) > 1]
+    return _over_epochs(pruned, "psap/mask_churn", "mask churn [share of all filters]")
+
+
+def _over_epochs(of: Sequence[Cell], key: str, label: str) -> Figure:
+    if not of:
+        raise NothingToDrawError(f"no run has {key} of several epochs")
+    figure, panels = _grid(_panels(of))
+    for axes, group in zip(panels, _panels(of).values(), strict=True):
+        for number, cell in enumerate(group):
+            values = cell.over_epochs(key)
+            step = max(1, len(values) // 8)  # few markers, none above another's
+            axes.plot(values.mean(axis=1), markevery=(2 * number % step, step), **cell.style)
+            _draw_band(axes, values.index, values.T, cell)
+        axes.set(xlabel="epochs completed", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, of)
+    return figure
+
+
+def _draw_band(axes: Axes, x: Any, values: pd.DataFrame, cell: Cell) -> None:
+    """From the lowest to the highest of the seeds (rows)."""
+    axes.fill_between(x, values.min(), values.max(), color=cell.style["color"], alpha=0.15, linewidth=0)
+
+
+def kept_filters(runs: Sequence[Run]) -> Figure:
+    """Share of its filters that every layer of the exported network keeps. Thin networks have no plan to draw."""
+    planned = [cell for cell in cells(runs) if cell.plans()]
+    if not planned:
+        raise NothingToDrawError("no run has a plan")
+    panels = _panels(planned)
+    figure, axes = _grid(panels, columns=1, width=11, height=3.4)
+    for panel, group in zip(axes, panels.values(), strict=True):
+        for number, cell in enumerate(group):
+            kept = pd.DataFrame([[100 - 100 * len(l["pruned"]) / l["filters"] for l in plan] for plan in cell.plans()])
+            place = _beside(panel, number, len(group), points=1.5)
+            panel.plot(kept.mean(), transform=place, **cell.style)
+            _draw_band(panel, kept.columns, kept, cell)
+        layers = [f"{layer['name']} ({layer['filters']})" for layer in group[0].plans()[0]]
+        panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+        panel.set(ylabel="filters kept [%]", ylim=(0, 104), xlim=(-0.5, len(layers) - 0.5))
+    _legend(figure, planned)
+    return figure
+
+
+def layer_prune_ratios(runs: Sequence[Run]) -> Figure:
+    """What PSAP decided at every step: the share of its filters that every layer loses, mean over the seeds."""
+    return _maps(runs, "prune_ratio", "share of filters removed")
+
+
+def weight_sparsity_ratios(runs: Sequence[Run]) -> Figure:
+    """What PSAP measured at every step: the share of small weights in every layer, mean over the seeds."""
+    return _maps(runs, "weight_sparsity_ratio", "share of small weights")
+
+
+def _maps(runs: Sequence[Run], quantity: str, unit: str) -> Figure:
+    found = _of_psap(runs)
+    figure, panels = _grid([_title(cell) for cell in found], MAP_COLUMNS, width=5.4, height=4.6)
+    values = [cell.layers(quantity) for cell in found]
+    low, high = min(frame.min(axis=None) for frame in values), max(frame.max(axis=None) for frame in values)
+    for number, (axes, of_cell) in enumerate(zip(panels, values, strict=True)):
+        image = _draw_map(axes, of_cell, low, high)
+        if number % MAP_COLUMNS and of_cell.columns.equals(values[number - 1].columns):
+            axes.tick_params(labelleft=False)
+    figure.colorbar(image, ax=panels, label=unit, shrink=1 / ceil(len(panels) / MAP_COLUMNS))
+    return figure
+
+
+def pulses(runs: Sequence[Run]) -> Figure:
+    """Left, the utility (eq. 5) of every suspended filter at every pulse of one seed; right, who was restored.
+
+    Of an ablation, only the cell psap, if there is one.
+    """
+    pulsed = [cell for cell in _of_psap(runs) if not cell.runs[0].pulses.empty]
+    if not pulsed:
+        raise NothingToDrawError("no run has pulses")
+    found = [cell for cell in pulsed if cell.label == "psap"] or pulsed
+    titles = [title for cell in found for title in (f"{_title(cell)}, seed {cell.runs[0].seed}", "who was restored")]
+    figure, panels = _grid(titles, columns=2, width=5.4, height=4.2)
+    for left, right, cell in zip(panels[::2], panels[1::2], found, strict=True):
+        pulse = cell.runs[0].pulses
+        dots: dict[str, Any] = {"linestyle": "", "markersize": 3, "markeredgewidth": 0, "rasterized": True}
+        for restored, color, marker, shift, name in (
+            (False, "#56B4E9", "o", -0.15, "stays suspended"),
+            (True, "#D55E00", "^", 0.15, "restored"),
+        ):
+            rows = pulse[pulse["restored"] == restored]
+            left.plot(rows["epoch"] + shift, rows["utility"], color=color, marker=marker, label=name, **dots)
+        for restored, linestyle, name in ((False, ":", "median, stays suspended"), (True, "-", "median, restored")):
+            medians = pulse[pulse["restored"] == restored].groupby("epoch")["utility"].median()
+            left.plot(medians, color="#000000", linestyle=linestyle, label=name)
+        size = pulse["utility"].abs()
+        linear = 10 ** ceil(np.log10(size.median() or 1.0))  # half of the utilities lie in the linear part
+        if size.max() > 10 * linear:
+            left.set_yscale("symlog", linthresh=linear)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set(xlabel="epochs completed", ylabel="utility of a suspended filter (eq. 5)")
+        order = [layer["name"] for layer in cell.plans()[0]]
+        shares = pulse.pivot_table(index="epoch", columns="layer", values="restored", aggfunc="mean")
+        image = _draw_map(right, shares[[name for name in order if name in shares]], 0, 1)
+        figure.colorbar(image, ax=right, label="restored, of the suspended")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _of_psap(runs: Sequence[Run]) -> list[Cell]:
+    found = [cell for cell in cells(runs) if cell.runs[0].method == "psap"]
+    if not found:
+        raise NothingToDrawError("no run is PSAP's")
+    return found
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.network}\n{cell.label}, {100 * (cell.target or 0):g} % of the MACs cut"
+
+
+def _grid(titles: Iterable[str], columns: int = 3, width: float = 5, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for every title; width and height of a panel in inches."""
+    titles = list(titles)
+    columns = min(columns, len(titles))
+    rows = ceil(len(titles) / columns)
+    figure = Figure(figsize=(max(columns * width, 7), rows * height + 0.6), layout="constrained")
+    panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(titles))]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title)
+    return figure, panels
+
+
+def _legend(
+    figure: Figure, of: Sequence[Cell], title: str = "mean of n seeds, band from the lowest to the highest"
+) -> None:
+    """The one legend below the panels: our cells with their numbers of seeds, then what the panels name themselves."""
+    entries: dict[str, Artist] = {}
+    for label, style in {cell.label: cell.style for cell in of}.items():
+        seeds = sorted(len(cell.runs) for cell in of if cell.label == label)
+        n = f"{seeds[0]}" if seeds[0] == seeds[-1] else f"{seeds[0]} to {seeds[-1]}"
+        entries[f"{label} (n = {n})"] = Line2D([], [], **style)
+    for axes in figure.axes:
+        entries |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    longest = max(map(len, entries))
+    columns = max(1, int(figure.get_figwidth() * 14 / (longest + 10)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * ceil(len(entries) / columns))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=title)
+
+
+FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
+    make.__name__: make
+    for make in (
+        accuracy_against_macs, training_curves, training_loss, mask_churn, layer_prune_ratios,
+        weight_sparsity_ratios, pulses, kept_filters,
+    )
+}  # fmt: skip
+
+
+def drawn(name: str, runs: Sequence[Run]) -> Figure | str:
+    """The figure of that name, beside published.csv, or one sentence that says why there is none."""
+    try:
+        if not runs:
+            raise NothingToDrawError("not run")
+        if name == "accuracy_against_macs":
+            return accuracy_against_macs(runs, read_published())
+        return FIGURES[name](runs)
+    except NothingToDrawError as error:
+        return f"{name} is left out: {error}"
+
+
+def read_latencies(path: Path) -> list[dict[str, Any]]:
+    """Rows for accuracy_against_latency, as the demo's report has them. Raises DataError if they are none."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+        for row in rows:
+            if row["method"] not in STYLES or not row["latency_ms"] > 0 or not 0 <= row["top1"] <= 100:
+                raise ValueError(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} must be a list of rows, each with a known method, latency_ms and top1") from error
+    return rows
+
+
+def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> list[Path]:
+    """Write out/<suite>/<figure>.png and .pdf, byte for byte the same for the same runs; print what is left out.
+
+    A run outside a suite counts to a suite of its recipe's name. Latencies are read from
+    results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged.
+    """
+    suites: dict[str, list[Run]] = {}
+    for run in runs:
+        suites.setdefault(run.suite or run.config["name"], []).append(run)
+    figures: dict[Path, Figure | str] = {}
+    for suite, members in suites.items():
+        figures |= {out / suite / name: drawn(name, members) for name in FIGURES}
+        latencies = results / suite / "latency.json"
+        figures[out / suite / "accuracy_against_latency"] = (
+            accuracy_against_latency(read_latencies(latencies))
+            if latencies.is_file()
+            else f"accuracy_against_latency is left out: there is no {suite}/{latencies.name}"
+        )
+    written = []
+    for path, figure in figures.items():
+        if isinstance(figure, str):
+            print(f"{path.parent.name}: {figure}")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, no_dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+            written.append(path.with_suffix(suffix))
+            figure.savefig(written[-1], metadata=no_dates)
+            figure.set_layout_engine("none")  # the second file keeps the places of the first
+    return written
 
 
 def what_happened(runs: Sequence[Run]) -> Figure:
@@ -34,39 +482,43 @@ def what_happened(runs: Sequence[Run]) -> Figure:
     if len(of_psap) != 1:
         raise ValueError(f"the picture needs exactly one run of psap, not {len(of_psap)}")
     psap = of_psap[0]
-    with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"}):
-        figure = Figure(figsize=(11, 8.4), layout="constrained")
-        axes = figure.subplot_mosaic(
-            [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]], height_ratios=[2.2, 1, 1]
-        )
-        figure.suptitle(
-            f"{psap.summary['model']} on {psap.summary['dataset']}: PSAP removes "
-            f"{psap.summary['macs_cut']:.0%} of the MACs while it trains (seed {psap.summary['seed']})"
-        )
-        _draw_map(axes["sparsity"], psap.layers("weight_sparsity_ratio"), "share of small weights")
-        axes["sparsity"].set_title("1  Measured: weight sparsity ratio (eq. 1)")
-        axes["sparsity"].set_ylabel("layer, from input to output")
-        _draw_map(axes["ratio"], psap.layers("prune_ratio"), "share of filters removed")
-        axes["ratio"].set_title("2  Decided: prune ratio of each layer (eq. 2)")
-        _draw_cut(axes["cut"], psap)
-        _draw_filters(axes["filters"], psap)
-        _draw_accuracy(axes["accuracy"], runs)
-        axes["cut"].sharex(axes["filters"])
-        for panel in ("sparsity", "ratio", "filters"):
-            axes[panel].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure = Figure(figsize=(11, 8.4), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]], height_ratios=[2.2, 1, 1]
+    )
+    figure.suptitle(
+        f"{psap.summary['model']} on {psap.summary['dataset']}: PSAP removes "
+        f"{psap.summary['macs_cut']:.0%} of the MACs while it trains (seed {psap.summary['seed']})"
+    )
+    for panel, quantity, unit in (
+        ("sparsity", "weight_sparsity_ratio", "share of small weights"),
+        ("ratio", "prune_ratio", "share of filters removed"),
+    ):
+        figure.colorbar(_draw_map(axes[panel], psap.layers(quantity)), ax=axes[panel], label=unit)
+    axes["sparsity"].set_title("1  Measured: weight sparsity ratio (eq. 1)")
+    axes["sparsity"].set_ylabel("layer, from input to output")
+    axes["ratio"].set_title("2  Decided: prune ratio of each layer (eq. 2)")
+    _draw_cut(axes["cut"], psap)
+    _draw_filters(axes["filters"], psap)
+    _draw_accuracy(axes["accuracy"], runs)
+    axes["cut"].sharex(axes["filters"])
+    axes["filters"].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def _draw_map(axes: Axes, values: pd.DataFrame, unit: str) -> None:
-    """Layers down, pruning steps across; light is little, dark is much, in grey as well."""
+def _draw_map(axes: Axes, values: pd.DataFrame, low: float | None = None, high: float | None = None) -> QuadMesh:
+    """Layers down, pruning steps across; light is little (low), dark is much (high), in grey as well."""
     epochs = values.index.to_numpy()
     columns = np.append(epochs, epochs[-1] + 1) - 0.5
     rows = np.arange(values.shape[1] + 1) - 0.5
-    image = axes.pcolormesh(columns, rows, values.to_numpy().T, cmap="cividis_r")
-    axes.set_yticks(range(values.shape[1]), list(values.columns), fontsize=7)
+    image = axes.pcolormesh(columns, rows, values.to_numpy().T, cmap="cividis_r", vmin=low, vmax=high)
+    step = ceil(values.shape[1] / 24)  # names that fit above each other
+    axes.set_yticks(range(0, values.shape[1], step), list(values.columns[::step]), fontsize=7)
+    axes.grid(False)
     axes.invert_yaxis()
-    axes.set_xlabel("pruning step, in completed epochs; the last one freezes the plan")
-    axes.figure.colorbar(image, ax=axes, label=unit)
+    axes.set_xlabel("pruning step, in completed epochs")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return image
 
 
 def _draw_cut(axes: Axes, psap: Run) -> None:
@@ -123,8 +575,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
     out, *folders = map(Path, arguments)
     try:
-        what_happened([read_run(folder) for folder in folders]).savefig(out, dpi=110)
-    except (FileNotFoundError, ValueError) as error:
+        what_happened([read_run(folder) for folder in folders]).savefig(out)
+    except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

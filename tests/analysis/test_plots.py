@@ -1,12 +1,15 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.collect import read_run
-from analysis.plots import STYLES, what_happened
-from tests.analysis.runs import LAYERS, write_run
+from analysis import plots
+from analysis.collect import DataError, NotFinishedError, read_run
+from analysis.plots import FIGURES, NO_PROTECTION, SPARE_STYLES, STYLES, cells, what_happened
+from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}
 
@@ -31,7 +34,7 @@ def test_read_run_keeps_layers_in_network_order_and_only_the_epochs_with_a_value
 def test_an_unfinished_run_is_refused_by_name(tmp_path):
     folder = write_run(tmp_path / "run", "dense")
     (folder / "done").unlink()
-    with pytest.raises(FileNotFoundError, match="run is not the folder of a finished run"):
+    with pytest.raises(NotFinishedError, match="run is not the folder of a finished run"):
         read_run(folder)
 
 
@@ -70,16 +73,262 @@ def test_accuracy_shows_every_curve_and_every_exported_network(panels, runs):
     assert high > max(TOP1.values())
 
 
-def test_lightness_alone_tells_the_methods_apart():
-    marks = {(style["linestyle"], style["marker"]) for style in STYLES.values()}
-    assert len(marks) == len(STYLES)
+def test_line_style_or_marker_alone_tell_all_methods_apart():
+    methods = {"dense", "thin", "thin_plan", "sfp", "fpgm", "l1", "l2", "random", "psap", NO_PROTECTION}
+    assert set(STYLES) == methods
+    for mark in ("linestyle", "marker"):
+        assert len({str(style[mark]) for style in STYLES.values()}) == len(STYLES)
+    assert len({style["marker"] for style in [*STYLES.values(), *SPARE_STYLES]}) == len(STYLES) + len(SPARE_STYLES)
 
 
-def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path):
-    folders = [write_run(tmp_path / method, method) for method in ("dense", "psap")]
-    command = [sys.executable, "-m", "analysis.plots", str(tmp_path / "out.png")]
-    subprocess.run([*command, *map(str, folders)], check=True)
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    refused = subprocess.run([*command, str(folders[0])], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr == "error: the picture needs exactly one run of psap, not 0\n"
+@pytest.fixture
+def make(tmp_path):
+    """Makes a read run: make(method, **what write_run takes)."""
+    made = iter(range(1000))
+
+    def make(method, **how):
+        return read_run(write_run(tmp_path / f"run{next(made)}", method, **how))
+
+    return make
+
+
+def suite(make, **how):
+    """Two seeds of dense, thin, sfp and psap with and without protection, 54 % of the MACs cut."""
+    return [
+        make(method, cell=cell, seed=seed, top1=90 + place + seed, protection=cell != NO_PROTECTION, **{
+            "suite": "table", "macs_cut": 0.54, **how
+        })
+        for place, (cell, method) in enumerate(
+            [("dense", "dense"), ("thin", "thin"), ("sfp", "sfp"), (NO_PROTECTION, "psap"), ("psap", "psap")]
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+
+
+def by_colour(axes):
+    return {line.get_color(): line for line in axes.lines}
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_cells_go_by_method_and_protection_and_hold_their_seeds(make):
+    found = cells(suite(make))
+    assert [cell.label for cell in found] == ["dense", "thin", "sfp", NO_PROTECTION, "psap"]
+    assert [cell.target for cell in found] == [None, 0.54, 0.54, 0.54, 0.54]
+    assert all([run.seed for run in cell.runs] == [0, 1] for cell in found)
+
+
+def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own(make):
+    runs = [make("psap", cell=name, top1=top1) for name, top1 in (("psap", 90), ("kappa 1", 91), ("margin 1", 92))]
+    found = cells(runs)
+    assert [cell.label for cell in found] == ["psap", "kappa 1", "margin 1"]
+    assert found[0].style == STYLES["psap"]
+    assert len({cell.style["marker"] for cell in found}) == 3
+
+
+def test_one_method_at_several_targets_keeps_its_name_and_thin_plan_joins_the_nearest_target(make):
+    runs = [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
+    thin_plan = make("thin_plan", cell="thin_plan", macs_cut=0.53)
+    found = cells([*runs, thin_plan, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
+    assert [(cell.label, cell.target) for cell in found if "resnet20" in cell.network] == [
+        ("thin_plan", 0.54), ("psap", 0.42), ("psap", 0.54),
+    ]  # fmt: skip
+
+
+def test_every_network_and_target_has_a_panel_with_the_dense_network_in_it(make):
+    runs = [make("dense", cell="dense")]
+    runs += [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
+    figure = plots.training_curves(runs)
+    assert [axes.get_title(loc="left").splitlines()[-1] for axes in figure.axes] == [
+        "42 % of the MACs cut", "54 % of the MACs cut",
+    ]  # fmt: skip
+    assert all(len(axes.lines) == 2 for axes in figure.axes)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("training_curves", "eval/top1"), ("training_loss", "train/loss"), ("mask_churn", "psap/mask_churn")],
+)
+def test_curves_are_means_over_seeds_in_a_band_from_the_lowest_to_the_highest(make, name, key):
+    runs = suite(make)
+    figure = FIGURES[name](runs)
+    lines = by_colour(figure.axes[0])
+    drawn = [cell for cell in cells(runs) if key in cell.runs[0].metrics]
+    assert len(lines) == len(drawn) == len(figure.axes[0].collections)
+    for cell, band in zip(drawn, figure.axes[0].collections, strict=True):
+        values = pd.concat([run.metrics[key] for run in cell.runs], axis=1, keys=(0, 1)).dropna()
+        line = lines[cell.style["color"]]
+        np.testing.assert_allclose(line.get_xydata(), [*zip(values.index, values.mean(axis=1), strict=True)])
+        corners = {(x, round(y, 9)) for x, y in band.get_paths()[0].vertices}
+        assert {(x, round(y, 9)) for x, y in values.stack().droplevel(1).items()} <= corners
+    assert legend_of(figure) == [f"{cell.label} (n = 2)" for cell in drawn]
+
+
+def test_the_legend_says_when_cells_have_different_numbers_of_seeds(make):
+    runs = [make("psap", cell="psap 42", macs_cut=0.42)]
+    runs += [make("psap", cell="psap 54", macs_cut=0.54, seed=seed) for seed in (0, 1, 2)]
+    assert legend_of(plots.training_curves(runs)) == ["psap (n = 1 to 3)"]
+
+
+PUBLISHED = pd.DataFrame(
+    [
+        ("CIFAR-10", "ResNet-20", "SFP (30%)", "no", 90.83, 42.2, None),
+        ("CIFAR-10", "ResNet-20", "Other", "yes", 91.5, 50.0, None),
+        ("CIFAR-10", "ResNet-20", "Other", None, 91.0, 51.0, None),
+        ("CIFAR-10", "ResNet-20", "Misprinted", "no", 92.0, 52.0, "unusable"),
+        ("CIFAR-10", "ResNet-56", "Another network", "no", 93.0, 50.0, None),
+        ("ImageNet", "ResNet-20", "Another data set", "no", 70.0, 50.0, None),
+    ],
+    columns=["dataset", "model", "method", "pretrained", "pruned_top1", "flops_reduction_pct", "excluded"],
+)
+FULL = {"dataset": "cifar10", "image_size": 32}
+
+
+def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows(make):
+    runs = suite(make, **FULL)
+    (axes,) = plots.accuracy_against_macs(runs, PUBLISHED).axes
+    ours = {line.get_color(): line for line in axes.lines if line.get_fillstyle() == "full"}
+    for cell in cells(runs):
+        mean = np.mean([run.summary["top1"] for run in cell.runs])
+        expected = (54, mean) if cell.target else mean
+        drawn = ours[cell.style["color"]]
+        np.testing.assert_allclose(drawn.get_xydata()[0] if cell.target else drawn.get_ydata()[0], expected)
+    bars = [tuple(path.vertices[:, 1]) for lines in axes.collections for path in lines.get_paths()]
+    assert bars == [(90 + place, 91 + place) for place in (1, 2, 3, 4)]
+    published = {line.get_label(): line for line in axes.lines if line.get_fillstyle() == "none"}
+    assert {label: [*map(tuple, line.get_xydata())] for label, line in published.items()} == {
+        "published sfp": [(42.2, 90.83)],
+        "published others, pretrained start": [(50.0, 91.5)],
+        "published others, start not said": [(51.0, 91.0)],
+    }
+    assert "3 published points, 0 of them below" in axes.get_title(loc="left")
+
+
+def test_all_our_marks_lie_within_the_panel(make):
+    runs = [*suite(make), *suite(make, macs_cut=0.42)]
+    figure = plots.accuracy_against_macs(runs)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    tops = [run.summary["top1"] for run in runs]
+    assert axes.get_ylim()[0] < min(tops)
+    assert axes.get_ylim()[1] > max(tops)
+    for line in axes.lines:
+        x, y = line.get_transform().transform(line.get_xydata()).T
+        assert x.min() >= axes.bbox.x0 - 1e-6 and x.max() <= axes.bbox.x1 + 1e-6  # noqa: PT018
+        assert y.min() >= axes.bbox.y0 and y.max() <= axes.bbox.y1  # noqa: PT018
+
+
+def test_published_points_far_below_are_counted_and_not_drawn(make):
+    far = PUBLISHED.iloc[[0] * 20].assign(pruned_top1=[10.0, *[91.0] * 19])
+    (axes,) = plots.accuracy_against_macs(suite(make, **FULL), far).axes
+    assert "20 published points, 1 of them below" in axes.get_title(loc="left")
+    assert axes.get_ylim()[0] > 80
+
+
+@pytest.mark.parametrize("small", [{"image_size": 16}, {"train_images": 1000}, {"dataset": "digits"}])
+def test_small_set_ups_say_so_and_have_no_published_points_beside_them(make, small):
+    (axes,) = plots.accuracy_against_macs(suite(make, **(FULL | small)), PUBLISHED).axes
+    assert "small set-up" in axes.get_title(loc="left")
+    assert not [line for line in axes.lines if "published" in str(line.get_label())]
+
+
+@pytest.mark.parametrize(
+    ("literature", "ours"), [("CIFAR-10", "cifar10"), ("VGG-16", "vgg16_bn"), ("MobileNetV2", "mobilenet_v2")]
+)
+def test_names_of_the_literature_and_of_configurations_meet(literature, ours):
+    assert plots._plain(literature) == plots._plain(ours)
+
+
+def test_kept_filters_are_those_of_the_final_plan(make):
+    runs = suite(make)
+    figure = plots.kept_filters(runs)
+    (axes,) = figure.axes
+    assert legend_of(figure) == ["sfp (n = 2)", f"{NO_PROTECTION} (n = 2)", "psap (n = 2)"]
+    expected = [100 - 100 * len(layer["pruned"]) / layer["filters"] for layer in runs[-1].plan["layers"]]
+    np.testing.assert_allclose(by_colour(axes)[STYLES["psap"]["color"]].get_ydata(), expected)
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{name} ({n})" for name, n in LAYERS.items()]
+
+
+@pytest.mark.parametrize("quantity", ["prune_ratio", "weight_sparsity_ratio"])
+def test_every_psap_cell_has_a_map_of_its_layers_on_one_scale(make, quantity):
+    runs = suite(make)
+    for run in runs[-4:-2]:  # both seeds without protection
+        run.metrics.loc[:, run.metrics.columns.str.startswith("layer/")] /= 2
+    figure = FIGURES["layer_prune_ratios" if quantity == "prune_ratio" else "weight_sparsity_ratios"](runs)
+    meshes = [mesh for axes in figure.axes[:2] for mesh in axes.collections]
+    for mesh, run in zip(meshes, (runs[-3], runs[-1]), strict=True):
+        np.testing.assert_allclose(mesh.get_array(), run.layers(quantity).to_numpy().T)
+    assert meshes[0].get_clim() == meshes[1].get_clim()
+
+
+def test_pulses_show_every_utility_and_who_was_restored(make):
+    figure = plots.pulses(suite(make))
+    left, right = figure.axes[:2]
+    lines = {line.get_label(): line.get_ydata() for line in left.lines}
+    utility = PULSE_SUSPENDED["utility"]
+    of_all_layers = [[epoch * u for epoch in range(1, 5) for _ in LAYERS] for u in utility]
+    np.testing.assert_allclose(sorted(lines["restored"]), sorted(of_all_layers[0]))
+    np.testing.assert_allclose(sorted(lines["stays suspended"]), sorted(of_all_layers[1] + of_all_layers[2]))
+    np.testing.assert_allclose(lines["median, restored"], [epoch * utility[0] for epoch in range(1, 5)])
+    (mesh,) = right.collections
+    np.testing.assert_allclose(mesh.get_array(), np.full((len(LAYERS), 4), 1 / 3))
+
+
+ROWS = [{"method": "dense", "top1": 97.0, "latency_ms": 4.0}, {"method": "psap", "top1": 95.5, "latency_ms": 2.5}]
+
+
+def test_latency_figure_draws_its_rows():
+    figure = plots.accuracy_against_latency(ROWS)
+    drawn = {line.get_label(): tuple(line.get_xydata()[0]) for line in figure.axes[0].lines}
+    assert drawn == {"dense": (4.0, 97.0), "psap": (2.5, 95.5)}
+
+
+def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
+    runs = suite(make)[-1:]
+    (tmp_path / "results" / "table").mkdir(parents=True)
+    (tmp_path / "results" / "table" / "latency.json").write_text(json.dumps(ROWS))
+    first, second = (plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b"))
+    expected = {f"table/{name}.{kind}" for name in [*FIGURES, "accuracy_against_latency"] for kind in ("png", "pdf")}
+    assert {str(path.relative_to(tmp_path / "a")) for path in first} == expected
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys):
+    runs = [make("dense", suite="table", cell="dense"), make("thin", recipe="alone")]
+    written = plots.write_figures(runs, tmp_path / "out", tmp_path)
+    assert {path.stem for path in written} == {"accuracy_against_macs", "training_curves", "training_loss"}
+    assert {path.parent.name for path in written} == {"table", "alone"}
+    said = capsys.readouterr().out
+    for name in ("mask_churn", "layer_prune_ratios", "weight_sparsity_ratios", "pulses", "kept_filters"):
+        assert f"table: {name} is left out: no run" in said
+    assert "table: accuracy_against_latency is left out: there is no table/latency.json" in said
+    assert plots.drawn("pulses", []) == "pulses is left out: not run"
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '[{"method": "unknown", "top1": 1, "latency_ms": 1}]', '[{"top1": 1}]']
+)
+def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path, content):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "latency.json").write_text(content)
+    with pytest.raises(DataError, match=r"latency\.json must be a list of rows"):
+        plots.write_figures([make("dense", suite="table", cell="dense")], tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path, capsys):
+    folders = [str(write_run(tmp_path / method, method)) for method in ("dense", "psap")]
+    out = tmp_path / "out.png"
+    subprocess.run([sys.executable, "-m", "analysis.plots", str(out), *folders], check=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    for wrong, sentence in (
+        (folders[0], "the picture needs exactly one run of psap, not 0"),
+        (str(tmp_path), f"{tmp_path} is not the folder of a finished run: it has no file `done`"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            plots.main([str(out), wrong])
+        assert refused.value.code == 2
+        assert capsys.readouterr().err == f"error: {sentence}\n"

@@ -38,7 +38,7 @@ def test_every_target_is_documented_in_help():
 
 
 def test_every_module_that_is_run_exists():
-    modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z_.]+)", README + MAKEFILE))
+    modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z0-9_.]+)", README + MAKEFILE))
     assert {"experiments.demo", "experiments.train", "pytest"} <= modules
     assert [name for name in modules if name != "uv" and importlib.util.find_spec(name) is None] == []
 

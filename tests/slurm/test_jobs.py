@@ -56,6 +56,17 @@ class Checkout:
         """sbatch; returns the job's id."""
         return self.cluster.ask("sbatch", "--parsable", *arguments, cwd=self.root).strip()
 
+    def suite(self, cells: dict[str, list[str]]) -> str:
+        """Write a suite of small networks on digits, of the cells' overrides; returns what it is asked for by."""
+        rows = [{"name": name, "recipe": "digits_resnet20", "overrides": own} for name, own in cells.items()]
+        (self.root / "suite.yaml").write_text(json.dumps({"title": "Digits", "seeds": [0], "cells": rows}))
+        return "suite.yaml"
+
+    def submit_psap(self, *options: str) -> str:
+        """sbatch the run of `uninterrupted`; returns the task's id."""
+        array = self.submit("--array=0", *options, "slurm/cifar10_table.sh", self.suite({"psap": PSAP}))
+        return f"{array}_0"
+
     def log(self, job: str) -> str:
         path = Path(self.cluster.job(job)["StdOut"])
         return path.read_text() if path.exists() else ""
@@ -83,10 +94,14 @@ class Checkout:
         """The only run of a folder."""
         return _only_run(self.root / runs)
 
-    def wait_for_epoch(self, runs: str) -> None:
-        """Wait until training has logged an epoch."""
-        path = self.root / runs
-        wait_until(lambda: any(file.stat().st_size for file in path.glob("*/*/*/metrics.jsonl")), f"an epoch in {runs}")
+    def wait_for_epoch(self, job: str, runs: str) -> None:
+        """Wait until the job has a checkpoint of an epoch."""
+
+        def saved() -> bool:
+            assert self.cluster.state(job) not in ENDS, self.log(job)
+            return any((self.root / runs).glob("*/*/*/checkpoint/last.pt"))
+
+        wait_until(saved, f"an epoch in {runs}")
 
 
 @pytest.fixture(scope="session")
@@ -150,12 +165,9 @@ def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(
         "thin": ["method=thin", "target_macs_cut=0.5", "epochs=2"],
         "psap": [*PSAP, f"runs_dir={checkout.root / 'stopped'}"],
     }
-    rows = [{"name": name, "recipe": "digits_resnet20", "overrides": own} for name, own in cells.items()]
-    (checkout.root / "suite.yaml").write_text(json.dumps({"title": "Test", "seeds": [0], "cells": rows}))
-
-    array = checkout.submit("--array=0-2", "slurm/cifar10_table.sh", "suite.yaml", *DIGITS)
+    array = checkout.submit("--array=0-2", "slurm/cifar10_table.sh", checkout.suite(cells), *DIGITS)
     last = f"{array}_2"  # the task that has the id of the whole array
-    checkout.wait_for_epoch("stopped")
+    checkout.wait_for_epoch(last, "stopped")
     checkout.signal_shell_on_node(last)
     for index in range(3):
         checkout.done(f"{array}_{index}")
@@ -168,19 +180,19 @@ def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(
 
 
 def test_a_preempted_job_makes_room_and_continues(checkout, uninterrupted):
-    options = ["--array=0", "--exclusive", "--nodelist=localhost"]
-    job = checkout.submit(*options, "slurm/cifar10_table.sh", _one_cell(checkout))
-    checkout.wait_for_epoch("runs")
+    job = checkout.submit_psap("--exclusive", "--nodelist=localhost")
+    checkout.wait_for_epoch(job, "runs")
     urgent = checkout.submit("--partition=urgent", "--exclusive", "--nodelist=localhost", "--wrap=exit 0")
     assert checkout.finish(urgent) == "0"  # SIGTERM has stopped the other one before its grace of a minute was over
-    checkout.done(f"{job}_0")
-    assert checkout.cluster.job(f"{job}_0")["Restarts"] == "1", checkout.log(f"{job}_0")
+    checkout.done(job)
+    assert checkout.cluster.job(job)["Restarts"] == "1", checkout.log(job)
     _equal(checkout.run_folder("runs"), uninterrupted)
 
 
 def test_a_job_whose_node_fails_continues_on_another_one(checkout, uninterrupted):
-    job = f"{checkout.submit('--array=0', 'slurm/cifar10_table.sh', _one_cell(checkout))}_0"
-    checkout.wait_for_epoch("runs")
+    job = checkout.submit_psap()
+    checkout.wait_for_epoch(job, "runs")
+    first_epoch = _first_epoch(checkout.run_folder("runs"))
     failing = checkout.cluster.job(job)["BatchHost"]
     node = ["scontrol", "update", f"nodename={failing}"]
     checkout.cluster.ask(*node, "state=down", "reason=test")
@@ -191,6 +203,7 @@ def test_a_job_whose_node_fails_continues_on_another_one(checkout, uninterrupted
     after = checkout.cluster.job(job)
     assert after["Restarts"] == "1", checkout.log(job)
     assert after["BatchHost"] != failing
+    assert _first_epoch(checkout.run_folder("runs")) == first_epoch  # with its speed: it was trained once
     _equal(checkout.run_folder("runs"), uninterrupted)
 
 
@@ -198,7 +211,7 @@ def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(chec
     sample_folder(checkout.root / "photographs", train=64, val=4, size=(48, 40))
     script = ["slurm/imagenet_resnet34.sh", *PHOTOGRAPHS, "epochs=6", "runtime.workers=1"]
     nodes = checkout.submit("--nodes=2", *script, "runs_dir=stopped")
-    checkout.wait_for_epoch("stopped")
+    checkout.wait_for_epoch(nodes, "stopped")
     checkout.cluster.ask("scancel", "--batch", "--signal=USR1", nodes)  # to the shell, which passes it on
     wait_until(lambda: checkout.cluster.job(nodes)["Restarts"] == "1", "the requeued job")
     gpus = checkout.submit("--gpus-per-node=2", *script, "runs_dir=whole")
@@ -211,15 +224,14 @@ def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(chec
 
 
 def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(checkout):
-    command = ["--array=0", "slurm/cifar10_table.sh", _one_cell(checkout)]
-    job = f"{checkout.submit(*command)}_0"
-    checkout.wait_for_epoch("runs")
+    job = checkout.submit_psap()
+    checkout.wait_for_epoch(job, "runs")
     checkout.cluster.ask("scancel", job)
     assert checkout.finish(job) == "0"  # what Slurm reports of a job that it has ended itself
     assert checkout.cluster.state(job) == "CANCELLED"
     assert checkout.cluster.job(job)["Restarts"] == "0"
     assert not (checkout.run_folder("runs") / "done").exists()
-    checkout.done(f"{checkout.submit(*command)}_0")
+    checkout.done(checkout.submit_psap())
     assert len(json.loads((checkout.run_folder("runs") / "manifest.json").read_text())["sessions"]) == 2
 
 
@@ -242,7 +254,7 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
     assert wrong_folder == f"{elsewhere} is not the repository's root: submit from there"
     assert "epochz" in refusal(script, "epochz=3")
     assert "it must be one of" in refusal("--array=7", "slurm/cifar10_table.sh", "no_such_suite")
-    assert "run 7 does not exist" in refusal("--array=7", "slurm/cifar10_table.sh", _one_cell(checkout))
+    assert "run 7 does not exist" in refusal("--array=7", "slurm/cifar10_table.sh", checkout.suite({"psap": PSAP}))
     assert "--array" in refusal("slurm/cifar10_table.sh")
 
     port = checkout.cluster.controller_port
@@ -277,12 +289,6 @@ def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
     assert "cifar10_table" in indices
 
 
-def _one_cell(checkout: Checkout) -> str:
-    suite = {"title": "Test", "seeds": [0], "cells": [{"name": "one", "recipe": "digits_resnet20", "overrides": PSAP}]}
-    (checkout.root / "suite.yaml").write_text(json.dumps(suite))
-    return "suite.yaml"
-
-
 def _photographs(root: Path) -> int:
     """Make an ImageNet-like folder, of Imagenette where it is; returns its training images."""
     imagenette = Path(os.environ.get("PSAP_DATA", "data")) / "imagenette"
@@ -296,6 +302,10 @@ def _photographs(root: Path) -> int:
             for image in sorted(wnid.iterdir())[:images]:
                 (here / image.name).symlink_to(image.resolve())
     return len(list(root.glob("train/*/*")))
+
+
+def _first_epoch(folder: Path) -> str:
+    return (folder / "metrics.jsonl").read_text().splitlines()[0]
 
 
 def _only_run(runs: Path) -> Path:

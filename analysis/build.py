@@ -1,0 +1,119 @@
+"""Everything that is made of recorded results and published figures.
+
+python -m analysis.build tables       analysis/tables/<suite>.{md,tex,csv}
+python -m analysis.build figures      analysis/figures
+python -m analysis.build verify       each cell's accuracy beside the best comparable published one
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.collect import RESULTS, DataError, Run, scan
+from analysis.published import read_published
+from analysis.suites import read_suites
+from analysis.tables import Table, make_table, write_tables
+
+# What published methods are called, by the name of our row or of its method; psap and dense are compared with all.
+CALLED = {
+    "dense": "",
+    "psap": "",
+    "thin": r"\b[Ss]cratch",
+    "l1": r"\bL1\b",
+    "l2": r"\bL2\b",
+    "sfp": r"\bSFP\b",
+    "asfp": r"\bASFP\b",
+    "fpgm": r"\bFPGM\b(?!-mix)",
+    "random": r"\bRandom\b",
+}
+
+
+def verdicts(table: Table) -> pd.DataFrame:
+    """One row per cell: suite, cell, published, ours, difference, verdict, n, commit, all as text.
+
+    The published figure is the best one of the same method (of any for PSAP, the best base for dense) at a
+    comparable cut, whose start is stated. The verdict says where our 95 % interval lies.
+    """
+    ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").to_dict("records")
+    return pd.DataFrame([{"suite": table.name, "cell": row["cell"], **_compared(row, table.rows)} for row in ours])
+
+
+def _compared(row: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    best = _best(row, rows[(rows["section"] == row["section"]) & rows["start_stated"].eq(True)])
+    ran = not pd.isna(row["top1"])
+    difference = None if best is None or not ran else row["top1"] - best[0]
+    return {
+        "published": "none comparable" if best is None else f"{best[0]:.2f} {best[1]}",
+        "ours": f"{row['top1']:.2f}" if ran else "",
+        "difference": "" if difference is None else f"{difference:+.2f}",
+        "verdict": _verdict(row, None if best is None else best[0]),
+        "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
+        "commit": row["commits"] if ran else "",
+    }
+
+
+def _best(row: dict[str, Any], published: pd.DataFrame) -> tuple[float, str] | None:
+    """The accuracy to compare with, and whose it is."""
+    column = "base_top1" if row["method_name"] == "dense" else "top1"
+    called = CALLED.get(row["method"], CALLED.get(row["method_name"]))
+    if called is None or (column == "base_top1" and row["start"] == "pretrained"):  # ours trained on from there
+        return None
+    published = published[published["method"].str.contains(called, regex=True)]
+    usable = published.dropna(subset=[column])
+    if usable.empty:
+        return None
+    best = usable.loc[usable[column].idxmax()]
+    return float(best[column]), f"{best['method']} ({best['year']:.0f})" + (" base" if column == "base_top1" else "")
+
+
+def _verdict(row: dict[str, Any], published: float | None) -> str:
+    if pd.isna(row["top1"]):
+        return "not run"
+    if published is None:
+        return "nothing to compare with"
+    if pd.isna(row["top1_low"]):
+        return "one run, no interval"
+    if row["top1_low"] <= published <= row["top1_high"]:
+        return "within the interval"
+    return "above" if row["top1_low"] > published else "below"
+
+
+def recorded_runs(results: Path) -> list[Run]:
+    """All recorded runs. Raises DataError, which names the file, if one is damaged."""
+    runs, errors = scan(results)
+    if errors:
+        raise errors[0]
+    return list(runs.values())
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tables", "figures", "verify"])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent")
+    given = parser.parse_args(arguments)
+    out = given.out or Path(__file__).parent / given.what
+    try:
+        runs = recorded_runs(given.results)
+        if given.what == "figures":
+            from analysis import plots  # the others need none of what it imports
+
+            print("\n".join(map(str, plots.write_figures(runs, out, given.results))) or "no recorded run: no figure")
+            return
+        published = read_published()
+        tables = [make_table(suite, runs, published) for suite in read_suites()]
+        if given.what == "tables":
+            print("\n".join(map(str, write_tables(tables, out))))
+        else:
+            print(pd.concat(map(verdicts, tables)).to_markdown(index=False, tablefmt="simple", disable_numparse=True))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

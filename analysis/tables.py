@@ -1,0 +1,389 @@
+"""Tables of suites: our runs beside what others published at comparable cuts.
+
+python -m analysis.tables [SUITE ...] [--runs RUNS_DIR] [--out FOLDER]
+    prints the suites' tables (all suites', where none is named) of the recorded runs, or of those below RUNS_DIR;
+    with --out, writes <suite>.md, <suite>.tex and <suite>.csv there instead
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from analysis.collect import RESULTS, DataError, Run, read_runs
+from analysis.published import read_published
+from analysis.stats import SMALL_N, Estimate, estimate, paired_difference
+from analysis.suites import Cell, Setting, Suite, read_suites, setting_of
+
+TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
+DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "imagenette": "Imagenette", "digits": "handwritten digits"}
+PUBLISHED_PIXELS = {"CIFAR-10": 32, "ImageNet": 224}
+MODELS = {"vgg16_bn": "VGG-16", "mobilenet_v2": "MobileNetV2"}  # and resnet<depth>
+ESTIMATES = ("top1", "to_thin", "to_dense")  # each with columns _sd, _low, _high, _n
+COLUMNS = [
+    "section", "dataset", "model", "start", "target", "kind", "method", "year", "cell", "method_name", "seeds",
+    *(f"{name}{part}" for name in ESTIMATES for part in ("", "_sd", "_low", "_high", "_n")),
+    "masked_top1", "macs_cut", "base_top1", "drop", "params", "params_cut", "train_macs", "train_macs_share",
+    "start_stated", "commits", "devices", "source_url", "source_note",
+]  # fmt: skip
+LEGEND = [
+    SMALL_N,
+    "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
+    "Drop: base - top-1. Base: the network that a pretrained run starts from, else the mean of our dense runs. "
+    "To thin, to dense: paired differences over common seeds. Training MACs: forward MACs of the network in training.",
+]
+PUBLISHED_LEGEND = [
+    f"Published rows: same data set, network and start, and a FLOPs cut within {TOLERANCE:g} points of our target. "
+    "‡ FLOPs as the source counts them, another count than ours, the MACs of the exported network. "
+    "† The source does not state the start. Parameters: of the exported network, or what was removed of them.",
+    "PSAP (paper): the paper's own figures are not available to us.",
+]
+ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
+    ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}", ord("\\"): r"\textbackslash{}",
+    ord("±"): r"$\pm$", ord("†"): r"$\dagger$", ord("‡"): r"$\ddagger$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A suite's table.
+
+    Attributes:
+        rows: COLUMNS of every row; accuracies and differences in percent, cuts and shares as shares, NaN where
+            nothing is known; kind is ours, published or paper.
+        head: what was run, on what.
+        notes: what a reader must know, the sources last.
+    """
+
+    name: str
+    title: str
+    head: str
+    rows: pd.DataFrame
+    notes: list[str]
+
+
+def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Table:
+    """The table of all cells of a suite, whether they were run or not; of other suites, only dense runs count.
+
+    Raises DataError if two runs are of the same cell and seed.
+    """
+    runs = list(runs)
+    of_cells, left_out = _sort(suite, runs)
+    rows, notes = [], []
+    for section, cells in _sections(suite).items():
+        facts = {
+            "section": _heading(section), "dataset": _dataset(section), "model": _model(section),
+            "start": _start(section), "target": section.target,
+        }  # fmt: skip
+        dense = next((cell for cell in cells if cell.setting.method == "dense"), None)
+        thin = next((cell for cell in cells if cell.setting.method == "thin"), None)
+        dense_runs = of_cells[dense.name] if dense else _dense_elsewhere(cells[0].setting, runs)
+        thin_runs = of_cells[thin.name] if thin else {}
+        rows += [facts | _ours(cell, of_cells[cell.name], suite, section, dense_runs, thin_runs) for cell in cells]
+        if why := _incomparable(section):
+            notes.append(why)
+        elif section.target is not None:
+            rows += [facts | row for row in _published(section, published)]
+            rows.append(facts | {"kind": "paper", "method": "PSAP (paper)"})
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    if "published" in set(frame["kind"]):
+        notes += PUBLISHED_LEGEND
+    notes += _excluded(suite, published)
+    notes += [f"Left out: {why}." for why in left_out]
+    urls = frame["source_url"].dropna().unique()
+    notes += [f"[{number}] {url}" for number, url in enumerate(urls, start=1)]
+    return Table(suite.name, suite.title, _head(suite, of_cells), frame, LEGEND + list(dict.fromkeys(notes)))
+
+
+def _sort(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int, Run]], list[str]]:
+    """The runs of each cell by seed, and what claims to be of a cell and is not."""
+    cells = {cell.name: cell for cell in suite.cells}
+    of_cells: dict[str, dict[int, Run]] = {name: {} for name in cells}
+    left_out = []
+    for run in runs:
+        if run.suite != suite.name:
+            continue
+        name = f"{run.cell}, seed {run.seed}"
+        if run.cell not in cells or run.seed not in suite.seeds:
+            left_out.append(f"{name}: the suite has no such cell and seed")
+        elif (found := asdict(setting_of(run.config))) != (wanted := asdict(cells[run.cell].setting)):
+            differences = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+            left_out.append(f"{name}: it was not trained as the suite says ({'; '.join(differences)})")
+        elif run.seed in of_cells[run.cell]:
+            raise DataError(f"there are two runs of suite {suite.name}, cell {name}: move one of them away")
+        else:
+            of_cells[run.cell][run.seed] = run
+    return of_cells, left_out
+
+
+def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
+    """Cells by what they train to which target; dense ones stand in all sections of their network."""
+
+    def key(cell: Cell, target: float | None) -> Setting:
+        return replace(cell.setting, method="", target=target, epochs=0)
+
+    keys = dict.fromkeys(key(cell, cell.target) for cell in suite.cells)
+    with_target = {replace(section, target=None) for section in keys if section.target is not None}
+    return {
+        section: [cell for cell in suite.cells if section in (key(cell, cell.target), _dense_key(cell, section))]
+        for section in keys
+        if section.target is not None or section not in with_target
+    }
+
+
+def _dense_elsewhere(setting: Setting, runs: Iterable[Run]) -> dict[int, Run]:
+    """The dense runs of another suite that trained the same otherwise, by seed."""
+    dense = replace(setting, method="dense", target=None)
+    return {run.seed: run for run in runs if setting_of(run.config) == dense}
+
+
+def _dense_key(cell: Cell, section: Setting) -> Setting | None:
+    if cell.setting.method != "dense":
+        return None
+    return replace(cell.setting, method="", target=section.target, epochs=0)
+
+
+def _heading(section: Setting) -> str:
+    parts = [f"{_dataset(section)} at {section.image_size} pixels"]
+    if section.train_images is not None:
+        parts.append(f"{section.train_images:,} training images")
+    parts.append(_model(section) + ("" if section.width == 1 else f" of width {section.width:g}"))
+    parts.append(_start(section))
+    if section.target is not None:
+        parts.append(f"{100 * section.target:g} % of the MACs cut")
+    return ", ".join(parts)
+
+
+def _start(setting: Setting) -> str:
+    return "pretrained" if setting.pretrained else "from scratch"
+
+
+def _dataset(setting: Setting) -> str:
+    return DATASETS.get(setting.dataset, setting.dataset)
+
+
+def _model(setting: Setting) -> str:
+    return MODELS.get(setting.model, re.sub(r"^resnet(\d+)$", r"ResNet-\1", setting.model))
+
+
+def _incomparable(section: Setting) -> str | None:
+    """Why no published figure stands beside a section; None where some may."""
+    dataset, model = _dataset(section), _model(section)
+    pixels = PUBLISHED_PIXELS.get(dataset)
+    if pixels is None:
+        return f"No published rows: published.csv has no figures of {dataset}."
+    if section.image_size != pixels or section.train_images is not None or section.width != 1:
+        return (
+            f"No published rows: published figures of {dataset} are of {pixels} pixels, all training images and the "
+            f"whole {model}, and this is {_heading(replace(section, target=None))}."
+        )
+    return None
+
+
+def _ours(
+    cell: Cell, runs: Mapping[int, Run], suite: Suite, section: Setting, dense: Mapping[int, Run],
+    thin: Mapping[int, Run],
+) -> dict[str, Any]:  # fmt: skip
+    """The row of one cell."""
+    words = {section.model, "" if section.target is None else f"{100 * section.target:g}"}
+    label = " ".join(word for word in cell.name.split() if word not in words)
+    row: dict[str, Any] = {
+        "kind": "ours", "method": label or cell.name, "cell": cell.name, "method_name": cell.setting.method,
+        "seeds": len(suite.seeds), "top1_n": 0,
+    }  # fmt: skip
+    if not runs:
+        return row
+    starts = [start for start in _values(runs, "start_top1").values() if start is not None]
+    base = _mean(starts if cell.setting.pretrained else [] if runs is dense else _values(dense, "top1").values())
+    top1, train_macs = _values(runs, "top1"), fmean(_values(runs, "train_macs").values())
+    dense_train_macs = _mean(_values(dense, "train_macs").values())
+    row |= _flat("top1", estimate([top1[seed] for seed in sorted(top1)]))
+    if runs is not thin:
+        row |= _flat("to_thin", paired_difference(top1, _values(thin, "top1")))
+    if runs is not dense:
+        row |= _flat("to_dense", paired_difference(top1, _values(dense, "top1")))
+    return row | {
+        "masked_top1": fmean(_values(runs, "masked_top1").values()),
+        "macs_cut": fmean(_values(runs, "macs_cut").values()),
+        "base_top1": base,
+        "drop": None if base is None else base - row["top1"],
+        "params": fmean(_values(runs, "params").values()),
+        "train_macs": train_macs,
+        "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
+        "commits": ", ".join(sorted({run.commit for run in runs.values()})),
+        "devices": ", ".join(sorted({run.manifest["device"] for run in runs.values()})),
+    }
+
+
+def _values(runs: Mapping[int, Run], name: str) -> dict[int, Any]:
+    return {seed: run.summary.get(name) for seed, run in runs.items()}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    numbers = list(values)
+    return fmean(numbers) if numbers else None
+
+
+def _flat(name: str, found: Estimate | None) -> dict[str, float | None]:
+    if found is None:
+        return {}
+    return {name: found.mean, f"{name}_sd": found.sd, f"{name}_low": found.low, f"{name}_high": found.high,
+            f"{name}_n": found.n}  # fmt: skip
+
+
+def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]]:
+    """Usable published rows at a comparable cut, the best first, those that state no start last."""
+    start = "yes" if section.pretrained else "no"
+    rows = published[
+        (published["dataset"] == _dataset(section))
+        & (published["model"] == _model(section))
+        & published["excluded"].isna()
+        & (published["pretrained"].isna() | (published["pretrained"] == start))
+        & ((published["flops_reduction_pct"] - 100 * (section.target or 0)).abs() <= TOLERANCE + 1e-9)
+    ]
+    difference = rows["base_top1"] - rows["pruned_top1"]
+    rows = rows.assign(
+        kind="published",
+        start_stated=rows["pretrained"].notna(),
+        top1=rows["pruned_top1"],
+        macs_cut=rows["flops_reduction_pct"] / 100,
+        params_cut=rows["params_reduction_pct"] / 100,
+        drop=difference.fillna(rows["top1_drop"]),
+    ).sort_values(["start_stated", "top1"], ascending=False, kind="stable")
+    return [{k: v for k, v in row.items() if k in COLUMNS} for row in rows.to_dict("records")]
+
+
+def _excluded(suite: Suite, published: pd.DataFrame) -> list[str]:
+    """The published rows of the table's networks that cannot be used, and why."""
+    comparable = [cell.setting for cell in suite.cells if _incomparable(cell.setting) is None]
+    networks = {(_dataset(setting), _model(setting)) for setting in comparable}
+    return [
+        f"Excluded: {row['method']} ({row['year']}), {row['dataset']}, {row['model']}, "
+        f"{row['flops_reduction_pct']:g} % of the FLOPs: {row['excluded']}."
+        for row in published[published["excluded"].notna()].to_dict("records")
+        if (row["dataset"], row["model"]) in networks
+    ]
+
+
+def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
+    runs = [run for by_seed in of_cells.values() for run in by_seed.values()]
+    every = len(suite.cells) * len(suite.seeds)
+    epochs = ", ".join(map(str, sorted({cell.setting.epochs for cell in suite.cells})))
+    devices = ", ".join(sorted({run.manifest["device"] for run in runs})) or "none"
+    commits = ", ".join(sorted({run.commit for run in runs})) or "none"
+    return (
+        f"n = {len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
+        f"{every - len(runs)} not run; hardware: {devices}; commits: {commits}."
+    )
+
+
+def display(table: Table) -> dict[str, pd.DataFrame]:
+    """What a person reads: for each section its rows, all values as text."""
+    numbers = {url: i for i, url in enumerate(table.rows["source_url"].dropna().unique(), start=1)}
+    return {
+        str(section): pd.DataFrame([_texts(row, numbers) for row in rows.to_dict("records")])
+        for section, rows in table.rows.groupby("section", sort=False)
+    }
+
+
+def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]:
+    ours, others = row["kind"] == "ours", row["kind"] == "published"
+    known = {key for key, value in row.items() if not pd.isna(value)}
+    if ours:
+        source = f"ours: {row['commits']}; {row['devices']}" if "commits" in known else "ours"
+    else:
+        source = f"[{numbers[row['source_url']]}]" + ("" if row["start_stated"] else " †") if others else ""
+    missing = {"ours": "not run", "published": "not printed", "paper": "not available to us"}[row["kind"]]
+    params = f"{row['params'] / 1e6:.3f} M" if "params" in known else ""
+    return {
+        "method": row["method"] + (f" ({row['year']:.0f})" if others else ""),
+        "source": source,
+        "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}" if ours else "",
+        "top-1 [%]": _spread(row, "top1", ".2f") if "top1" in known else missing,
+        "masked [%]": f"{row['masked_top1']:.2f}" if "masked_top1" in known else "",
+        "MACs cut [%]": f"{100 * row['macs_cut']:.1f}" + (" ‡" if others else "") if "macs_cut" in known else "",
+        "base [%]": f"{row['base_top1']:.2f}" if "base_top1" in known else "",
+        "drop": f"{row['drop']:.2f}" if "drop" in known else "",
+        "parameters": params or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
+        "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}" if "train_macs_share" in known else "",
+        "to thin": _spread(row, "to_thin", "+.2f") if "to_thin" in known else "",
+        "to dense": _spread(row, "to_dense", "+.2f") if "to_dense" in known else "",
+    }
+
+
+def _spread(row: Mapping[str, Any], name: str, form: str) -> str:
+    """Mean ± sd [interval], and n where it is not the row's."""
+    mean, sd, low, high, n = (row[f"{name}{part}"] for part in ("", "_sd", "_low", "_high", "_n"))
+    spread = "" if pd.isna(sd) else f" ± {sd:.2f} [{low:{form}}, {high:{form}}]"
+    return f"{mean:{form}}{spread}" + ("" if pd.isna(n) or n == row["top1_n"] else f" (n = {n:.0f})")
+
+
+def markdown(table: Table) -> str:
+    parts = [f"# {table.title}", table.head]
+    for section, rows in display(table).items():
+        parts += [f"## {section}", rows.to_markdown(index=False, disable_numparse=True)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """Needs the package booktabs."""
+    parts = [rf"\paragraph{{{_escaped(table.title)}}} {_escaped(table.head)}"]
+    for section, rows in display(table).items():
+        style = rows.rename(columns=_escaped).map(_escaped).style.hide(axis="index")
+        form = "ll" + "r" * (rows.shape[1] - 2)
+        parts.append(style.to_latex(hrules=True, position="htbp", column_format=form, caption=_escaped(section)))
+    notes = "\n\n".join(_escaped(note) for note in table.notes)
+    return "\n".join([*parts, rf"{{\footnotesize {notes}\par}}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(ESCAPES)
+
+
+def to_csv(table: Table) -> str:
+    return table.rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def write_tables(tables: Iterable[Table], out: Path) -> list[Path]:
+    """Write <suite>.md, <suite>.tex and <suite>.csv of each table."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in tables:
+        for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", to_csv(table))):
+            written.append(out / f"{table.name}.{suffix}")
+            written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", metavar="SUITE")
+    parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    given = parser.parse_args(arguments)
+    try:
+        suites = {suite.name: suite for suite in read_suites()}
+        if unknown := [name for name in given.suites if name not in suites]:
+            raise DataError(f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}")
+        wanted = [suites[name] for name in given.suites or suites]
+        runs = read_runs(given.runs)
+        tables = [make_table(suite, runs, read_published()) for suite in wanted]
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not {run.suite for run in runs} & {suite.name for suite in wanted}:
+        print(f'{given.runs} holds no finished run of these suites: every cell is "not run"', file=sys.stderr)
+    if given.out is None:
+        print("\n".join(map(markdown, tables)))
+    else:
+        write_tables(tables, given.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Every notebook runs from its first cell to its last, with recorded runs and without."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from analysis.plots import FIGURES
+from tests.analysis.runs import write_run
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
+SUITE = "from_scratch_table"  # that the notebooks choose
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with copies of the notebooks and no results; the code is the repository's."""
+    shutil.copytree(ROOT / "analysis" / "notebooks", tmp_path / "analysis" / "notebooks")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path / "analysis"
+
+
+def execute(folder):
+    """Texts and number of images that the notebooks in a folder show. Raises if a cell fails.
+
+    They run in one kernel, the names of each forgotten before the next: starting kernels would take a minute.
+    """
+    shown = []
+    for path in sorted(folder.glob("*.ipynb")):
+        shown += [*nbformat.read(path, as_version=4).cells, nbformat.v4.new_code_cell("%reset -f")]
+    NotebookClient(
+        nbformat.v4.new_notebook(cells=shown), timeout=120, resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    outputs = [output for cell in shown if cell.cell_type == "code" for output in cell.outputs]
+    images = sum("image/png" in output.get("data", {}) for output in outputs)
+    return "\n".join(output.get("text", "") + str(output.get("data", "")) for output in outputs), images
+
+
+def test_notebooks_show_what_was_recorded(workplace):
+    for method, protection in (("dense", True), ("psap", True), ("psap", False)):
+        cell = method if protection else "psap without protection"
+        folder = workplace / "results" / SUITE / cell.replace(" ", "_") / "seed0"
+        write_run(folder, method, suite=SUITE, cell=cell, protection=protection)
+    (workplace / "tables").mkdir()
+    (workplace / "tables" / f"{SUITE}.md").write_text("# The table")
+    texts, images = execute(workplace / "notebooks")
+    assert images == len(FIGURES)
+    assert texts.count(f"{SUITE}: 3 finished runs") == len(NOTEBOOKS) - 1
+    assert "# The table" in texts
+    assert "not run" not in texts
+
+
+def test_without_results_notebooks_say_not_run(workplace):
+    texts, images = execute(workplace / "notebooks")
+    assert images == 0
+    assert texts.count(f"{SUITE}: not run") == len(NOTEBOOKS)
+    assert texts.count("is left out: not run") == len(FIGURES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_is_committed_executed_thin_and_without_a_machines_paths(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert 2 <= len(code) <= 5
+    assert all(cell.execution_count for cell in code)
+    outputs = str([cell.outputs for cell in code])
+    assert str(ROOT) not in outputs
+    assert "/home/" not in outputs

@@ -1,0 +1,57 @@
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from analysis.collect import DataError
+from analysis.suites import EXPERIMENTS, compose, read_suite, read_suites, setting_of
+from experiments.harness import entry
+
+RECIPES = sorted(path.stem for path in (EXPERIMENTS / "conf" / "experiment").glob("*.yaml"))
+
+
+def cells_with_new_overrides():
+    """Of all suites' cells those that override something that no earlier one does, or choose another method."""
+    seen = set()
+    for path in sorted((EXPERIMENTS / "suites").glob("*.yaml")):
+        for cell in yaml.safe_load(path.read_text())["cells"]:
+            kinds = {str(o) if str(o).startswith("method=") else str(o).split("=")[0] for o in cell["overrides"]}
+            if not kinds <= seen:
+                seen |= kinds
+                yield pytest.param(cell["recipe"], cell["overrides"], id=f"{path.stem}-{cell['name']}")
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), [*((recipe, []) for recipe in RECIPES), *cells_with_new_overrides()])
+def test_cells_are_read_as_training_reads_them(recipe, overrides):
+    run = ["method.run=runs/x/y/seed0"] if "method=thin_plan" in overrides else []
+    trained = entry.compose("train", [f"experiment={recipe}", *map(str, overrides), *run])
+    config = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.structured(trained)))
+    assert setting_of(compose(recipe, overrides)) == setting_of(config)
+
+
+def test_all_suites_are_read_in_order_and_a_thin_network_of_a_plan_has_that_plans_target(tmp_path):
+    assert [suite.name for suite in read_suites()] == sorted(p.stem for p in (EXPERIMENTS / "suites").glob("*.yaml"))
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "seeds: [5]\ncells:\n"
+        "  - {name: b, recipe: cifar10_resnet20, overrides: [method=thin_plan], plan_of: a}\n"
+        "  - {name: a, recipe: cifar10_resnet20, overrides: [method=psap, target_macs_cut=0.3]}\n"
+    )
+    suite = read_suite(path)
+    assert (suite.name, suite.title, suite.seeds) == ("mine", "mine", (5,))
+    assert [(cell.name, cell.target) for cell in suite.cells] == [("b", 0.3), ("a", 0.3)]
+    assert suite.cells[0].setting.target is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0]", "is no suite: KeyError 'cells'"),
+        ("[", "cannot be read"),
+        ("seeds: [0]\ncells: [{name: a, recipe: none, overrides: []}]", "cannot be read: .*none.yaml"),
+        ("seeds: [0]\ncells: [{name: a, recipe: cifar10_small, overrides: [], plan_of: b}]", "is no suite"),
+    ],
+)
+def test_what_is_no_suite_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(DataError, match=f"mine.yaml {message}"):
+        read_suite(tmp_path / "mine.yaml")

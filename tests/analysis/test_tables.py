@@ -1,0 +1,294 @@
+"""Tables. After a wanted change: `python -m tests.analysis.test_tables` writes the golden files anew."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import build, tables
+from analysis.build import verdicts
+from analysis.collect import DataError, read_runs, record
+from analysis.published import PUBLISHED, read_published
+from analysis.stats import SMALL_N
+from analysis.suites import read_suite
+from analysis.tables import display, make_table, markdown, to_csv, write_tables
+from tests.analysis.runs import write_run
+
+GOLDEN = Path(__file__).parent / "golden"
+SUITE = GOLDEN / "golden_table.yaml"
+COMMON = {"dataset": "cifar10", "image_size": 32, "suite": "golden_table"}
+TOP1 = {
+    "resnet20 dense": ("dense", {0: 92.1, 1: 92.4, 2: 92.2}, {}),
+    "resnet20 thin 54": ("thin", {0: 90.1, 1: 90.7, 2: 90.3}, {"macs_cut": 0.54}),
+    "resnet20 psap 54": ("psap", {0: 91.3, 2: 91.1}, {"macs_cut": 0.54}),
+    "resnet20 thin_plan 54": ("thin_plan", {1: 90.9}, {"macs_cut": 0.54}),
+    "pretrained psap 42": ("psap", {0: 91.0, 1: 91.5, 2: 91.2}, {"macs_cut": 0.42, "weights": "r20.safetensors"}),
+    "pretrained dense": ("dense", {0: 92.6}, {"weights": "r20.safetensors"}),
+    "small dense": ("dense", {0: 70.0}, {"image_size": 16, "train_images": 10000}),
+    "small psap 54": ("psap", {0: 69.0}, {"macs_cut": 0.54, "image_size": 16, "train_images": 10000}),
+}
+
+
+def write_sample_runs(root):
+    for cell, (method, top1, facts) in TOP1.items():
+        for seed, value in top1.items():
+            where = root / cell.replace(" ", "_") / f"seed{seed}"
+            write_run(where, method, top1=value, seed=seed, cell=cell, **COMMON | facts)
+    write_run(root / "short", "sfp", epochs=5, cell="resnet20 sfp 54", macs_cut=0.5, **COMMON)
+    write_run(root / "gone", "sfp", cell="resnet20 sfp 99", **COMMON)
+    write_run(root / "foreign", "sfp", suite="other", cell="resnet20 sfp 54")
+
+
+def golden_table(root):
+    return make_table(read_suite(SUITE), read_runs(root), read_published())
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_sample_runs(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def table(root):
+    return golden_table(root)
+
+
+@pytest.fixture
+def rows(table):
+    """Our rows by cell, of the first section that has the cell."""
+    return table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").set_index("cell")
+
+
+def test_tables_equal_the_golden_files_to_the_byte(table, tmp_path):
+    for path in write_tables([table], tmp_path / "out"):
+        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
+
+
+def test_recorded_runs_make_the_same_tables(root, tmp_path):
+    record(root, tmp_path / "results")
+    shutil.rmtree(root)
+    for path in write_tables([golden_table(tmp_path / "results")], tmp_path / "out"):
+        assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
+
+
+def test_a_changed_summary_changes_the_table(root, table):
+    path = root / "resnet20_thin_54" / "seed1" / "summary.json"
+    path.write_text(path.read_text().replace('"top1": 90.7', '"top1": 90.8'))
+    changed = golden_table(root)
+    assert markdown(changed) != markdown(table)
+    assert to_csv(changed) != to_csv(table)
+
+
+def test_differences_and_drops_are_those_of_unrounded_numbers_by_hand(rows):
+    psap = rows.loc["resnet20 psap 54"]
+    dense_mean = (92.1 + 92.4 + 92.2) / 3
+    assert psap["top1"] == pytest.approx(91.2)
+    assert psap["base_top1"] == pytest.approx(dense_mean)
+    assert psap["drop"] == pytest.approx(dense_mean - 91.2)
+    assert psap["to_thin"] == pytest.approx(((91.3 - 90.1) + (91.1 - 90.3)) / 2)
+    assert psap["to_dense"] == pytest.approx(((91.3 - 92.1) + (91.1 - 92.2)) / 2)
+    assert psap["to_thin_n"] == 2
+    assert psap["train_macs_share"] == pytest.approx(0.73)  # half of the cut while it trains
+    assert rows.loc["pretrained psap 42", "base_top1"] == 92.0
+    assert rows.loc["pretrained psap 42", "drop"] == pytest.approx(92.0 - (91.0 + 91.5 + 91.2) / 3)
+    assert pd.isna(rows.loc["resnet20 dense", "drop"])
+    assert rows.loc["small psap 54", "drop"] == pytest.approx(1.0)  # its own dense run
+
+
+def test_cells_that_were_not_run_and_partly_run_show(rows, table):
+    assert rows.loc["resnet20 sfp 54", "top1_n"] == 0
+    text = markdown(table)
+    assert re.search(r"\| sfp +\| ours +\| 0 of 3 \| not run ", text)
+    assert "| 2 of 3 | 91.20 ± 0.14 [91.10, 91.30]" in text
+    assert "| 1 of 3 | 90.90  " in text
+    assert "runs: 15 of 27, 12 not run; hardware: x86_64 CPU, 2 cores; commits: 0123456." in table.head
+
+
+def test_a_run_that_is_not_of_the_suites_cell_is_left_out_and_named(table):
+    assert (
+        "Left out: resnet20 sfp 54, seed 0: it was not trained as the suite says "
+        "(target 0.5, not 0.54; epochs 5, not 8)." in table.notes
+    )
+    assert "Left out: resnet20 sfp 99, seed 0: the suite has no such cell and seed." in table.notes
+
+
+def test_two_runs_of_one_cell_and_seed_are_refused(root):
+    shutil.copytree(root / "resnet20_dense" / "seed0", root / "copy")
+    with pytest.raises(DataError, match="there are two runs of suite golden_table, cell resnet20 dense, seed 0"):
+        golden_table(root)
+
+
+def test_a_thin_network_of_a_plan_stands_beside_its_plan_and_dense_in_every_section(table):
+    first, *_ = display(table).values()
+    assert list(first["method"][:5]) == ["dense", "thin", "psap", "thin_plan", "sfp"]
+    assert first["method"].iloc[-1] == "PSAP (paper)"
+    assert first["top-1 [%]"].iloc[-1] == "not available to us"
+
+
+def test_published_rows_are_comparable_and_the_others_are_named_with_their_reason(table):
+    of = dict(iter(table.rows[table.rows["kind"] == "published"].groupby("section")))
+    scratch = of["CIFAR-10 at 32 pixels, ResNet-20, from scratch, 54 % of the MACs cut"]
+    assert scratch["macs_cut"].between(0.52, 0.56).all()
+    assert "FPGM-only 40%" in set(scratch["method"])
+    assert "FPGM-mix 40%" not in set(scratch["method"])  # flagged
+    pretrained = of["CIFAR-10 at 32 pixels, ResNet-20, pretrained, 42 % of the MACs cut"]
+    assert set(pretrained["method"][pretrained["start_stated"] == True]) == {"WHC 30%"}  # noqa: E712
+    notes = "\n".join(table.notes)
+    assert "Excluded: FPGM-mix 40% (2019), CIFAR-10, ResNet-20, 54 % of the FLOPs: DO NOT USE AS TARGET" in notes
+    assert "ResNet-32" not in notes
+    assert not any("16 pixels" in section for section in of)
+    assert "No published rows: published figures of CIFAR-10 are of 32 pixels, all training images" in notes
+    assert SMALL_N in table.notes
+
+
+@pytest.mark.parametrize(
+    "override", ["data.image_size=16", "data.train_images=10000", "model.width=0.5", "data=digits"]
+)
+def test_a_smaller_set_up_has_no_published_rows_and_says_so(tmp_path, override):
+    cell = "- {name: a, recipe: cifar10_resnet20, overrides: [method=psap, target_macs_cut=0.54, %s]}"
+    (tmp_path / "mine.yaml").write_text(f"seeds: [0]\ncells:\n  {cell % override}\n")
+    table = make_table(read_suite(tmp_path / "mine.yaml"), [], read_published())
+    assert list(table.rows["kind"]) == ["ours"]
+    assert [note for note in table.notes if note.startswith("No published rows: ")]
+
+
+def test_without_runs_everything_is_not_run():
+    table = make_table(read_suite(SUITE), [], read_published())
+    ours = table.rows[table.rows["kind"] == "ours"]
+    assert (ours["top1_n"] == 0).all()
+    assert "runs: 0 of 27, 27 not run; hardware: none; commits: none." in table.head
+    assert set(verdicts(table)["verdict"]) == {"not run"}
+
+
+def test_latex_has_no_bare_special_characters(table, tmp_path):
+    text = next(path.read_text() for path in write_tables([table], tmp_path) if path.suffix == ".tex")
+    assert r"A suite for tests \& nothing else" in text
+    assert r"FPGM-only 40\% (2019)" in text
+    assert r"thin\_plan" in text
+    assert text.isascii()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") == 3
+
+
+def test_verdicts_say_where_the_interval_lies(table):
+    found = verdicts(table).set_index("cell")
+    assert found.loc["resnet20 psap 54", "published"] == "90.44 FPGM-only 40% (2019)"
+    assert found.loc["resnet20 psap 54", "difference"] == "+0.76"
+    assert found.loc["resnet20 psap 54", "verdict"] == "above"
+    assert found.loc["resnet20 dense", "published"].startswith("92.20 ")
+    assert found.loc["resnet20 dense", "verdict"] == "within the interval"
+    assert found.loc["resnet20 sfp 54", "verdict"] == "not run"
+    assert found.loc["resnet20 thin_plan 54", "verdict"] == "nothing to compare with"
+    assert found.loc["small psap 54", "published"] == "none comparable"
+    assert found.loc["pretrained dense", "published"] == "none comparable"
+    assert found.loc["pretrained psap 42", "verdict"] == "below"
+    assert list(found["n"])[:3] == ["3 of 3", "3 of 3", "2 of 3"]
+    assert found.loc["resnet20 psap 54", "commit"] == "0123456"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("CIFAR-10,,M,2020,no,,,,,,,,u,n", "model is empty"),
+        ("CIFAR-10,R,M,20,no,,,,,,,,u,n", "year is '20' and must be a year"),
+        ("CIFAR-10,R,M,2020,maybe,,,,,,,,u,n", "pretrained is 'maybe' and must be yes, no or empty"),
+        ("CIFAR-10,R,M,2020,no,high,,,,,,,u,n", "base_top1 is 'high' and must be a number"),
+        ("CIFAR-10,R,M,2020,no,,932,,,,,,u,n", "pruned_top1 is 932 and must be within 0 and 100"),
+        ("CIFAR-10,R,M,2020,no,,nan,,,,,,u,n", "pruned_top1 is nan and must be within 0 and 100"),
+        ("CIFAR-10,R,M,2020,no,,,,,,-3,,u,n", "flops_reduction_pct is -3 and must be within 0 and 100"),
+        ("CIFAR-10,R,M,2020,no,,,,,,,,,n", "source_url is empty"),
+        ("CIFAR-10,R,M,2020", "it must have 14 values"),
+        ("CIFAR-10,R,M,2020,no,,,,,,,,u,n,more", "it must have 14 values"),
+    ],
+)
+def test_a_broken_published_row_is_refused_by_its_line(tmp_path, cells, message):
+    header, first, *_ = PUBLISHED.read_text().splitlines()
+    path = tmp_path / "published.csv"
+    path.write_text("\n".join([header, first, cells]) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_published(path)
+    assert str(caught.value) == f"{path}, line 3: {message}"
+
+
+def test_published_figures_with_other_columns_or_no_file_are_refused(tmp_path):
+    path = tmp_path / "published.csv"
+    with pytest.raises(DataError, match=r"published\.csv cannot be read"):
+        read_published(path)
+    path.write_text("dataset,model\n")
+    with pytest.raises(DataError, match="line 1: the columns must be dataset, model, method, year"):
+        read_published(path)
+
+
+def test_rows_that_cannot_be_used_have_a_reason():
+    published = read_published()
+    reasons = published["excluded"].dropna()
+    flagged = published["source_note"].str.contains("DO NOT USE|REMAINING FLOPs")
+    assert reasons[flagged].notna().all()
+    contradictory = (published["base_top1"] - published["pruned_top1"] - published["top1_drop"]).abs() > 0.05
+    assert reasons[contradictory].str.startswith("print error: a drop of").all()
+    assert len(reasons) < 0.05 * len(published)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command of a module in this process: exit code, stdout, stderr."""
+
+    def command(module, *arguments):
+        try:
+            module.main([*map(str, arguments)])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_commands_without_runs_show_and_write_every_cell_as_not_run(tmp_path, run):
+    code, out, err = run(tables, "from_scratch_table", "--runs", tmp_path)
+    assert code == 0
+    assert err == f'{tmp_path} holds no finished run of these suites: every cell is "not run"\n'
+    assert "| not run" in out
+    code, out, _ = run(build, "tables", "--results", tmp_path, "--out", tmp_path / "out")
+    assert code == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".tex", ".csv"}
+    code, _, err = run(tables, "nothing", "--runs", tmp_path)
+    assert code == 2
+    assert err.startswith("error: there is no suite 'nothing': it must be one of ")
+
+
+def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
+    facts = {"dataset": "cifar10", "image_size": 32, "epochs": 200, "suite": "from_scratch_table"}
+    write_run(tmp_path / "runs", "dense", cell="resnet20 dense", top1=92.5, **facts)
+    (place,), _ = record(tmp_path / "runs", tmp_path / "results")
+    code, out, _ = run(build, "verify", "--results", tmp_path / "results")
+    assert code == 0
+    assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
+    (place / "summary.json").write_text("{")
+    code, _, err = run(build, "verify", "--results", tmp_path / "results")
+    assert (code, err) == (2, f"error: {place / 'summary.json'} is damaged: it cannot be read; copy the run again\n")
+    (place / "done").unlink()
+    assert run(build, "verify", "--results", tmp_path / "results")[0] == 2
+
+
+@pytest.mark.parametrize("module", ["analysis.tables", "analysis.build"])
+def test_the_modules_are_commands(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert f"python -m {module} " in done.stdout
+
+
+def test_committed_tables_are_what_the_recorded_results_give(tmp_path):
+    build.main(["tables", "--out", str(tmp_path)])
+    committed = Path(build.__file__).with_name("tables")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {p.name: p.read_text() for p in committed.iterdir()}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample_runs(Path(folder))
+        write_tables([golden_table(Path(folder))], GOLDEN)
