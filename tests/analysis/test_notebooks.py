@@ -1,5 +1,6 @@
 """Every notebook runs from its first cell to its last, with recorded runs and without."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.analysis.runs import write_run
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
-SUITE = "from_scratch_table"  # that the notebooks choose
+(SUITE,) = {re.search(r'"SUITE = \\"(\w+)\\""', path.read_text()).group(1) for path in NOTEBOOKS}  # that all choose
 
 
 @pytest.fixture
