@@ -20,6 +20,7 @@ from experiments.harness.entry import compose
 from experiments.harness.loop import Callback
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.record import config_hash
+from experiments.methods import CONFIGS
 from psap_core import InputError
 from tests.harness.helpers import METHODS, SMALL, refusal, small
 from tests.harness.photographs import sample_folder
@@ -30,7 +31,7 @@ FROZEN_HASHES = {
     ("experiment=digits_resnet20",): "887bbc20",
     ("experiment=demo_digits", "method=psap"): "e558e595",
     ("experiment=cifar10_resnet20", "method=psap", "target_macs_cut=0.54"): "a640f9b6",
-    ("experiment=cifar10_resnet56", "method=sfp"): "057be411",
+    ("experiment=cifar10_resnet56", "method=sfp"): "0f33fb3e",
     ("experiment=cifar10_resnet110", "seed=3"): "5f71a91e",
     ("experiment=cifar10_small", "method=thin", "target_macs_cut=0.85"): "c0a8ce99",
     ("experiment=cifar10_resnet20", "model=vgg16_bn", "method=psap", "method.start=10"): "77b4c15e",
@@ -47,10 +48,11 @@ def tiny_cifar10(tmp_path, monkeypatch):
         return data.Split(images, torch.arange(count) % 10)
 
     monkeypatch.setattr(data, "_load_cifar10", lambda root: (split(20), split(10)))
-    resnet20 = schema.ResNetConfig("resnet20", 1.0, None, schema.Fan("in"), schema.Shortcut.option_a)
     (tmp_path / "weights").mkdir()
-    weights = models.build(resnet20, 3, 10).state_dict()
-    save_file(weights, tmp_path / "weights" / "cifar10_resnet20.safetensors")
+    for name in ("resnet20", "resnet32", "resnet56"):
+        network = schema.ResNetConfig(name, 1.0, None, schema.Fan("in"), schema.Shortcut.option_a)
+        weights = models.build(network, 3, 10).state_dict()
+        save_file(weights, tmp_path / "weights" / f"cifar10_{name}.safetensors")
     return tmp_path
 
 
@@ -79,17 +81,18 @@ def test_the_run_folder_is_complete(method, tmp_path):
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     always = ["config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "done", "checkpoint/last.pt"]
     assert present >= {*always, "export/spec.json", "export/weights.safetensors"}
-    plans = {"psap": {1, 2, 3}, "sfp": {1, 2, 3, 4}}.get(method, set())
+    epochs = {"psap": {1, 2, 3}, "sfp": {1, 2, 3, 4}, "fpgm": {1, 2, 3, 4}, "dense": set(), "thin": set()}
+    plans = epochs.get(method, {2})  # one shot: when half of the epochs are done
     assert {path for path in present if path.startswith("plans/")} == {f"plans/epoch_{e:04d}.json" for e in plans}
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
-        "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "top1", "top5",
-        "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
+        "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "suite", "cell", "start_top1",
+        "top1", "top5", "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
         "train_seconds", "prune_seconds", "config_hash",
     ]  # fmt: skip
     assert summary["macs_cut"] >= (0 if method == "dense" else 0.5)
     assert summary["export_max_relative_error"] <= 1e-9
-    assert method in ("sfp", "psap") or summary["masked_top1"] == summary["top1"]
+    assert method in ("sfp", "fpgm", "psap") or summary["masked_top1"] == summary["top1"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert {epoch for epoch, row in enumerate(rows, 1) if "psap/macs_cut" in row} == plans
@@ -232,7 +235,8 @@ def test_bad_configurations(overrides, sentence, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_its_name(method, tmp_path, monkeypatch):
-    for other in {*METHODS, "foo"} - {method, *({"sfp", "thin"} if method in ("sfp", "thin") else ())}:
+    alike = {other for other in CONFIGS if CONFIGS[other] is CONFIGS[method]}  # the same settings: nothing to refuse
+    for other in {*METHODS, "foo"} - alike:
         overrides = [*small(tmp_path, method), f"method.name={other}"]
         assert f"method.name={other!r} does not name" in refusal(train.main, overrides, monkeypatch)
 
