@@ -87,8 +87,8 @@ def test_the_run_folder_is_complete(method, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
         "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "suite", "cell", "start_top1",
-        "top1", "top5", "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error", "train_macs",
-        "train_seconds", "prune_seconds", "config_hash",
+        "top1", "top5", "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error",
+        "train_macs", "train_seconds", "prune_seconds", "config_hash",
     ]  # fmt: skip
     assert summary["macs_cut"] >= (0 if method == "dense" else 0.5)
     assert summary["export_max_relative_error"] <= 1e-9
