@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, scan
+from analysis.collect import RESULTS, DataError, Run, plain_exits, scan
 from analysis.published import read_published
 from analysis.suites import read_suites
 from analysis.tables import Table, make_table, write_tables
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent")
     given = parser.parse_args(arguments)
     out = given.out or Path(__file__).parent / given.what
-    try:
+    with plain_exits(DataError):
         runs = recorded_runs(given.results)
         if given.what == "figures":
             from analysis import plots  # the others need none of what it imports
@@ -110,9 +110,6 @@ def main(arguments: Sequence[str]) -> None:
             print("\n".join(map(str, write_tables(tables, out))))
         else:
             print(pd.concat(map(verdicts, tables)).to_markdown(index=False, tablefmt="simple", disable_numparse=True))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ class DataError(Exception):
 
 class NotFinishedError(DataError):
     """The folder of a run that has not finished."""
+
+
+@contextmanager
+def plain_exits(*kinds: type[Exception]) -> Iterator[None]:
+    """What is meant for a person, of these kinds, leaves as `error: <sentence>`, exit code 2."""
+    try:
+        yield
+    except kinds as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @dataclass(frozen=True)
@@ -309,11 +320,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs_dir", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    try:
+    with plain_exits(DataError):
         recorded, left_out = record(given.runs_dir, given.results)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if not recorded:
+            reasons = "".join(f"; {why}" for why in left_out)
+            raise DataError(f"{given.runs_dir} holds no finished run of a suite{reasons}")
     for place in recorded:
         print(f"recorded: {place}")
     for why in left_out:

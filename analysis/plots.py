@@ -7,7 +7,6 @@ cell are its seeds: lines, markers and bars are their means, bands and error bar
 """
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +28,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from analysis.collect import RESULTS, DataError, Run, read_run
+from analysis.collect import RESULTS, DataError, Run, plain_exits, read_run
 from analysis.published import read_published
-from analysis.suites import setting_of
+from analysis.suites import Setting, setting_of
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
@@ -65,7 +64,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
 }
 MAP_COLUMNS = 3
-FULL_SIZE = {("cifar10", 32), ("imagenet", 224)}  # data set and pixels that published figures are about
 
 
 class NothingToDrawError(ValueError):
@@ -109,13 +107,6 @@ class Cell:
         return pd.concat([run.layers(quantity) for run in self.runs]).groupby(level=0).mean()
 
 
-def is_full_size(run: Run) -> bool:
-    """Whether a run is comparable with published ones: all images, in full size, of a network of full width."""
-    setting = setting_of(run.config)
-    size = (setting.dataset, setting.image_size)
-    return size in FULL_SIZE and setting.train_images is None and setting.width == 1
-
-
 def cells(runs: Sequence[Run]) -> list[Cell]:
     """The cells of runs, in the legend's order.
 
@@ -147,10 +138,9 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
 
 
 def _network(run: Run) -> str:
-    size, images = run.summary["image_size"], run.summary["train_images"]
-    start = "pretrained" if setting_of(run.config).pretrained else "from scratch"
-    small = "" if is_full_size(run) else f"\nsmall set-up: {size} px, {images:,} images"
-    return f"{run.summary['model']} on {run.summary['dataset']}, {start}{small}"
+    setting, images = setting_of(run.config), run.summary["train_images"]
+    small = "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
+    return f"{setting.model} on {setting.dataset}, {setting.start}{small}"
 
 
 def _panels(of: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -176,8 +166,8 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
     figure, panels = _grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
         low = min(run.summary["top1"] for cell in group for run in cell.runs)
-        if published is not None and is_full_size(group[0].runs[0]):
-            rows = _comparable(published, group[0].runs[0])
+        if published is not None and (setting := setting_of(group[0].runs[0].config)).full_size:
+            rows = _comparable(published, setting)
             low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
             shown = rows[rows["pruned_top1"] >= low]
             _draw_published(axes, shown)
@@ -207,11 +197,10 @@ def _beside(axes: Axes, number: int, count: int, points: float) -> Transform:
     return axes.transData + ScaledTranslation((number - (count - 1) / 2) * points / 72, 0, axes.figure.dpi_scale_trans)
 
 
-def _comparable(published: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The usable published rows of a run's data set and network that have both an accuracy and a cut."""
-    rows = published[published["excluded"].isna()]
-    for name in ("dataset", "model"):
-        rows = rows[rows[name].map(_plain) == _plain(run.summary[name])]
+def _comparable(published: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The usable published rows of a data set and network that have both an accuracy and a cut."""
+    of_both = published["dataset"].eq(setting.dataset_title) & published["model"].eq(setting.model_title)
+    rows = published[of_both & published["excluded"].isna()]
     return rows.dropna(subset=["pruned_top1", "flops_reduction_pct"])
 
 
@@ -225,11 +214,6 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
             members["flops_reduction_pct"], members["pruned_top1"], linestyle="", fillstyle="none", zorder=2,
             label=f"published {name}" if name in STYLES else f"published others, {name}", **style,
         )  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    """The name of a data set or a network, in which the literature and our configurations agree."""
-    return re.sub(r"_bn$|[^a-z0-9]", "", name.lower())
 
 
 def accuracy_against_latency(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -574,11 +558,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
         sys.exit(__doc__)
     out, *folders = map(Path, arguments)
-    try:
+    with plain_exits(DataError, ValueError):
         what_happened([read_run(folder) for folder in folders]).savefig(out)
-    except (DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Suites as tables see them: what each cell trains, read from the YAML files and not from runs."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,9 @@ import yaml
 from analysis.collect import DataError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "imagenette": "Imagenette", "digits": "handwritten digits"}
+MODELS = {"vgg16_bn": "VGG-16", "mobilenet_v2": "MobileNetV2"}  # and resnet<depth>
+PUBLISHED_PIXELS = {"cifar10": 32, "imagenet": 224}  # what published figures are about
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,26 @@ class Setting:
     method: str
     target: float | None  # share of the MACs to remove; None: the method is given none
     epochs: int
+
+    @property
+    def dataset_title(self) -> str:
+        """The data set as the literature calls it."""
+        return DATASETS.get(self.dataset, self.dataset)
+
+    @property
+    def model_title(self) -> str:
+        """The network as the literature calls it."""
+        return MODELS.get(self.model, re.sub(r"^resnet(\d+)$", r"ResNet-\1", self.model))
+
+    @property
+    def start(self) -> str:
+        return "pretrained" if self.pretrained else "from scratch"
+
+    @property
+    def full_size(self) -> bool:
+        """Whether published figures are comparable: all images in their size, a network of full width."""
+        pixels = PUBLISHED_PIXELS.get(self.dataset)
+        return self.image_size == pixels and self.train_images is None and self.width == 1
 
 
 @dataclass(frozen=True)

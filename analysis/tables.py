@@ -6,7 +6,6 @@ python -m analysis.tables [SUITE ...] [--runs RUNS_DIR] [--out FOLDER]
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,15 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, read_runs
+from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs
 from analysis.published import read_published
 from analysis.stats import SMALL_N, Estimate, estimate, paired_difference
-from analysis.suites import Cell, Setting, Suite, read_suites, setting_of
+from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, setting_of
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
-DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "imagenette": "Imagenette", "digits": "handwritten digits"}
-PUBLISHED_PIXELS = {"CIFAR-10": 32, "ImageNet": 224}
-MODELS = {"vgg16_bn": "VGG-16", "mobilenet_v2": "MobileNetV2"}  # and resnet<depth>
 ESTIMATES = ("top1", "to_thin", "to_dense")  # each with columns _sd, _low, _high, _n
 COLUMNS = [
     "section", "dataset", "model", "start", "target", "kind", "method", "year", "cell", "method_name", "seeds",
@@ -78,8 +74,8 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
     rows, notes = [], []
     for section, cells in _sections(suite).items():
         facts = {
-            "section": _heading(section), "dataset": _dataset(section), "model": _model(section),
-            "start": _start(section), "target": section.target,
+            "section": _heading(section), "dataset": section.dataset_title, "model": section.model_title,
+            "start": section.start, "target": section.target,
         }  # fmt: skip
         dense = next((cell for cell in cells if cell.setting.method == "dense"), None)
         thin = next((cell for cell in cells if cell.setting.method == "thin"), None)
@@ -150,40 +146,27 @@ def _dense_key(cell: Cell, section: Setting) -> Setting | None:
 
 
 def _heading(section: Setting) -> str:
-    parts = [f"{_dataset(section)} at {section.image_size} pixels"]
+    parts = [f"{section.dataset_title} at {section.image_size} pixels"]
     if section.train_images is not None:
         parts.append(f"{section.train_images:,} training images")
-    parts.append(_model(section) + ("" if section.width == 1 else f" of width {section.width:g}"))
-    parts.append(_start(section))
+    parts.append(section.model_title + ("" if section.width == 1 else f" of width {section.width:g}"))
+    parts.append(section.start)
     if section.target is not None:
         parts.append(f"{100 * section.target:g} % of the MACs cut")
     return ", ".join(parts)
 
 
-def _start(setting: Setting) -> str:
-    return "pretrained" if setting.pretrained else "from scratch"
-
-
-def _dataset(setting: Setting) -> str:
-    return DATASETS.get(setting.dataset, setting.dataset)
-
-
-def _model(setting: Setting) -> str:
-    return MODELS.get(setting.model, re.sub(r"^resnet(\d+)$", r"ResNet-\1", setting.model))
-
-
 def _incomparable(section: Setting) -> str | None:
     """Why no published figure stands beside a section; None where some may."""
-    dataset, model = _dataset(section), _model(section)
-    pixels = PUBLISHED_PIXELS.get(dataset)
-    if pixels is None:
-        return f"No published rows: published.csv has no figures of {dataset}."
-    if section.image_size != pixels or section.train_images is not None or section.width != 1:
-        return (
-            f"No published rows: published figures of {dataset} are of {pixels} pixels, all training images and the "
-            f"whole {model}, and this is {_heading(replace(section, target=None))}."
-        )
-    return None
+    if section.full_size:
+        return None
+    if section.dataset not in PUBLISHED_PIXELS:
+        return f"No published rows: published.csv has no figures of {section.dataset_title}."
+    return (
+        f"No published rows: published figures of {section.dataset_title} are of {PUBLISHED_PIXELS[section.dataset]} "
+        f"pixels, all training images and the whole {section.model_title}, "
+        f"and this is {_heading(replace(section, target=None))}."
+    )
 
 
 def _ours(
@@ -241,8 +224,8 @@ def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]
     """Usable published rows at a comparable cut, the best first, those that state no start last."""
     start = "yes" if section.pretrained else "no"
     rows = published[
-        (published["dataset"] == _dataset(section))
-        & (published["model"] == _model(section))
+        (published["dataset"] == section.dataset_title)
+        & (published["model"] == section.model_title)
         & published["excluded"].isna()
         & (published["pretrained"].isna() | (published["pretrained"] == start))
         & ((published["flops_reduction_pct"] - 100 * (section.target or 0)).abs() <= TOLERANCE + 1e-9)
@@ -261,8 +244,8 @@ def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]
 
 def _excluded(suite: Suite, published: pd.DataFrame) -> list[str]:
     """The published rows of the table's networks that cannot be used, and why."""
-    comparable = [cell.setting for cell in suite.cells if _incomparable(cell.setting) is None]
-    networks = {(_dataset(setting), _model(setting)) for setting in comparable}
+    comparable = [cell.setting for cell in suite.cells if cell.setting.full_size]
+    networks = {(setting.dataset_title, setting.model_title) for setting in comparable}
     return [
         f"Excluded: {row['method']} ({row['year']}), {row['dataset']}, {row['model']}, "
         f"{row['flops_reduction_pct']:g} % of the FLOPs: {row['excluded']}."
@@ -367,18 +350,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
-    try:
+    with plain_exits(DataError):
         suites = {suite.name: suite for suite in read_suites()}
         if unknown := [name for name in given.suites if name not in suites]:
             raise DataError(f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}")
         wanted = [suites[name] for name in given.suites or suites]
         runs = read_runs(given.runs)
+        if given.runs != RESULTS and not {run.suite for run in runs} & {suite.name for suite in wanted}:
+            raise DataError(f"{given.runs} holds no finished run of {', '.join(given.suites) or 'any suite'}")
         tables = [make_table(suite, runs, read_published()) for suite in wanted]
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not {run.suite for run in runs} & {suite.name for suite in wanted}:
-        print(f'{given.runs} holds no finished run of these suites: every cell is "not run"', file=sys.stderr)
     if given.out is None:
         print("\n".join(map(markdown, tables)))
     else:

@@ -15,6 +15,8 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import LinePlot
 
+from analysis.collect import plain_exits
+
 # Section -> panel title -> metric keys, or one regular expression over the keys of all layers.
 SECTIONS: dict[str, dict[str, list[Any] | str]] = {
     "Accuracy and loss": {"top-1 [%]": ["eval/top1"], "training loss": ["train/loss"]},
@@ -91,14 +93,11 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         print(json.dumps(description(workspace), indent=1))
         return
-    try:
+    with plain_exits(wandb.Error):
         if not wandb.login(prompt=False):
             raise wandb.Error("nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view")
         workspace.entity = workspace.entity or wandb.Api().default_entity or ""
         workspace.save()  # type: ignore[no-untyped-call]
-    except wandb.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,24 @@ def starting_network(cfg: Config, channels: int, classes: int, image_size: int) 
     Raises:
         InputError: a small network is to start from weights, the target is unreachable, or the run is not done.
     """
-    if cfg.method.name not in ("thin", "thin_plan"):
-        return cfg.model
+    match cfg.method:
+        case ThinPlanConfig(run=run):
+            _refuse_weights(cfg)
+            if not (Path(run) / "done").exists():
+                raise InputError(
+                    f"method.run={run} is not the folder of a finished run, whose network is to be trained"
+                )
+            return replace(cfg.model, weights=str(Path(run) / "export"))
+        case TargetConfig(name="thin", target_macs_cut=target):
+            _refuse_weights(cfg)
+            return thin_model(cfg.model, target, channels, classes, image_size)
+        case _:
+            return cfg.model
+
+
+def _refuse_weights(cfg: Config) -> None:
     if cfg.model.weights is not None:
         raise InputError(f"a thin network is trained from scratch: method={cfg.method.name} takes no model.weights")
-    if isinstance(cfg.method, ThinPlanConfig):
-        run = Path(cfg.method.run)
-        if not (run / "done").exists():
-            raise InputError(f"method.run={run} is not the folder of a finished run, whose network is to be trained")
-        return replace(cfg.model, weights=str(run / "export"))
-    assert isinstance(cfg.method, TargetConfig)
-    return thin_model(cfg.model, cfg.method.target_macs_cut, channels, classes, image_size)
 
 
 def thin_model(cfg: ModelConfig, target_macs_cut: float, channels: int, classes: int, image_size: int) -> ModelConfig:

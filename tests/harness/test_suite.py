@@ -95,6 +95,21 @@ def test_the_suites_cells_are_of_configurations_that_exist_and_each_has_one_home
     assert [(str(run), run.suite.name) for run in first_seeds if homes[run.record.config_hash] > 1] == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(path.stem for path in suite.SUITES.glob("*.yaml")))
+def test_every_cell_trains(name, tiny):
+    """Two iterations each: two epochs of one batch."""
+    cells = suite.read_suite(name).cells
+    recipes = {cell.name: cell.recipe for cell in cells}
+    for cell in sorted(cells, key=lambda cell: cell.plan_of is not None):  # plans first
+        extra = tiny(cell.recipe, epochs=2, train_images=12, batch_size=8)
+        (run, *_) = [run for run in suite.read_suite(name, extra).runs if run.cell == cell]
+        folder = train.run(run.overrides)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (summary["suite"], summary["cell"], summary["epochs"]) == (name, cell.name, 2)
+        assert recipes[summary["cell"]] == folder.parts[-3]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
