@@ -234,13 +234,6 @@ def test_small_set_ups_say_so_and_have_no_published_points_beside_them(make, sma
     assert not [line for line in axes.lines if "published" in str(line.get_label())]
 
 
-@pytest.mark.parametrize(
-    ("literature", "ours"), [("CIFAR-10", "cifar10"), ("VGG-16", "vgg16_bn"), ("MobileNetV2", "mobilenet_v2")]
-)
-def test_names_of_the_literature_and_of_configurations_meet(literature, ours):
-    assert plots._plain(literature) == plots._plain(ours)
-
-
 def test_kept_filters_are_those_of_the_final_plan(make):
     runs = suite(make)
     figure = plots.kept_filters(runs)

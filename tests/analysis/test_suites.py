@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from analysis.collect import DataError
+from analysis.published import read_published
 from analysis.suites import EXPERIMENTS, compose, read_suite, read_suites, setting_of
 from experiments.harness import entry
 
@@ -55,3 +58,15 @@ def test_what_is_no_suite_is_refused(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(DataError, match=f"mine.yaml {message}"):
         read_suite(tmp_path / "mine.yaml")
+
+
+def test_our_networks_are_found_among_the_published_ones():
+    """By the names of the literature: every full-size network that a suite trains, and no other."""
+    published = {tuple(pair) for pair in read_published()[["dataset", "model"]].to_numpy()}
+    settings = {cell.setting for suite in read_suites() for cell in suite.cells}
+    names = {(setting.dataset_title, setting.model_title) for setting in settings if setting.full_size}
+    assert names <= published
+    assert {("CIFAR-10", "ResNet-20"), ("ImageNet", "ResNet-50")} <= names
+    conf = {path.stem for path in (EXPERIMENTS / "conf" / "model").glob("*.yaml")}
+    titles = {replace(next(iter(settings)), model=model).model_title for model in conf}
+    assert {"VGG-16", "MobileNetV2"} <= titles
