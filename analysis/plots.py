@@ -216,15 +216,22 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
-def accuracy_against_latency(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows with method, top1 [%] and latency_ms of an exported network, as the demo's report has them."""
-    figure, (axes,) = _grid(["exported networks, one image at a time"], width=5.4, height=4.2)
-    for row in rows:
-        style = STYLES[row["method"]] | {"linestyle": ""}
-        axes.plot(row["latency_ms"], row["top1"], label=row["method"], **style)
-    axes.margins(0.1)
-    axes.set(xlabel="measured latency [ms]", ylabel="top-1 [%]", xlim=(0, axes.get_xlim()[1]))
-    figure.legend(loc="outside lower center", ncols=4)
+def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
+    """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
+    found = [cell for cell in cells(runs) if cell.runs[0].cell in latencies["latency_ms"]]
+    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    figure, panels = _grid(networks, width=5.8, height=4.6)
+    for axes, group in zip(panels, networks.values(), strict=True):
+        for label in dict.fromkeys(cell.label for cell in group):
+            points = sorted((cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0)
+            x = [fmean(latencies["latency_ms"][str(cell.runs[0].cell)].values()) for cell in points]
+            top1 = [cell.values("top1") for cell in points]
+            axes.plot(x, [*map(fmean, top1)], zorder=4, **points[0].style)
+            axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=points[0].style["color"])
+        axes.margins(0.08)
+        where = f"{latencies['device']}, {latencies['threads']} threads"
+        axes.set(xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]")
+    _legend(figure, found, "mean of n seeds, bar from the lowest to the highest")
     return figure
 
 
@@ -414,16 +421,16 @@ def drawn(name: str, runs: Sequence[Run]) -> Figure | str:
         return f"{name} is left out: {error}"
 
 
-def read_latencies(path: Path) -> list[dict[str, Any]]:
-    """Rows for accuracy_against_latency, as the demo's report has them. Raises DataError if they are none."""
+def read_latencies(path: Path) -> dict[str, Any]:
+    """What `experiments.suite latency` printed. Raises DataError if the file holds something else."""
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text())
-        for row in rows:
-            if row["method"] not in STYLES or not row["latency_ms"] > 0 or not 0 <= row["top1"] <= 100:
-                raise ValueError(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} must be a list of rows, each with a known method, latency_ms and top1") from error
-    return rows
+        latencies: dict[str, Any] = json.loads(path.read_text())
+        measured = [ms for cell in latencies["latency_ms"].values() for ms in cell.values()]
+        if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not what `experiments.suite latency` prints: measure again") from error
+    return latencies
 
 
 def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> list[Path]:
@@ -440,7 +447,7 @@ def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> li
         figures |= {out / suite / name: drawn(name, members) for name in FIGURES}
         latencies = results / suite / "latency.json"
         figures[out / suite / "accuracy_against_latency"] = (
-            accuracy_against_latency(read_latencies(latencies))
+            accuracy_against_latency(members, read_latencies(latencies))
             if latencies.is_file()
             else f"accuracy_against_latency is left out: there is no {suite}/{latencies.name}"
         )

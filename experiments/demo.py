@@ -7,7 +7,6 @@ measures the exported networks, and writes report.json and what_happened.png to 
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -24,12 +23,12 @@ from experiments import train
 from experiments.harness.entry import plain_exits
 from experiments.harness.models import open_exported
 from experiments.harness.record import read_summary
+from experiments.latency import ROUNDS, latencies_ms
 from psap_core import read_spec
 from psap_core.export import ScatteredBatchNorm2d
 
 METHODS = ("dense", "sfp", "thin", "psap")
 BATCH = 256
-ROUNDS = 30
 VECTOR = 8  # float32 lanes of AVX2; other filter counts leave lanes empty
 NOT_FALLEN = 0.9  # of the dense network's latency: the rest is within the noise of a busy machine
 
@@ -47,22 +46,6 @@ class Row:
     latency_batch_ms: float  # BATCH images
     train_seconds: float
     export_max_relative_error: float
-
-
-def latencies_ms(networks: dict[str, nn.Module], images: Tensor) -> dict[str, float]:
-    """Median milliseconds of a forward pass of `images` [N, C, H, W], over ROUNDS.
-
-    The networks take turns, in alternating order, so that a machine that slows down slows all of them.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
-        for number in range(-3, ROUNDS):  # the first three warm up
-            for name in sorted(networks, reverse=number % 2 == 1):
-                began = time.perf_counter()
-                networks[name](images)
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
                                                       array (--launcher slurm), or print the commands (--launcher print)
 `python -m experiments.suite show <suite> <index>`    the training command's overrides of one run, one a line
 `python -m experiments.suite run <suite> <index>`     train one run, here
+`python -m experiments.suite latency <suite>`         measure the exported networks of its finished runs, here
 
 A suite is a name in experiments/suites, or a path of such a file. Overrides after these arguments hold for
 every run. The index counts the seeds of the first cell, then those of the second.
@@ -159,7 +160,7 @@ def main(suite_name: str | None = None) -> None:
     """The command; an artefact's entry point names its suite, everybody else gives one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("plan", "status", "launch", "show", "run"):
+    for name in ("plan", "status", "launch", "show", "run", "latency"):
         command = commands.add_parser(name)
         if suite_name is None:
             command.add_argument("suite")
@@ -197,6 +198,10 @@ def main(suite_name: str | None = None) -> None:
                 from experiments import train  # the others need none of what it imports
 
                 print(json.dumps(read_summary(train.run(suite.run(given.index).overrides))))
+            case "latency":
+                from experiments.latency import suite_latencies
+
+                print(json.dumps(suite_latencies(suite), indent=1))
 
 
 if __name__ == "__main__":

@@ -269,19 +269,23 @@ def test_pulses_show_every_utility_and_who_was_restored(make):
     np.testing.assert_allclose(mesh.get_array(), np.full((len(LAYERS), 4), 1 / 3))
 
 
-ROWS = [{"method": "dense", "top1": 97.0, "latency_ms": 4.0}, {"method": "psap", "top1": 95.5, "latency_ms": 2.5}]
+def latencies(**cells: dict[str, float]) -> dict:
+    return {"device": "a CPU", "threads": 1, "latency_ms": cells}
 
 
-def test_latency_figure_draws_its_rows():
-    figure = plots.accuracy_against_latency(ROWS)
-    drawn = {line.get_label(): tuple(line.get_xydata()[0]) for line in figure.axes[0].lines}
-    assert drawn == {"dense": (4.0, 97.0), "psap": (2.5, 95.5)}
+def test_latency_figure_draws_the_means_of_measured_cells(make):
+    runs = [make("dense", suite="table", cell="dense", seed=seed, top1=90.0 + seed) for seed in (0, 1)]
+    runs += [make("psap", suite="table", cell="ours"), make("thin", suite="table", cell="not measured")]
+    measured = latencies(dense={"0": 4.0, "1": 5.0}, ours={"0": 2.5})
+    axes = plots.accuracy_against_latency(runs, measured).axes[0]
+    assert [tuple(line.get_xydata()[0]) for line in axes.lines] == [(4.5, 90.5), (2.5, 90.0)]
+    assert "a CPU, 1 threads" in axes.get_xlabel()
 
 
 def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
     runs = suite(make)[-1:]
     (tmp_path / "results" / "table").mkdir(parents=True)
-    (tmp_path / "results" / "table" / "latency.json").write_text(json.dumps(ROWS))
+    (tmp_path / "results" / "table" / "latency.json").write_text(json.dumps(latencies(psap={"0": 1.0})))
     first, second = (plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b"))
     expected = {f"table/{name}.{kind}" for name in [*FIGURES, "accuracy_against_latency"] for kind in ("png", "pdf")}
     assert {str(path.relative_to(tmp_path / "a")) for path in first} == expected
@@ -302,12 +306,12 @@ def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[1]", '[{"method": "unknown", "top1": 1, "latency_ms": 1}]', '[{"top1": 1}]']
+    "content", ["{", "[1]", '{"latency_ms": {}}', json.dumps(latencies(dense={"0": 0})), '{"latency_ms": {"dense": 1}}']
 )
 def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path, content):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "latency.json").write_text(content)
-    with pytest.raises(DataError, match=r"latency\.json must be a list of rows"):
+    with pytest.raises(DataError, match=r"latency\.json is not what `experiments.suite latency` prints"):
         plots.write_figures([make("dense", suite="table", cell="dense")], tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
 

@@ -2,12 +2,11 @@
 
 import json
 
-import pytest
 import torch
 from torch import nn
 
 from experiments import demo
-from experiments.demo import BATCH, METHODS, Facts, Row, convolution_share, latencies_ms, why_not_faster
+from experiments.demo import BATCH, METHODS, Facts, Row, convolution_share, why_not_faster
 
 REPORTED = {
     "method": str,
@@ -73,23 +72,3 @@ def test_convolution_share_is_that_of_the_convolutions():
     network = nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU())
     assert 0.5 < convolution_share(network, images) < 1
     assert not network[0]._forward_hooks
-
-
-def test_latency_is_the_median_and_networks_take_turns(monkeypatch):
-    clock, order = [0.0], []
-
-    class Slow(nn.Module):
-        def __init__(self, name: str, seconds: float) -> None:
-            super().__init__()
-            self.name, self.seconds = name, seconds
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            order.append(self.name)
-            outlier = 50 if len(order) % 11 == 0 else 0
-            clock[0] += self.seconds + outlier
-            return images
-
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
-    measured = latencies_ms({"a": Slow("a", 0.002), "b": Slow("b", 0.001)}, torch.zeros(1))
-    assert measured == {"a": pytest.approx(2), "b": pytest.approx(1)}
-    assert order[:4] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])
