@@ -1,12 +1,15 @@
 """What the suite costs: `python -m experiments.benchmark [section ...] [--out runs/bench/report.json]`.
 
 Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table; what
-each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: those that
-take seconds.
+each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but memory.
 
-pruning   what a pruning step and the hook between steps cost
+pruning   what a pruning step, its pulse and the hook between steps cost
+training  a training step on CIFAR-10, and its augmentation beside PIL's
+files     checkpoint, resume and export of ResNet-50
+startup   how long commands take before they do anything
+growth    how an epoch's and a pruning step's cost grow with depth, batch, pruned layers and processes
 loader    photographs read, per second and core, beside plain torchvision
-latency   exported ResNet-50 and MobileNetV2, dense and pruned on three backends (4 minutes on two cores)
+latency   exported ResNet-50 and MobileNetV2, dense and pruned on three backends
 memory    peak memory of PSAP training against dense training of ResNet-50 (6 minutes on two cores)
 """
 
@@ -18,14 +21,19 @@ from pathlib import Path
 import torch
 
 from experiments.benchmarks import Figures
+from experiments.benchmarks.files import files
+from experiments.benchmarks.growth import growth
 from experiments.benchmarks.latency import latency, latency_table
 from experiments.benchmarks.loader import loader
 from experiments.benchmarks.memory import memory
 from experiments.benchmarks.pruning import pruning
-from experiments.harness.record import code_version, device_name
+from experiments.benchmarks.startup import startup
+from experiments.benchmarks.training import training
+from experiments.harness.devices import device_name
+from experiments.harness.record import code_version
 
-SECTIONS = {"pruning": pruning, "loader": loader, "latency": latency, "memory": memory}
-SHORT = ["pruning", "loader"]
+SECTIONS = {section.__name__: section
+            for section in (pruning, training, files, startup, growth, loader, latency, memory)}  # fmt: skip
 
 
 def main() -> None:
@@ -33,7 +41,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
     given = parser.parse_args()
-    sections = given.sections or SHORT
+    sections = given.sections or [name for name in SECTIONS if name != "memory"]
     if unknown := sorted(set(sections) - SECTIONS.keys()):
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     torch.manual_seed(0)

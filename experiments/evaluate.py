@@ -13,8 +13,9 @@ from yaml import YAMLError
 
 from experiments.harness import data, models
 from experiments.harness.data import Normalisation
+from experiments.harness.devices import configure, reading_workers
 from experiments.harness.distributed import World
-from experiments.harness.entry import compose, configure, entry_point, one_sentence, reading_workers
+from experiments.harness.entry import compose, entry_point, one_sentence
 from experiments.harness.loop import Accuracy, evaluate
 from experiments.schema import DataConfig, EvaluateConfig, PhotographsConfig
 from psap_core import InputError

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from experiments.harness import models
+from experiments.harness.devices import configure
 from experiments.harness.distributed import World
-from experiments.harness.entry import configure, entry_point
+from experiments.harness.entry import entry_point
 from experiments.harness.record import read_summary
 from experiments.schema import ExportConfig
 from psap_core import InputError, PrunePlan, export_onnx, macs, params, read_spec

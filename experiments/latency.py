@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from experiments.harness.devices import device_name
 from experiments.harness.models import open_exported
-from experiments.harness.record import code_version, device_name
+from experiments.harness.record import code_version
 from experiments.suite import Suite, SuiteRun
 from psap_core import InputError, read_spec
 

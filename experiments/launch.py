@@ -15,8 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from experiments.harness.entry import EXIT_INTERRUPTED
-from experiments.harness.loop import Interrupted
+from experiments.harness.entry import EXIT_INTERRUPTED, Interrupted
 from experiments.harness.progress import SuiteProgress
 from experiments.harness.record import State
 from experiments.suite import Suite, SuiteRun, print_status

@@ -63,7 +63,7 @@ class PrunePlan:
     @property
     def cut(self) -> float:
         """The cut reached, in the unit of the target; cut - target_cut says how far off the plan is."""
-        kept, filters = (sum(getattr(layer, name) for layer in self.layers) for name in ("kept", "filters"))
+        kept, filters = sum(x.kept for x in self.layers), sum(x.filters for x in self.layers)
         return self.macs_cut if self.unit == "macs" else 1 - kept / filters
 
     @property

@@ -241,9 +241,8 @@ class PSAP:
         self.plan = PrunePlan.from_json(state["plan"])
         device = next(self.model.parameters()).device
         self._snapshots = {name: Snapshot() for name in self.plan.pruned}
-        for name, rows in state["snapshots"].items():
-            on_device = {key: saved.to(device, copy=True) for key, saved in rows.items()}
-            self._snapshots[name] = Snapshot(self.plan.pruned[name], on_device)
+        for n, rows in state["snapshots"].items():
+            self._snapshots[n] = Snapshot(self.plan.pruned[n], {k: t.to(device, copy=True) for k, t in rows.items()})
         self._silence = Silence(self._tensors(), self.plan.pruned)
 
     def _settings(self) -> dict[str, Any]:
@@ -260,10 +259,8 @@ class PSAP:
 
 
 def _check_unwrapped(model: nn.Module) -> None:
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise InputError(f"pass model.module, not the {type(model).__name__}, which make_losses may use")
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError("pass the module that you gave to torch.compile, not its result, which make_losses may use")
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule)):
+        raise InputError(f"pass the bare module, not the {type(model).__name__} around it, which make_losses may use")
 
 
 def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:

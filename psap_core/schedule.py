@@ -33,8 +33,6 @@ class Schedule:
 
     def ramp(self, epochs_done: int) -> float:
         """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1]."""
-        if self.freeze == self.start:
-            return 1.0
         x = min(1.0, (epochs_done - self.start + self.interval) / (self.ramp_end - self.start + self.interval))
         return 1 - (1 - x) ** 3
 

@@ -2,8 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import nn
 
 Figures = dict[str, dict[str, Any]]
 
@@ -18,3 +22,18 @@ def seconds(function: Callable[[], object]) -> float:
 def figure(values: list[float]) -> dict[str, Any]:
     """Median, smallest and largest value, and their number."""
     return {"median": statistics.median(values), "spread": [min(values), max(values)], "n": len(values)}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def sgd(model: nn.Module) -> torch.optim.SGD:
+    """As the recipes train."""
+    return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)

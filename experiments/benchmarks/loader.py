@@ -13,8 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from experiments.benchmarks import Figures, figure
+from experiments.benchmarks import Figures, figure, one_thread
 from experiments.harness import photographs
 from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation
@@ -37,7 +36,7 @@ SAMPLES = {"n03877845": "china.jpg", "n11939491": "flower.jpg"}
 
 def loader() -> Figures:
     imagenette = Path(os.environ.get("PSAP_DATA", "data"), "imagenette")
-    with _one_thread(), tempfile.TemporaryDirectory() as folder:
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         _write_samples(Path(folder))
         figures = _compared(Path(folder), "")
         if imagenette.is_dir():
@@ -107,13 +106,3 @@ def _write_samples(root: Path) -> None:
             for index in range(count):
                 left, top = draw.randint(0, photograph.width - 500), draw.randint(0, photograph.height - 375)
                 photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{index}.JPEG", quality=90)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.benchmarks import Figures, figure
-from experiments.benchmarks.pruning import sgd
+from experiments.benchmarks import Figures, figure, sgd
 from psap_core import PSAP
 
 BATCH, SIZE, REPETITIONS = 32, 224, 2

@@ -12,19 +12,20 @@ from types import FrameType
 from typing import Any
 
 import hydra
-import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
-from experiments.harness.distributed import World
-from experiments.harness.loop import Interrupted
 from psap_core import InputError
 
 CONF = str(Path(__file__).parents[1] / "conf")
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
+
+
+class Interrupted(Exception):
+    """A signal asked for a checkpoint; it is written and the run can be continued by the same command."""
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> Any:
@@ -115,41 +116,6 @@ def _first_paragraph(error: BaseException) -> str:
     for noise in ("\nTo append to your config", "\n    full_key", "Config search path:"):
         text = text.split(noise)[0]
     return " ".join(text.split()).rstrip(".")
-
-
-def configure(runtime: schema.RuntimeConfig, world: World) -> torch.device:
-    """Set torch's threads and say which device this process uses: with several processes, each its own GPU."""
-    for name, value, least in (("threads", runtime.threads, 1), ("workers", runtime.workers, 0)):
-        if value is not None and value < least:
-            raise InputError(f"runtime.{name}={value} must be at least {least}")
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
-    choices = ("auto", "cpu", "cuda")
-    if runtime.device not in choices:
-        raise InputError(f"runtime.device={runtime.device!r} must be one of {', '.join(choices)}")
-    if runtime.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("runtime.device=cuda, but torch finds no CUDA device")
-    if runtime.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if world.local_rank >= torch.cuda.device_count():
-        gpus = torch.cuda.device_count()
-        raise InputError(f"process {world.local_rank + 1} of this machine has no GPU of its own, there are {gpus}")
-    device = torch.device("cuda", world.local_rank)
-    torch.cuda.set_device(device)
-    return device
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Does the device compute in bfloat16? A CPU without such instructions becomes an order slower."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def reading_workers(runtime: schema.RuntimeConfig, world: World) -> int:
-    """Processes that read photographs beside each training process."""
-    if runtime.workers is not None:
-        return runtime.workers
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return max(1, len(os.sched_getaffinity(0)) // here) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StopSignals:

@@ -1,5 +1,6 @@
 """Writing files so that a reader, and a run that was killed, finds the old content or the new one."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -47,3 +48,24 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in content]:
         raise InputError(f"{path} is damaged: it has no {missing[0]!r}")
     return content
+
+
+def is_published(weights: str) -> bool:
+    """Is it a name of torchvision's enumerations, and no file?"""
+    return weights.startswith("IMAGENET1K_")
+
+
+def weights_digest(weights: str | None) -> str | None:
+    """SHA-256 over the content of a weights file or an exported folder, wherever it lies; published ones by name."""
+    if weights is None or is_published(weights):
+        return weights
+    path = Path(weights)
+    exported = ("spec.json", "weights.safetensors")  # and nothing that was put beside them, as model.onnx
+    files = sorted(file for file in path.rglob("*") if file.name in exported) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            digest.update(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

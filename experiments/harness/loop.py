@@ -13,13 +13,10 @@ from torch.optim import Optimizer
 
 from experiments.harness.batches import TrainingData
 from experiments.harness.distributed import World
+from experiments.harness.entry import Interrupted
 from psap_core import InputError
 
 Metrics = Mapping[str, float]
-
-
-class Interrupted(Exception):
-    """A signal asked for a checkpoint; it is written and the run can be continued by the same command."""
 
 
 class Callback:

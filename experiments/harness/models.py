@@ -4,7 +4,6 @@ torch.fx can trace all of them, and they take any input size. The CIFAR networks
 (2015), fan in; torchvision's are initialised by torchvision, fan out.
 """
 
-import hashlib
 import math
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from experiments.harness.data import Normalisation
+from experiments.harness.files import is_published
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported, read_spec
 
@@ -189,7 +189,7 @@ def start(
     if path.is_dir():
         return open_exported(path)
     model = build(cfg, channels, classes)
-    published = _is_published(cfg.weights)
+    published = is_published(cfg.weights)
     state, normalisation = (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
     if new_classifier:
         name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
@@ -203,11 +203,6 @@ def start(
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{cfg.weights} is of another network than {cfg.name}: {reason}") from error
     return model, normalisation
-
-
-def _is_published(weights: str) -> bool:
-    """Is it a name of torchvision's enumerations, and no file?"""
-    return weights.startswith("IMAGENET1K_")
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:
@@ -246,22 +241,6 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}/spec.json does not say which network it shrinks: {reason}") from error
     return load_exported(folder, dense), normalisation
-
-
-def weights_digest(weights: str | None) -> str | None:
-    """SHA-256 over the content of a weights file or an exported folder, wherever it lies; published ones by name."""
-    if weights is None or _is_published(weights):
-        return weights
-    path = Path(weights)
-    exported = ("spec.json", "weights.safetensors")  # and nothing that was put beside them, as model.onnx
-    files = sorted(file for file in path.rglob("*") if file.name in exported) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    try:
-        for file in files:
-            digest.update(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:

@@ -16,11 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from omegaconf import OmegaConf
 
-from experiments.harness.files import parse_json, read_json, write_atomically
-from experiments.harness.models import weights_digest
+from experiments.harness.files import parse_json, read_json, weights_digest, write_atomically
 from experiments.schema import Config, ThinPlanConfig
 from psap_core import InputError
 
@@ -282,10 +280,3 @@ def code_version() -> dict[str, str | None]:
         "commit": git("rev-parse", "HEAD"),
         "dirty_diff_sha256": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture and cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from experiments import suite, train
+from experiments import suite, train, training
 from experiments.harness.distributed import World
 from tests.harness.helpers import refusal
 from tests.harness.photographs import sample_folder
@@ -102,7 +102,7 @@ def world_size_that_does_not_divide(photographs, trained_on, monkeypatch, **_) -
 
 def resume_under_another_world_size(photographs, trained_on, monkeypatch, **_) -> str:
     with monkeypatch.context() as patch:
-        patch.setattr(train, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1)
+        patch.setattr(training, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1)
         assert "in epoch 2" in trained_on(photographs, "epochs=2")
     pretend(monkeypatch, 2)
     monkeypatch.setattr(World, "wrap", lambda self, net: net)

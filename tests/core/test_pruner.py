@@ -250,8 +250,8 @@ def test_losses_instead_of_a_function(losses) -> None:
 
 def test_wrapped_models() -> None:
     model = Small()
-    for wrapped, says in ((nn.DataParallel(model), "pass model.module"), (torch.compile(model), "torch.compile")):
-        with pytest.raises(InputError, match=says):
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        with pytest.raises(InputError, match=f"pass the bare module, not the {type(wrapped).__name__}"):
             PSAP(wrapped, sgd(model), small_example(), **DEFAULTS)
 
 

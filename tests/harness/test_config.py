@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import evaluate, export, schema, train
+from experiments import evaluate, export, schema, train, training
 from experiments.harness import checkpoint, data
 from experiments.harness.entry import compose
 from experiments.harness.loop import Callback
@@ -340,7 +340,7 @@ def test_a_run_folder_that_is_a_file(tmp_path, monkeypatch):
 
 
 def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "learning_rate", lambda cfg, epoch, epochs: 1e30 if epoch == 2 else 0.1)
+    monkeypatch.setattr(training, "learning_rate", lambda cfg, epoch, epochs: 1e30 if epoch == 2 else 0.1)
     assert "in epoch 3" in refusal(train.main, small(tmp_path, "psap"), monkeypatch)
     (path,) = tmp_path.rglob("last.pt")
     state = checkpoint.load(path)
@@ -359,8 +359,8 @@ def test_weights_that_are_not_finite_keep_the_last_good_checkpoint(at_a_signal, 
         broken = epoch == 2
         return float("inf") if broken else 0.1
 
-    monkeypatch.setattr(train, "learning_rate", rate)
-    monkeypatch.setattr(train.StopSignals, "received", received, raising=False)
+    monkeypatch.setattr(training, "learning_rate", rate)
+    monkeypatch.setattr(training.StopSignals, "received", received, raising=False)
     said = refusal(train.main, small(tmp_path, "sfp", "optim.batch_size=320"), monkeypatch)
     assert "weights are not finite in epoch 3" in said
     (path,) = tmp_path.rglob("last.pt")

@@ -12,6 +12,7 @@ from experiments.baselines.thin import network_macs, thin_model
 from experiments.baselines.uniform import smallest_rate
 from experiments.evaluate import run as evaluate
 from experiments.harness import models
+from experiments.harness.files import weights_digest
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, find_layers, macs, macs_cost_model, params
 
@@ -181,7 +182,7 @@ def test_published_weights_start_a_network_and_a_new_classifier_where_the_classe
     assert "'fc' starts anew" in capsys.readouterr().err
     with pytest.raises(InputError, match="of another network"):
         models.start(cfg, 3, 2)
-    assert models.weights_digest("IMAGENET1K_V1") == "IMAGENET1K_V1"
+    assert weights_digest("IMAGENET1K_V1") == "IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import train
-from experiments.harness.loop import Callback, Interrupted
+from experiments import train, training
+from experiments.harness.entry import Interrupted
+from experiments.harness.loop import Callback
 from psap_core import InputError
 from tests.harness.helpers import small, state_of
 
@@ -110,7 +111,7 @@ def test_a_second_process_is_refused(tmp_path, monkeypatch):
     first.begin(cfg, {})
     with pytest.raises(InputError, match="another process"):
         second.begin(cfg, {})
-    monkeypatch.setattr(train, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked"))
+    monkeypatch.setattr(training, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked"))
     with pytest.raises(InputError, match="another process"):
         train.run(small(tmp_path, "dense"))
 

@@ -1,0 +1,83 @@
+"""How the cost of an epoch with a pruning step grows with the work, on CIFAR-10-sized images, 50,000 an epoch.
+
+A measurement trains a few batches and makes two pruning steps of half of the MACs, pulses included; the second one
+counts. An epoch is its training steps (their median time as often as it has batches) and a pruning step.
+
+growth_<what>_<how much>_epoch_seconds, growth_<what>_<how much>_step_seconds: of an epoch, and of its pruning step;
+what: depth (20, 56, 110), batch (ResNet-20: 32, 128, 512), layers (of ResNet-56, in scope inner and all) and ranks
+(1, 2: processes that share a batch of 128, one thread each).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.benchmarks import Figures, figure, seconds, sgd
+from experiments.harness import distributed
+from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
+from experiments.schema import Shortcut
+from psap_core import PSAP
+from psap_core.layers import Scope
+
+IMAGES, STEPS = 50_000, 5
+DEPTHS, BATCHES, RANKS = (20, 56, 110), (32, 128, 512), (1, 2)
+SCOPES: dict[str, Scope] = {"27": "inner", "55": "all"}  # pruned layers of ResNet-56
+
+
+def growth() -> Figures:
+    points = {f"depth_{depth}": measured(depth) for depth in DEPTHS}
+    points |= {f"batch_{batch}": measured(20, batch) for batch in BATCHES}
+    points |= {f"layers_{number}": measured(56, scope=scope) for number, scope in SCOPES.items()}
+    points |= {f"ranks_{ranks}": _with(ranks) for ranks in RANKS}
+    return {f"growth_{name}_{part}_seconds": figure([value]) for name, found in points.items()
+            for part, value in zip(("epoch", "step"), found, strict=True)}  # fmt: skip
+
+
+def measured(depth: int, batch: int = 128, scope: Scope = "all") -> tuple[float, float]:
+    """Seconds of an epoch and of its pruning step, on the first of all ranks."""
+    with distributed.join() as world:
+        torch.manual_seed(world.rank)
+        model = ResNet(RESNET_BLOCKS[f"resnet{depth}"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+        net, optimizer = world.wrap(model), sgd(model)
+        images, labels = torch.randn(batch // world.size, 3, 32, 32), torch.randint(10, (batch // world.size,))
+        pruner = PSAP(model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=8, start=1, ramp_end=2, freeze=3,
+                      scope=scope)  # fmt: skip
+
+        def loss() -> Tensor:
+            return F.cross_entropy(net(images), labels)
+
+        def train() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        for _ in range(2):
+            durations = [seconds(train) for _ in range(STEPS)]
+            step = pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches)))
+        assert step is not None
+        return -(-IMAGES // batch) * statistics.median(durations) + step.seconds, step.seconds
+
+
+def _with(ranks: int) -> tuple[float, float]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*launch, "-m", "experiments.benchmarks.growth"]
+    epoch, step = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return epoch, step
+
+
+def main() -> None:
+    """One rank of a measurement; the first one prints it."""
+    torch.set_num_threads(1)
+    found = measured(20)
+    if os.environ["RANK"] == "0":
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
