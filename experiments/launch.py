@@ -1,6 +1,6 @@
 """Launching a suite's runs: here, several at a time; as job arrays; or not at all, only printing the commands.
 
-Done runs are left alone, and so are running ones; all others are begun or continued.
+Done runs are left alone, and so are running ones and those that are refused; all others are begun or continued.
 """
 
 import os
@@ -26,8 +26,9 @@ SCRIPT = "slurm/cifar10_table.sh"
 
 
 def pending(suite: Suite) -> list[SuiteRun]:
-    """The runs that a launch has to do something about."""
-    return [run for run in suite.runs if run.record.state not in (State.done, State.running)]
+    """The runs that a launch has to do something about, those that take another's plan behind it."""
+    runs = [run for run in suite.runs if run.refusal is None and run.record.state is not State.running]
+    return sorted((run for run in runs if not run.counts), key=lambda run: run.plan_of is not None)
 
 
 def to_print(suite: Suite) -> None:
@@ -40,22 +41,31 @@ def slurm(suite: Suite) -> None:
     """Submit the pending runs as a job array, and those that take another's plan as one behind it.
 
     Raises:
-        InputError: there is no sbatch, or it refuses.
+        InputError: there is no sbatch, it refuses, or an earlier submission of the suite is not over.
     """
+    name = f"psap-{suite.name}"
+    queued = sorted(set(_slurm("squeue", "--me", "--noheader", "--format=%A", f"--name={name}").split()))
+    if queued:
+        raise InputError(f"jobs of {suite.name} are queued or running: wait for them, or scancel {' '.join(queued)}")
     earlier: list[str] = []
     for runs in ([r for r in pending(suite) if not r.plan_of], [r for r in pending(suite) if r.plan_of]):
         if runs:
             array = ",".join(str(run.index) for run in runs)
             behind = [f"--dependency=afterany:{earlier[0]}"] if earlier else []
-            command = ["sbatch", "--parsable", *behind, f"--array={array}", SCRIPT, suite.source, *suite.extra]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True)
-            except FileNotFoundError as error:
-                raise InputError("there is no sbatch here: launch on a machine that submits to Slurm") from error
-            if done.returncode:
-                raise InputError(f"sbatch refused: {done.stderr.strip()}")
-            earlier = [done.stdout.strip()]
+            options = ["--parsable", f"--job-name={name}", *behind, f"--array={array}"]
+            earlier = [_slurm("sbatch", *options, SCRIPT, suite.source, *suite.extra)]
             print(f"job {earlier[0]}: {len(runs)} runs of {suite.name}")
+
+
+def _slurm(*command: str) -> str:
+    """What a command of Slurm answers."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {command[0]} here: launch on a machine that submits to Slurm") from error
+    if done.returncode:
+        raise InputError(f"{command[0]} refused: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
 
 
 def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
@@ -79,7 +89,9 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
                     device = free.pop(0)
                     training[_start(run, device, threads)] = run, device
                 if not training:
-                    break  # what is left waits for a plan that will not come
+                    for run in waiting:
+                        print(f"{run}: waits for {run.plan_of}, which is not done")
+                    break
                 time.sleep(POLL_SECONDS)
                 progress.update()
                 for process in [process for process in training if process.poll() is not None]:
@@ -87,13 +99,14 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
                     free.append(device)
                     print(f"{run}: {_ended(run, process.returncode)}", flush=True)
         except KeyboardInterrupt:
+            raise Interrupted from None
+        finally:  # whatever ends the launcher lets its runs write their checkpoints
             for process in training:
                 process.terminate()
             for process in training:
                 process.wait()
-            raise Interrupted from None
     print_status(suite)
-    return 0 if all(run.record.done for run in suite.runs) else 1
+    return 0 if all(run.state is State.done for run in suite.runs) else 1
 
 
 def log_file(run: SuiteRun) -> Path:
@@ -122,13 +135,15 @@ def _start(run: SuiteRun, device: str | None, threads: str) -> "subprocess.Popen
 
 def _ended(run: SuiteRun, code: int) -> str:
     """How a run has ended, in words; one that was refused or broke remembers it."""
-    if code in (0, EXIT_INTERRUPTED):
-        return run.record.state.value
+    state = run.record.state
+    if code in (0, EXIT_INTERRUPTED) or state in (State.done, State.running):  # by another launcher
+        return state.value
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; launched again, it continues"
-    if run.record.state is not State.failed:
-        run.record.fail(log_file(run).read_text(errors="replace").splitlines()[-1])
-    return f"failed: {run.record.error} ({log_file(run)})"
+    if state not in (State.failed, State.refused):
+        said = log_file(run).read_text(errors="replace").splitlines() or [f"it left with exit code {code}"]
+        run.record.fail(said[-1])
+    return f"{run.record.state.value}: {run.record.error} ({log_file(run)})"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ every run. The index counts the seeds of the first cell, then those of the secon
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -105,6 +106,39 @@ class SuiteRun:
     def config(self) -> Any:
         return compose("train", self.overrides)
 
+    @cached_property
+    def refusal(self) -> str | None:
+        """Why the run cannot even be looked for, as without the weights that it starts from; None: it can.
+
+        Raises:
+            InputError: there is no such configuration.
+        """
+        if self.plan_of is not None and self.plan_of.refusal is not None:
+            return self.plan_of.refusal
+        _ = self.config
+        try:
+            _ = self.record
+        except InputError as error:
+            return str(error)
+        return None
+
+    @property
+    def state(self) -> State:
+        """Where the run stands."""
+        return self.record.state if self.refusal is None else State.refused
+
+    @property
+    def reason(self) -> str:
+        """Why it has failed or was refused; nothing in any other state."""
+        if self.refusal is None and self.state in (State.failed, State.refused):
+            return self.record.error
+        return self.refusal or ""
+
+    @property
+    def counts(self) -> bool:
+        """Is it done, and for this suite's table?"""
+        return self.record.done and read_summary(self.record.folder).get("suite") is not None
+
 
 def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
     """The suite of a name or of a file.
@@ -130,9 +164,7 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
         counts = Counter([*(cell.name for cell in cells), *suite.seeds])
         if twice := [what for what, number in counts.items() if number > 1]:
             raise ValueError(f"{twice[0]!r} stands there twice")
-        for run in suite.runs:
-            if run.cell.plan_of is not None and run.plan_of is None:
-                raise ValueError(f"cell {run.cell.name!r} takes its plan from {run.cell.plan_of!r}, which is no cell")
+        _refuse_contradictions(cells)
     except KeyError as error:
         raise InputError(f"{path} is no suite: it has no {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
@@ -140,18 +172,35 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
     return suite
 
 
+def _refuse_contradictions(cells: Sequence[Cell]) -> None:
+    plans_of = {cell.name: cell.plan_of for cell in cells}
+    for cell in cells:
+        if cell.plan_of is not None and plans_of.get(cell.plan_of, "none") is not None:
+            raise ValueError(
+                f"cell {cell.name!r} takes its plan from {cell.plan_of!r}, which is no cell or takes one itself"
+            )
+        twins = [other.name for other in cells if _content(other) == _content(cell)]
+        if len(twins) > 1:
+            raise ValueError(f"cells {twins[0]!r} and {twins[1]!r} train the same")
+
+
+def _content(cell: Cell) -> tuple[object, ...]:
+    return cell.recipe, sorted(cell.overrides), cell.plan_of
+
+
 def _cell(entry: Any) -> Cell:
     if not {"name", "recipe", "overrides"} <= {*entry} <= {"name", "recipe", "overrides", "plan_of"}:
         raise ValueError(f"a cell has name, recipe, overrides and perhaps plan_of, not {sorted(entry)}")
+    if not re.fullmatch(r"[\w%.-]+( [\w%.-]+)*", entry["name"]):
+        raise ValueError(f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -")
     return Cell(entry["name"], entry["recipe"], tuple(map(str, entry["overrides"])), entry.get("plan_of"))
 
 
 def print_status(suite: Suite) -> None:
     """One line per run, and how many stand where."""
-    states = [run.record.state for run in suite.runs]
+    states = [run.state for run in suite.runs]
     for run, state in zip(suite.runs, states, strict=True):
-        reason = f": {run.record.error}" if state is State.failed else ""
-        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {state.value}{reason}")
+        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {': '.join(filter(None, (state, run.reason)))}")
     counts = Counter(states)
     print(f"{suite.name}: " + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
 
@@ -178,7 +227,7 @@ def main(suite_name: str | None = None) -> None:
         match given.command:
             case "plan":
                 for run in suite.runs:
-                    print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {run.record.folder}")
+                    print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {run.refusal or run.record.folder}")
             case "status":
                 print_status(suite)
             case "launch":

@@ -28,7 +28,9 @@ def train(cfg: Config) -> Path:
         raise InputError(f"epochs={cfg.epochs} must be at least 1")
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if not (alone and record.done):
+    if alone and record.done:
+        record.adopt(cfg.suite, cfg.cell)
+    else:
         from experiments.training import train_here  # a run that is done needs nothing of what it imports
 
         train_here(cfg, record)

@@ -47,7 +47,7 @@ def train_here(cfg: Config, record: Record) -> None:
                 world.wait()  # whoever leaves first ends the others
                 raise
             except Exception as error:
-                if world.is_first and record.begun:
+                if world.is_first and (record.begun or cfg.suite is not None):
                     record.fail(one_sentence(error))
                 raise
 

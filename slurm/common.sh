@@ -59,7 +59,7 @@ train() {
   status=$(python -m experiments.status "$@")
   case $status in
     done) say "done"; exit 0 ;;
-    "not launched") say "refused before it began: the error is above"; exit 2 ;;
+    "not launched" | refused) say "refused before it began: the error is above"; exit 2 ;;
     "$before") say "failed before it continued: the error is above"; exit 1 ;; # an older interruption is no reason
     interrupted*) requeue ;;
     *) say "failed: the error is above"; exit 1 ;;

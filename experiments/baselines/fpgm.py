@@ -11,7 +11,6 @@ stays for ever; the paper's algorithm, which is done here, chooses after each ep
 criterion is not offered.
 """
 
-import time
 from typing import Any
 
 import torch
@@ -42,13 +41,8 @@ class FPGM(UniformMethod):
     def scores(self, weight: Tensor) -> Tensor:
         return summed_distances(weight)
 
-    @torch.no_grad()
     def end_epoch(self, epochs_done: int) -> Metrics:
-        began = time.perf_counter()
-        pruned = self.choose(self.counts(self.target_cut))
-        for name, filters in pruned.items():
-            self.weights[name][filters] = 0.0
-        return self.adopt(pruned, epochs_done, self.target_cut, began)
+        return self.zero_and_adopt(epochs_done, self.target_cut)
 
     @torch.no_grad()
     def _mask_gradients(self, *_: Any) -> None:

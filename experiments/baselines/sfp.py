@@ -9,9 +9,6 @@ ramp it is Asymptotic SFP (He et al., IEEE Trans. Cybernetics 2019), whose cut g
 three points, here along PSAP's ramp, so that both are given the same budgets.
 """
 
-import time
-
-import torch
 from torch import Tensor, nn
 
 from experiments.baselines.uniform import UniformMethod
@@ -37,11 +34,5 @@ class SFP(UniformMethod):
     def scores(self, weight: Tensor) -> Tensor:
         return filter_norms(weight)
 
-    @torch.no_grad()
     def end_epoch(self, epochs_done: int) -> Metrics:
-        began = time.perf_counter()
-        macs_cut = self.target_cut * self.schedule.ramp(epochs_done)
-        pruned = self.choose(self.counts(macs_cut))
-        for name, filters in pruned.items():
-            self.weights[name][filters] = 0.0
-        return self.adopt(pruned, epochs_done, macs_cut, began)
+        return self.zero_and_adopt(epochs_done, self.target_cut * self.schedule.ramp(epochs_done))

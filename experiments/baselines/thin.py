@@ -29,6 +29,8 @@ def starting_network(cfg: Config, channels: int, classes: int, image_size: int) 
                 raise InputError(
                     f"method.run={run} is not the folder of a finished run, whose network is to be trained"
                 )
+            if Path(run).name != f"seed{cfg.seed}":
+                raise InputError(f"method.run={run} must be of the same seed, {cfg.seed}")
             return replace(cfg.model, weights=str(Path(run) / "export"))
         case TargetConfig(name="thin", target_macs_cut=target):
             _refuse_weights(cfg)

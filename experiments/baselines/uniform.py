@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from experiments.harness.callbacks import Method, SaveStep, plan_metrics
@@ -79,6 +80,15 @@ class UniformMethod(Method):
     def scores(self, weight: Tensor) -> Tensor:
         """Importance of every filter: [O, I, kH, kW] -> [O]."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def zero_and_adopt(self, epochs_done: int, macs_cut: float) -> Metrics:
+        """Choose anew among all filters, zero the convolution weights of the chosen ones, and make them the plan."""
+        began = time.perf_counter()
+        pruned = self.choose(self.counts(macs_cut))
+        for name, filters in pruned.items():
+            self.weights[name][filters] = 0.0
+        return self.adopt(pruned, epochs_done, macs_cut, began)
 
     def adopt(self, pruned: dict[str, list[int]], epochs_done: int, macs_cut: float, began: float) -> Metrics:
         """Make these filters the plan; save it and say what changed since `began` (time.perf_counter)."""

@@ -54,6 +54,7 @@ class State(StrEnum):
     done = "done"
     running = "running"  # a process holds its lock
     failed = "failed"  # by an error, which it remembers
+    refused = "refused"  # before it began; it remembers why
     interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
     incomplete = "incomplete"  # killed, or running on another machine; the same command continues it
     not_launched = "not launched"
@@ -91,7 +92,7 @@ class Record:
         if self._locked_by_another():
             return State.running
         if (self.folder / "failed").exists():
-            return State.failed
+            return State.failed if self.begun else State.refused
         if (self.folder / "interrupted").exists():
             return State.interrupted
         return State.incomplete if self.begun else State.not_launched
@@ -120,14 +121,16 @@ class Record:
         The manifest holds `facts` and one more entry in its list of sessions.
 
         Raises:
-            InputError: a file stands in the folder's place, another process uses it, or the run began with
-                other data or another number of processes.
+            InputError: a file stands in the folder's place, another process uses it or has just finished the run,
+                or the run began with other data or another number of processes.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"the run folder {self.folder} cannot be made: a file stands in its place") from error
         self._lock = self._take_lock()
+        if self.done:
+            raise InputError(f"another process has just finished the run in {self.folder}")
         self._forget_ending()
         earlier = []
         if (path := self.folder / "manifest.json").exists():
@@ -207,8 +210,8 @@ class Record:
         return (self.folder / "interrupted").read_text()
 
     def fail(self, reason: str) -> None:
-        """Remember the error that ended the run, or kept it from beginning; not while another process trains it."""
-        if not self._locked_by_another():
+        """Remember the error that ended the run, or kept it from beginning; not if another process trains or did it."""
+        if not self.done and not self._locked_by_another():
             with suppress(FileExistsError, NotADirectoryError):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "interrupted").unlink(missing_ok=True)
@@ -216,8 +219,17 @@ class Record:
 
     @property
     def error(self) -> str:
-        """Why a failed run has failed."""
+        """Why a run has failed or was refused."""
         return (self.folder / "failed").read_text()
+
+    def adopt(self, suite: str | None, cell: str | None) -> None:
+        """Say of a finished run that was trained for no table for which one it counts."""
+        summary = read_summary(self.folder)
+        if suite is not None and summary.get("suite") is None:
+            config = OmegaConf.load(self.folder / "config.yaml")
+            config.update({"suite": suite, "cell": cell})
+            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+            self.save_summary(summary | {"suite": suite, "cell": cell})
 
     def _forget_ending(self) -> None:
         for ending in ("interrupted", "failed"):

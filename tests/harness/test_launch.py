@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from experiments import launch, suite
+from experiments import launch, suite, train
 from experiments.harness.entry import EXIT_INTERRUPTED
-from experiments.harness.record import State
+from experiments.harness.record import Record, State, read_summary
+from psap_core import InputError
 from tests.harness.helpers import refusal
 
 CELLS = """
@@ -100,22 +102,25 @@ def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd
     cells = CELLS.split("  - {name: psap")[0] + REFUSED.replace("too much", "psap")
     runs = read(cells, "epochs=1")
     assert launch.local(runs, 1, []) == 1
-    assert states(runs) == {"thin plan": State.not_launched, "psap": State.failed}
+    assert states(runs) == {"thin plan": State.not_launched, "psap": State.refused}
     suite.print_status(runs)
     said = capfd.readouterr().out
     assert said.count("target_macs_cut=0.9999 is unreachable with one rate for all layers") == 3
-    assert said.endswith("small: 1 failed, 1 not launched\n")
+    assert said.endswith("small: 1 refused, 1 not launched\n")
+    assert "thin plan, seed 0: waits for psap, seed 0, which is not done" in said
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch) -> Callable[[], list[str]]:
-    """A stand-in for sbatch that answers with job ids; returns its calls so far."""
+    """A stand-in for sbatch, that answers with job ids, and for squeue; returns the calls of sbatch so far."""
     calls = tmp_path / "calls"
-    program = tmp_path / "bin" / "sbatch"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nwc -l < {calls}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    for name, lines in (("sbatch", f'echo "$*" >> {calls}\nwc -l < {calls}'), ("squeue", f"seq $(wc -l < {calls})")):
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+    calls.touch()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return lambda: calls.read_text().splitlines()
 
 
@@ -123,26 +128,62 @@ def test_slurm_gets_one_array_and_behind_it_the_runs_that_take_a_plan(read, sbat
     runs = read()
     launch.slurm(runs)
     rest = f"slurm/cifar10_table.sh {runs.source} {' '.join(runs.extra)}"
-    assert sbatch() == [f"--parsable --array=1,2 {rest}", f"--parsable --dependency=afterany:1 --array=0 {rest}"]
+    options = "--parsable --job-name=psap-small"
+    submitted = [f"{options} --array=1,2 {rest}", f"{options} --dependency=afterany:1 --array=0 {rest}"]
+    assert sbatch() == submitted
+    with pytest.raises(InputError, match="jobs of small are queued or running: wait for them, or scancel 1 2"):
+        launch.slurm(runs)
+    assert sbatch() == submitted
 
 
-def test_printed_commands_train_what_is_not_done(read, capsys):
+def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take_them(read, capsys):
     runs = read()
-    runs.runs[1].record.folder.mkdir(parents=True)
-    (runs.runs[1].record.folder / "done").touch()
+    thin_plan, psap, dense = runs.runs
     launch.to_print(runs)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("method=")[1].split()[0] for line in printed] == ["psap", "dense", "thin_plan"]
+    assert printed[2].startswith(
         "python -m experiments.train experiment=digits_resnet20 method=thin_plan seed=0 method.run="
     )
-    assert "method=dense" in second
+    dense.record.folder.mkdir(parents=True)
+    (dense.record.folder / "done").touch()
+    dense.record.save_summary({"suite": "small", "macs": 1, "params": 1})
+    assert launch.pending(runs) == [psap, thin_plan]
+
+
+def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(read, monkeypatch):
+    (dense,) = read(CELLS.split("  - {name: thin")[0] + CELLS.split("\n")[-2], "epochs=1").runs
+    train.run([word for word in dense.overrides if not word.startswith(("suite=", "cell="))])
+    summary = read_summary(dense.record.folder)
+    assert (summary["suite"], dense.counts) == (None, False)
+    assert launch.local(dense.suite, 1, []) == 0
+    assert read_summary(dense.record.folder) == summary | {"suite": "small", "cell": "dense"}
+    config = OmegaConf.load(dense.record.folder / "config.yaml")
+    assert (config.suite, config.cell) == ("small", "dense")
+    assert (dense.counts, sessions(dense)) == (True, 1)
+
+
+def test_how_a_run_ended_that_another_launcher_trains_or_has_done(read, tmp_path):
+    run = read("".join(CELLS.partition("  - {name: psap")[1:]).join([CELLS.split("  - ")[0], ""])).runs[0]
+    launch.log_file(run).parent.mkdir(parents=True)
+    launch.log_file(run).touch()
+    other = Record(run.config)
+    other.begin(run.config, {})
+    assert launch._ended(run, 2) == "running"
+    other.finish()
+    other.close()
+    assert launch._ended(run, 2) == "done"
+    with pytest.raises(InputError, match="another process has just finished the run"):
+        Record(run.config).begin(run.config, {})
+    (run.record.folder / "done").unlink()
+    assert launch._ended(run, 3).startswith("failed: it left with exit code 3 (")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--jobs", "0"], "--jobs=0 must be at least 1"),
-        (["--launcher", "slurm"], "there is no sbatch here"),
+        (["--launcher", "slurm"], "there is no squeue here"),
         (["method=nothing"], "nothing"),
     ],
 )

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from experiments import status, suite, train
+from experiments import launch, status, suite, train
 from experiments.harness.entry import compose
 from experiments.harness.record import Record, State
 from psap_core import InputError
@@ -88,8 +88,30 @@ def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, 
     assert record.state is State.failed
 
 
-def test_the_suites_cells_are_of_configurations_that_exist_and_each_has_one_home():
-    runs = [run for path in sorted(suite.SUITES.glob("*.yaml")) for run in suite.read_suite(path.stem).runs]
+def test_one_run_that_cannot_be_looked_for_hides_no_other(tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.safetensors"
+    (tmp_path / "two.yaml").write_text(FILE.replace("method=dense", f"method=dense, model.weights={weights}"))
+    extra = [tmp_path / "two.yaml", f"runs_dir={tmp_path / 'runs'}"]
+    planned = said(suite.main, ["plan", *extra], monkeypatch, capsys).splitlines()
+    assert planned[0].endswith(f"model.weights={weights} cannot be read: No such file or directory")
+    listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
+    assert "refused: model.weights=" in listed[0]
+    assert listed[-1] == "two: 2 refused, 2 not launched"
+    assert [run.cell.name for run in launch.pending(suite.read_suite(str(extra[0]), extra[1:]))] == ["thin", "thin"]
+
+
+def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypatch, capsys):
+    file.write_text(FILE.replace("target_macs_cut=0.6", "target_macs_cut=0.9999"))
+    extra = [str(file), *(word for word in SMALL if "experiment" not in word), f"runs_dir={tmp_path / 'runs'}"]
+    refused = refusal(suite.main, ["run", extra[0], "3", *extra[1:]], monkeypatch)
+    listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
+    assert listed[3].endswith(f"refused: {refused}")
+    assert listed[-1] == "two: 1 refused, 3 not launched"
+
+
+def test_the_suites_cells_are_of_configurations_that_exist_and_each_has_one_home(tiny):
+    root = [override for override in tiny("cifar10", 1, 1, 1) if override.startswith("data.root")]  # has weights
+    runs = [run for path in sorted(suite.SUITES.glob("*.yaml")) for run in suite.read_suite(path.stem, root).runs]
     first_seeds = [run for run in runs if run.seed == run.suite.seeds[0]]
     homes = Counter(run.record.config_hash for run in first_seeds)
     assert [(str(run), run.suite.name) for run in first_seeds if homes[run.record.config_hash] > 1] == []
@@ -121,6 +143,10 @@ def test_every_cell_trains(name, tiny):
         (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
         (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
         (FILE.replace("name: thin", "name: dense"), "twice"),
+        (FILE.replace("[method=dense]", "[method=thin_plan], plan_of: dense"), "which is no cell or takes one itself"),
+        (FILE.replace("method=dense", "method=thin, target_macs_cut=0.6"), "cells 'dense' and 'thin' train the same"),
+        (FILE.replace("name: thin", 'name: "it\'s"'), "must be words of letters"),
+        (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
         (FILE + "more: 1", "and nothing else"),
         ("seeds: [", "is no suite"),
