@@ -310,7 +310,7 @@ class TrainingImages:
 
         def augmented(part: slice) -> tuple[Tensor, Tensor]:
             index = order[part]
-            images = crop_and_flip(self.padded[index], top[part], left[part], flip[part], self.size)
+            images = crop_and_flip(self.padded.index_select(0, index), top[part], left[part], flip[part], self.size)
             return self.normalisation(images), self.labels[index]
 
         for start in range(first * self.sharing.batch_size, count, self.sharing.batch_size):

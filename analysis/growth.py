@@ -1,0 +1,55 @@
+"""How cost grows with the work, from a benchmark's report: python -m analysis.growth REPORT.json OUT.png"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.collect import DataError, plain_exits
+
+WHATS = {"depth": "layers of the network", "batch": "batch size", "layers": "pruned layers of ResNet-56",
+         "ranks": "processes on two cores"}  # fmt: skip
+PARTS = {"epoch": "an epoch with its pruning step [s]", "step": "the pruning step of it [s]"}
+
+
+def growth(figures: Mapping[str, Any]) -> Figure:
+    """Seconds of an epoch (above) and of its pruning step (below) against each kind of work.
+
+    Args:
+        figures: those of a report of `experiments.benchmark growth`.
+
+    Raises:
+        DataError: the report has no growth.
+    """
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    panels = figure.subplots(len(PARTS), len(WHATS))
+    for row, (part, label) in zip(panels, PARTS.items(), strict=True):
+        for axes, (what, title) in zip(row, WHATS.items(), strict=True):
+            prefix, suffix = f"growth_{what}_", f"_{part}_seconds"
+            names = [name for name in figures if name.startswith(prefix) and name.endswith(suffix)]
+            points = sorted((int(name[len(prefix) : -len(suffix)]), figures[name]["median"]) for name in names)
+            if not points:
+                raise DataError(f"the report has no {prefix}*{suffix}: run `python -m experiments.benchmark growth`")
+            (first, seconds), (last, _) = points[0], points[-1]
+            axes.plot([first, last], [seconds, seconds * last / first], color="#999999", linestyle=":",
+                      label="in proportion")  # fmt: skip
+            axes.plot(*zip(*points, strict=True), color="#D55E00", marker="o", label="measured")
+            axes.set(xlabel=title, ylim=(0, None), xticks=[amount for amount, _ in points])
+        row[0].set_ylabel(label)
+    panels[0][0].legend()
+    return figure
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) != 2:
+        sys.exit(__doc__)
+    report, out = map(Path, arguments)
+    with plain_exits(DataError, OSError, ValueError):
+        growth(json.loads(report.read_text())["figures"]).savefig(out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
