@@ -43,6 +43,11 @@ class Setting:
         return MODELS.get(self.model, re.sub(r"^resnet(\d+)$", r"ResNet-\1", self.model))
 
     @property
+    def network_title(self) -> str:
+        """The network, and its width where that is not the literature's."""
+        return self.model_title + ("" if self.width == 1 else f" of width {self.width:g}")
+
+    @property
     def start(self) -> str:
         return "pretrained" if self.pretrained else "from scratch"
 
@@ -108,6 +113,7 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         raise DataError(f"{path} is no suite: {type(error).__name__} {error}") from error
 
 
+@cache
 def find_suite(name: str) -> Suite | None:
     """The suite of that name in experiments/suites; None without such a file. Raises DataError if it is no suite."""
     path = EXPERIMENTS / "suites" / f"{name}.yaml"
@@ -152,6 +158,13 @@ def refuse_different(what: str, runs: Iterable[Run]) -> None:
         )
 
 
+def target_of(run: Run) -> float | None:
+    """The share of the MACs that a run was to remove, as its suite's file says, else as its own configuration does."""
+    suite = find_suite(run.suite) if run.suite else None
+    targets = {cell.name: cell.target for cell in suite.cells} if suite else {}
+    return targets.get(str(run.cell), setting_of(run.config).target)
+
+
 def runs_of_suite(name: str, runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """The runs that stand in a suite's table, and what is left out and why; without a file of the suite all runs."""
     suite = find_suite(name)
@@ -161,7 +174,7 @@ def runs_of_suite(name: str, runs: Iterable[Run]) -> tuple[list[Run], list[str]]
     return [run for by_seed in of_cells.values() for run in by_seed.values()], left_out
 
 
-def recorded_runs_of(name: str, results: Path = RESULTS) -> list[Run]:
+def suite_runs(name: str, results: Path = RESULTS) -> list[Run]:
     """What is recorded of a suite, as far as it stands in its table; prints how many runs that are."""
     folder = results / name
     runs, left_out = runs_of_suite(name, read_runs(folder) if folder.is_dir() else [])

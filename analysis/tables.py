@@ -148,8 +148,7 @@ def _trained(section: Setting) -> str:
     parts = [f"{section.dataset_title} at {section.image_size} pixels"]
     if section.train_images is not None:
         parts.append(f"{section.train_images:,} training images")
-    parts.append(section.model_title + ("" if section.width == 1 else f" of width {section.width:g}"))
-    return ", ".join([*parts, section.start])
+    return ", ".join([*parts, section.network_title, section.start])
 
 
 def _different_cuts(section: Setting, ours: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -55,6 +55,6 @@ def test_what_is_printed_about_few_seeds_is_true(n, covered, factor):
     assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(covered, abs=0.03)
     assert f"{100 * covered:.0f} %" in SMALL_N
     low, high = zip(*(student(e.n, e.mean, e.sd) for e in found), strict=True)
-    assert np.mean((np.array(low) <= 0) & (0 <= np.array(high))) == pytest.approx(0.95, abs=0.02)
+    assert np.mean((np.array(low) <= 0) & (np.array(high) >= 0)) == pytest.approx(0.95, abs=0.02)
     assert student(n, 0.0, 1.0)[1] == pytest.approx(factor, abs=0.005)
     assert f"mean ± {factor} sd with n = {n}" in SMALL_N

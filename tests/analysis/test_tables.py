@@ -324,7 +324,7 @@ OTHERS = """
 def test_published_methods_are_peers_of_ours():
     published = read_published()
     names = {name: ours for ours, text in PEERS.items() for name in map(str.strip, text.split("|"))}
-    names |= {name: None for name in map(str.strip, OTHERS.split("|"))}
+    names |= dict.fromkeys(map(str.strip, OTHERS.split("|")))
     found = published.drop_duplicates("method").set_index("method")["peer"]
     assert {name: None if pd.isna(peer) else peer for name, peer in found.items()} == names
     assert len(names) == published["method"].nunique()
