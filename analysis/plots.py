@@ -214,8 +214,13 @@ def _at_one_cut(of: Sequence[Cell]) -> list[list[Cell]]:
 
 def _within_reach(axes: Axes, group: Sequence[Cell], top1: Sequence[float]) -> list[Cell]:
     """The cells that a panel is fitted to, by their accuracies; its title names the others."""
-    low = max(top1) - REACH
-    if far := [f"{cell.label} {value:.1f}" for cell, value in zip(group, top1, strict=True) if value < low]:
+    low, of_label = max(top1) - REACH, Counter(cell.label for cell in group)
+    far = [
+        f"{cell.label} {value:.1f}" + (f" at {100 * (cell.target or 0):g} %" if of_label[cell.label] > 1 else "")
+        for cell, value in zip(group, top1, strict=True)
+        if value < low
+    ]
+    if far:
         _add_to_title(axes, f"below the axis: {', '.join(far)}")
     return [cell for cell, value in zip(group, top1, strict=True) if value >= low]
 
@@ -275,8 +280,9 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         curves = [cell.over_epochs("eval/top1").mean(axis=1) for cell in shown]
         low = min(curve.quantile(0.1) for curve in curves)  # the first epochs would hide the differences that matter
         if min(map(min, curves)) < low:
-            _add_to_title(axes, f"axis from {low:.0f} %: at most a tenth of a curve is below")
-        axes.set_ylim(low, None)
+            _add_to_title(axes, f"axis from {low:.0f} %: at most a tenth of each curve shown is below")
+        high = max(cell.over_epochs("eval/top1").max(axis=None) for cell in shown)
+        axes.set_ylim(low, high + max(0.05 * (high - low), 0.1))
     return figure
 
 
@@ -480,8 +486,8 @@ def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> li
     """Write out/<suite>/<figure>.png and .pdf, byte for byte the same for the same runs; print what is left out.
 
     The runs are those of the suite's table. A run outside a suite counts to a suite of its recipe's name. Latencies
-    are read from results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged, or the runs
-    are none that a table would take.
+    are read from results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged, or a
+    table would refuse the runs.
     """
     suites: dict[str, list[Run]] = {}
     for run in runs:

@@ -249,9 +249,13 @@ def test_a_cell_far_below_the_others_is_named_and_squeezes_nothing(make):
         low = 17.9 - 10 / 8 if name == "training_curves" else 17.9  # the last epoch's, or the exported network's
         assert f"\nbelow the axis: sfp {low:.1f}" in axes.get_title(loc="left")
         assert 50 < axes.get_ylim()[0] < 70
+        assert 90 <= axes.get_ylim()[1] + 10 / 8 < 95
     assert STYLES["sfp"]["color"] not in marks(plots.accuracy_against_macs(runs).axes[0])
     (axes,) = plots.accuracy_against_latency(runs, latencies(**{name: {"0": 1.0} for name in top1})).axes
     assert "below the axis: sfp 17.9" in axes.get_title(loc="left")
+    again = make("sfp", cell="sfp 42", macs_cut=0.42, top1=87.0)
+    (axes,) = plots.accuracy_against_macs([*runs, again]).axes
+    assert "below the axis: sfp 17.9 at 54 %" in axes.get_title(loc="left")
     (axes,) = plots.accuracy_against_macs(runs[:-1]).axes
     assert "below" not in axes.get_title(loc="left")
 
@@ -263,7 +267,7 @@ def test_training_curves_say_where_their_axis_starts_and_curves_end_with_the_axi
         assert axes.get_xlim() == (0, 8)
     (axes,) = plots.training_curves(runs).axes
     low = axes.get_ylim()[0]
-    assert f"\naxis from {low:.0f} %: at most a tenth of a curve is below" in axes.get_title(loc="left")
+    assert f"\naxis from {low:.0f} %: at most a tenth of each curve shown is below" in axes.get_title(loc="left")
     means = [line.get_ydata() for line in axes.lines]
     assert all(np.mean(np.asarray(curve) < low - 1e-9) <= 1 / 8 for curve in means)
 
