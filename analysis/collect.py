@@ -2,6 +2,8 @@
 
 python -m analysis.collect RUNS_DIR [--results analysis/results]
     records every finished run of a suite below RUNS_DIR; what is recorded is never overwritten
+python -m analysis.collect RUNS_DIR --tidy OUT.csv
+    records nothing; writes one row of numbers per finished run below RUNS_DIR, of suites or not
 """
 
 import argparse
@@ -11,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,53 @@ RESULTS = Path(__file__).parent / "results"
 WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
 NOT_COMPARED = {"data": {"root"}, "model": {"weights"}, "method": {"run"}}  # paths; the identity has digests
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
-TIDY_COLUMNS = [
-    "suite", "cell", "seed", "dataset", "image_size", "train_images", "model", "method", "epochs", "top1", "top5",
-    "masked_top1", "start_top1", "macs", "macs_cut", "params", "train_macs", "train_seconds", "prune_seconds",
-    "config_hash", "commit", "device",
-]  # fmt: skip
-MAY_LACK = {"suite", "cell", "start_top1", "commit", "device"}  # in summary.json
+
+Check = Callable[[Any], bool]
+
+
+def _is(*kinds: type) -> Check:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _within(low: float, high: float, *kinds: type) -> Check:
+    return lambda value: _is(*kinds)(value) and low <= value <= high
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list(check: Check, least: int = 0) -> Check:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(check, value))
+
+
+def _has(checks: Mapping[str, Check]) -> Check:
+    """Of a mapping whose values, None where it has no such key, pass."""
+    return lambda value: isinstance(value, dict) and all(check(value.get(name)) for name, check in checks.items())
+
+
+TEXT, NUMBER = _is(str), _is(int, float)
+WHOLE, AT_LEAST_1 = _within(0, sys.float_info.max, int), _within(1, sys.float_info.max, int)
+AMOUNT, SHARE, PERCENT = (_within(0, high, int, float) for high in (sys.float_info.max, 1, 100))
+# What analysis needs of the files of a run.
+SUMMARY = {
+    "suite": _or_none(TEXT), "cell": _or_none(TEXT), "seed": WHOLE, "dataset": TEXT, "image_size": WHOLE,
+    "train_images": WHOLE, "model": TEXT, "method": TEXT, "epochs": AT_LEAST_1, "top1": PERCENT, "top5": PERCENT,
+    "masked_top1": PERCENT, "start_top1": _or_none(PERCENT), "macs": WHOLE, "macs_cut": SHARE, "params": WHOLE,
+    "train_macs": AMOUNT, "train_seconds": AMOUNT, "prune_seconds": AMOUNT, "config_hash": TEXT,
+}  # fmt: skip
+MANIFEST = {
+    "config_hash": TEXT, "seed": WHOLE, "device": TEXT, "identity": _or_none(_is(dict)),
+    "sessions": _list(_has({"commit": _or_none(TEXT)}), least=1),
+}  # fmt: skip
+CONFIG = {
+    "name": TEXT, "epochs": AT_LEAST_1, "model": _has({"name": TEXT}),
+    "data": _has({"name": TEXT, "image_size": WHOLE, "train_images": _or_none(WHOLE), "validation_images": WHOLE}),
+    "method": _has({"name": TEXT, "target_macs_cut": _or_none(SHARE)}),
+}  # fmt: skip
+PLAN = {"layers": _list(_has({"name": TEXT, "filters": AT_LEAST_1, "pruned": _list(WHOLE)}), least=1)}
+PULSE = {"filters": _list(WHOLE), "utility": _list(NUMBER), "standard_error": _list(NUMBER), "restored": _list(WHOLE)}
+TIDY_COLUMNS = [*SUMMARY, "commit", "device"]
 
 
 class DataError(Exception):
@@ -111,11 +154,12 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "done").is_file():
         raise NotFinishedError(f"{folder} is not the folder of a finished run: it has no file `done`")
-    summary = _read(folder / "summary.json", set(TIDY_COLUMNS) - MAY_LACK)
-    if summary.get("format", FORMAT) > FORMAT:
+    summary = _read(folder / "summary.json", {"format": _or_none(WHOLE)})  # first: a newer one may lack the rest
+    if (summary.get("format") or 0) > FORMAT:
         raise DataError(f"{folder / 'summary.json'} was written by a newer version of this suite: update")
-    manifest = _read(folder / "manifest.json", {"config_hash", "seed", "device", "sessions"})
-    config = _read(folder / "config.yaml", {"data"})
+    summary = _read(folder / "summary.json", SUMMARY)
+    manifest = _read(folder / "manifest.json", MANIFEST)
+    config = _read(folder / "config.yaml", CONFIG)
     _refuse_mixed(folder, summary, config, manifest)
     plans = sorted((folder / "plans").glob("epoch_*.json"))
     if not plans and summary["method"] not in WITHOUT_PLAN:
@@ -125,7 +169,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         manifest=manifest,
         metrics=_metrics(folder / "metrics.jsonl", summary["epochs"]),
-        plan=_read(plans[-1], {"layers"}) if plans else None,
+        plan=_read(plans[-1], PLAN) if plans else None,
         pulses=_pulses(sorted((folder / "pulses").glob("epoch_*.json"))),
     )
 
@@ -135,10 +179,12 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path.parent} is half-written: {path.name} is missing; copy it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; copy the run again") from error
 
 
-def _read(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file, which has these keys."""
+def _read(path: Path, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file, whose values pass the checks of their names."""
     data = _bytes(path)
     try:
         content: Any = yaml.safe_load(data) if path.suffix == ".yaml" else json.loads(data)
@@ -146,8 +192,10 @@ def _read(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: it cannot be read; copy the run again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no names and values; copy the run again")
-    if missing := sorted(set(keys) - set(content)):
-        raise DataError(f"{path} is damaged: it has no {missing[0]!r}; copy the run again")
+    for name, check in checks.items():
+        if not check(content.get(name)):
+            what = f"{name} cannot be {content[name]!r:.60}" if name in content else f"it has no {name!r}"
+            raise DataError(f"{path} is damaged: {what}; copy the run again")
     return content
 
 
@@ -163,9 +211,9 @@ def _refuse_mixed(folder: Path, summary: dict[str, Any], config: dict[str, Any],
     for name in ("seed", "suite", "cell"):
         if name in config and config[name] != summary.get(name):
             refuse(f"{name} is {config[name]} in config.yaml and {summary.get(name)} in summary.json")
-    if "identity" not in manifest:
+    identity = manifest.get("identity")
+    if identity is None:
         return
-    identity = manifest["identity"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     if digest != manifest["config_hash"]:
         refuse(f"config_hash is {manifest['config_hash']} and the identity in manifest.json has {digest}")
@@ -182,7 +230,10 @@ def _compared(section: str, content: Any) -> Any:
 
 def _metrics(path: Path, epochs: int) -> pd.DataFrame:
     try:
-        metrics = pd.DataFrame([json.loads(line) for line in _bytes(path).splitlines()]).set_index("epoch")
+        rows = [json.loads(line) for line in _bytes(path).splitlines()]
+        if not all(isinstance(row, dict) and all(map(_or_none(NUMBER), row.values())) for row in rows):
+            raise ValueError
+        metrics = pd.DataFrame(rows).set_index("epoch")
     except (ValueError, KeyError) as error:
         raise DataError(f"{path} is damaged: a line is no epoch's values; copy the run again") from error
     if list(metrics.index) != list(range(1, epochs + 1)):
@@ -193,12 +244,14 @@ def _metrics(path: Path, epochs: int) -> pd.DataFrame:
 def _pulses(paths: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for path in paths:
-        epoch = int(path.stem.removeprefix("epoch_"))
         try:
-            for layer, pulse in _read(path).items():
+            epoch = int(path.stem.removeprefix("epoch_"))
+            for layer, pulse in _read(path, {}).items():
+                if not _has(PULSE)(pulse):
+                    raise ValueError
                 columns = zip(pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True)
                 rows += [(epoch, layer, *values, values[0] in pulse["restored"]) for values in columns]
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise DataError(f"{path} is damaged: it holds no pulse; copy the run again") from error
     return pd.DataFrame(rows, columns=PULSE_COLUMNS).astype({"restored": bool})
 
@@ -319,8 +372,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs_dir", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tidy", type=Path, metavar="OUT.csv")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError):
+    with plain_exits(DataError, OSError):
+        if given.tidy:
+            tidy(read_runs(given.runs_dir)).to_csv(given.tidy, index=False)
+            return
         recorded, left_out = record(given.runs_dir, given.results)
         if not recorded:
             reasons = "".join(f"; {why}" for why in left_out)

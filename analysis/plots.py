@@ -15,6 +15,7 @@ from itertools import cycle, groupby
 from math import ceil
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 import matplotlib.style
@@ -25,12 +26,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.collect import RESULTS, DataError, Run, plain_exits, read_run
-from analysis.published import read_published
-from analysis.suites import Setting, setting_of
+from analysis.published import read_published, usable
+from analysis.suites import runs_of_suite, setting_of, target_of
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
@@ -64,6 +65,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
 }
 MAP_COLUMNS = 3
+RESTORED = "who was restored (white: nothing was suspended)"
+REACH = 20  # percentage points: a panel of accuracies is not fitted to cells further below the best one
+ONE_CUT = 0.2  # percentage points: marks of cuts that are closer stand side by side
 
 
 class NothingToDrawError(ValueError):
@@ -80,7 +84,7 @@ class Cell:
 
     Attributes:
         label, style: of the cell's line in every figure.
-        network: what was trained on what, and what is small about it.
+        network: what was trained on what, how long, and what is small about it.
         target: share of the MACs to remove; None for dense networks.
     """
 
@@ -111,21 +115,18 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     """The cells of runs, in the legend's order.
 
     A cell goes by its method, or by its name where its method has several cells with one target (an ablation).
-    Dense networks have no target; a network without a target of its own (thin_plan) has the nearest of the others.
+    Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.cell or f"{run.method} {run.summary['config_hash']}", []).append(run)
-    targets = [(_network(run), setting_of(run.config).target) for (run, *_) in groups.values()]
     places = {}
     for name, (run, *_) in groups.items():
         method = NO_PROTECTION if run.config["method"].get("protection") is False else run.method
-        network, target = _network(run), setting_of(run.config).target
+        target = target_of(run)
         if target is None and run.method != "dense":
-            rivals = [other for place, other in targets if place == network and other is not None]
-            distances = {other: abs(other - run.summary["macs_cut"]) for other in rivals}
-            target = min(distances, key=distances.__getitem__, default=run.summary["macs_cut"])
-        places[name] = (method, network, None if run.method == "dense" else target)
+            target = round(run.summary["macs_cut"], 3)
+        places[name] = (method, _network(run), None if run.method == "dense" else target)
     counts = Counter(places.values())
     spare = cycle(SPARE_STYLES)
     found = []
@@ -140,7 +141,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
 def _network(run: Run) -> str:
     setting, images = setting_of(run.config), run.summary["train_images"]
     small = "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
-    return f"{setting.model} on {setting.dataset}, {setting.start}{small}"
+    return f"{setting.network_title} on {setting.dataset_title}, {setting.start}, {setting.epochs} epochs{small}"
 
 
 def _panels(of: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -159,37 +160,73 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
     """Test accuracy of the exported networks against the share of the MACs that went, by network.
 
     `published` (of read_published) is drawn beside full-size runs of the same data set and network. A panel is
-    fitted to our runs and nine tenths of the published ones; its title says how many lie below.
+    fitted to our cells within REACH of the best and nine tenths of the published points; its title says what lies
+    below.
     """
     found = cells(runs)
     networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
     figure, panels = _grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
+        group = _within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
         low = min(run.summary["top1"] for cell in group for run in cell.runs)
         if published is not None and (setting := setting_of(group[0].runs[0].config)).full_size:
-            rows = _comparable(published, setting)
+            rows = usable(published, setting).dropna(subset=["pruned_top1", "flops_reduction_pct"])
             low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
             shown = rows[rows["pruned_top1"] >= low]
             _draw_published(axes, shown)
-            what = f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis"
-            axes.set_title(f"{axes.get_title(loc='left')}\n{what}")
-        labels = [*dict.fromkeys(cell.label for cell in group if cell.target is not None)]
-        for number, label in enumerate(labels):
-            points = sorted((cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0)
-            x = [100 * fmean(cell.values("macs_cut")) for cell in points]
-            top1 = [cell.values("top1") for cell in points]
-            style, place = points[0].style, _beside(axes, number, len(labels), points=3)
-            axes.update_datalim([(cut, value) for cut, values in zip(x, top1, strict=True) for value in values])
-            axes.plot(x, [*map(fmean, top1)], transform=place, zorder=4, **style)
-            axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=style["color"], transform=place, zorder=3)
+            _add_to_title(axes, f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis")
+        pruned = sorted((cell for cell in group if cell.target is not None), key=_cut)
+        for label in dict.fromkeys(cell.label for cell in pruned):
+            points = [cell for cell in pruned if cell.label == label]
+            means = [fmean(cell.values("top1")) for cell in points]
+            axes.plot([*map(_cut, points)], means, zorder=4, **{**points[0].style, "marker": ""})
+        for neighbours in _at_one_cut(pruned):
+            for number, cell in enumerate(neighbours):
+                x, top1, place = _cut(cell), cell.values("top1"), _beside(axes, number, len(neighbours), points=3)
+                axes.update_datalim([(x, value) for value in top1])
+                axes.plot([x], [fmean(top1)], transform=place, zorder=4, **cell.style)
+                axes.vlines([x], min(top1), max(top1), color=cell.style["color"], transform=place, zorder=3)
         for cell in (cell for cell in group if cell.target is None):
             dense, color = cell.values("top1"), cell.style["color"]
             axes.axhline(fmean(dense), color=color, linestyle=cell.style["linestyle"])
             axes.axhspan(min(dense), max(dense), color=color, alpha=0.1, linewidth=0)
         axes.margins(0.08)
         axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
-    _legend(figure, found, "ours: mean of n seeds, bar from the lowest to the highest; marks stand side by side")
+    note = "ours: mean of n seeds, bar from the lowest to the highest; marks at one cut stand side by side"
+    _legend(figure, found, note)
     return figure
+
+
+def _cut(cell: Cell) -> float:
+    return 100 * fmean(cell.values("macs_cut"))
+
+
+def _at_one_cut(of: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells in the order of their cuts, those together whose cuts are as good as the same."""
+    found: list[list[Cell]] = []
+    for cell in of:
+        if found and _cut(cell) - _cut(found[-1][-1]) <= ONE_CUT:
+            found[-1].append(cell)
+        else:
+            found.append([cell])
+    return found
+
+
+def _within_reach(axes: Axes, group: Sequence[Cell], top1: Sequence[float]) -> list[Cell]:
+    """The cells that a panel is fitted to, by their accuracies; its title names the others."""
+    low, of_label = max(top1) - REACH, Counter(cell.label for cell in group)
+    far = [
+        f"{cell.label} {value:.1f}" + (f" at {100 * (cell.target or 0):g} %" if of_label[cell.label] > 1 else "")
+        for cell, value in zip(group, top1, strict=True)
+        if value < low
+    ]
+    if far:
+        _add_to_title(axes, f"below the axis: {', '.join(far)}")
+    return [cell for cell, value in zip(group, top1, strict=True) if value >= low]
+
+
+def _add_to_title(axes: Axes, line: str) -> None:
+    axes.set_title(f"{axes.get_title(loc='left')}\n{fill(line, 64)}")
 
 
 def _beside(axes: Axes, number: int, count: int, points: float) -> Transform:
@@ -197,18 +234,10 @@ def _beside(axes: Axes, number: int, count: int, points: float) -> Transform:
     return axes.transData + ScaledTranslation((number - (count - 1) / 2) * points / 72, 0, axes.figure.dpi_scale_trans)
 
 
-def _comparable(published: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """The usable published rows of a data set and network that have both an accuracy and a cut."""
-    of_both = published["dataset"].eq(setting.dataset_title) & published["model"].eq(setting.model_title)
-    rows = published[of_both & published["excluded"].isna()]
-    return rows.dropna(subset=["pruned_top1", "flops_reduction_pct"])
-
-
 def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
     """Hollow marks for methods that we run as well; small grey ones for others, by where they started from."""
-    peer = rows["method"].str.lower().str.extract(r"^(\w+)", expand=False)
     start = rows["pretrained"].map({"yes": "pretrained start", "no": "from scratch"}).fillna("start not said")
-    for name, members in rows.groupby(peer.where(peer.isin([*STYLES]), start)):
+    for name, members in rows.groupby(rows["peer"].where(rows["peer"].isin([*STYLES]), start)):
         style = {key: STYLES[name][key] for key in ("color", "marker")} if name in STYLES else PUBLISHED[name]
         axes.plot(
             members["flops_reduction_pct"], members["pruned_top1"], linestyle="", fillstyle="none", zorder=2,
@@ -219,9 +248,12 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
 def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
     """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
     found = [cell for cell in cells(runs) if cell.runs[0].cell in latencies["latency_ms"]]
+    if not found:
+        raise NothingToDrawError("no run was measured")
     networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
     figure, panels = _grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
+        group = _within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
         for label in dict.fromkeys(cell.label for cell in group):
             points = sorted((cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0)
             x = [fmean(latencies["latency_ms"][str(cell.runs[0].cell)].values()) for cell in points]
@@ -236,11 +268,21 @@ def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) 
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:
-    """Accuracy while training."""
-    images = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test"
-    figure = _over_epochs(cells(runs), "eval/top1", f"top-1 on the {images} images [%]")
-    for axes in figure.axes:  # the first tenth of the epochs would hide the differences that matter
-        axes.set_ylim(min(np.quantile(np.asarray(line.get_ydata()), 0.1) for line in axes.lines), None)
+    """Accuracy while training.
+
+    A panel is fitted to the cells that end within REACH of the best, and to nine tenths of their epochs; its title
+    says what lies below.
+    """
+    images, found = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test", cells(runs)
+    figure = _over_epochs(found, "eval/top1", f"top-1 on the {images} images [%]")
+    for axes, group in zip(figure.axes, _panels(found).values(), strict=True):
+        shown = _within_reach(axes, group, [cell.over_epochs("eval/top1").iloc[-1].mean() for cell in group])
+        curves = [cell.over_epochs("eval/top1").mean(axis=1) for cell in shown]
+        low = min(curve.quantile(0.1) for curve in curves)  # the first epochs would hide the differences that matter
+        if min(map(min, curves)) < low:
+            _add_to_title(axes, f"axis from {low:.0f} %: at most a tenth of each curve shown is below")
+        high = max(cell.over_epochs("eval/top1").max(axis=None) for cell in shown)
+        axes.set_ylim(low, high + max(0.05 * (high - low), 0.1))
     return figure
 
 
@@ -249,6 +291,9 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     figure = _over_epochs(cells(runs), "train/loss", "training loss")
     for axes in figure.axes:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -268,7 +313,7 @@ def _over_epochs(of: Sequence[Cell], key: str, label: str) -> Figure:
             step = max(1, len(values) // 8)  # few markers, none above another's
             axes.plot(values.mean(axis=1), markevery=(2 * number % step, step), **cell.style)
             _draw_band(axes, values.index, values.T, cell)
-        axes.set(xlabel="epochs completed", ylabel=label)
+        axes.set(xlabel="epochs completed", ylabel=label, xlim=(0, group[0].runs[0].summary["epochs"]))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, of)
     return figure
@@ -331,7 +376,7 @@ def pulses(runs: Sequence[Run]) -> Figure:
     if not pulsed:
         raise NothingToDrawError("no run has pulses")
     found = [cell for cell in pulsed if cell.label == "psap"] or pulsed
-    titles = [title for cell in found for title in (f"{_title(cell)}, seed {cell.runs[0].seed}", "who was restored")]
+    titles = [title for cell in found for title in (f"{_title(cell)}, seed {cell.runs[0].seed}", RESTORED)]
     figure, panels = _grid(titles, columns=2, width=5.4, height=4.2)
     for left, right, cell in zip(panels[::2], panels[1::2], found, strict=True):
         pulse = cell.runs[0].pulses
@@ -409,13 +454,17 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
 }  # fmt: skip
 
 
-def drawn(name: str, runs: Sequence[Run]) -> Figure | str:
-    """The figure of that name, beside published.csv, or one sentence that says why there is none."""
+def drawn(name: str, runs: Sequence[Run], latencies: Path | None = None) -> Figure | str:
+    """The figure of that name, beside published.csv and latencies, or one sentence that says why there is none."""
     try:
         if not runs:
             raise NothingToDrawError("not run")
         if name == "accuracy_against_macs":
             return accuracy_against_macs(runs, read_published())
+        if latencies is not None:
+            if not latencies.is_file():
+                raise NothingToDrawError(f"there is no {latencies.parent.name}/{latencies.name}")
+            return accuracy_against_latency(runs, read_latencies(latencies))
         return FIGURES[name](runs)
     except NothingToDrawError as error:
         return f"{name} is left out: {error}"
@@ -436,21 +485,20 @@ def read_latencies(path: Path) -> dict[str, Any]:
 def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> list[Path]:
     """Write out/<suite>/<figure>.png and .pdf, byte for byte the same for the same runs; print what is left out.
 
-    A run outside a suite counts to a suite of its recipe's name. Latencies are read from
-    results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged.
+    The runs are those of the suite's table. A run outside a suite counts to a suite of its recipe's name. Latencies
+    are read from results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged, or a
+    table would refuse the runs.
     """
     suites: dict[str, list[Run]] = {}
     for run in runs:
         suites.setdefault(run.suite or run.config["name"], []).append(run)
     figures: dict[Path, Figure | str] = {}
-    for suite, members in suites.items():
+    for suite, claimed in suites.items():
+        members, left_out = runs_of_suite(suite, claimed)
+        print(*(f"{suite}: left out: {why}\n" for why in left_out), sep="", end="")
         figures |= {out / suite / name: drawn(name, members) for name in FIGURES}
-        latencies = results / suite / "latency.json"
-        figures[out / suite / "accuracy_against_latency"] = (
-            accuracy_against_latency(members, read_latencies(latencies))
-            if latencies.is_file()
-            else f"accuracy_against_latency is left out: there is no {suite}/{latencies.name}"
-        )
+        name = "accuracy_against_latency"
+        figures[out / suite / name] = drawn(name, members, results / suite / "latency.json")
     written = []
     for path, figure in figures.items():
         if isinstance(figure, str):
@@ -472,13 +520,13 @@ def what_happened(runs: Sequence[Run]) -> Figure:
     of_psap = [run for run in runs if run.method == "psap"]
     if len(of_psap) != 1:
         raise ValueError(f"the picture needs exactly one run of psap, not {len(of_psap)}")
-    psap = of_psap[0]
+    psap, setting = of_psap[0], setting_of(of_psap[0].config)
     figure = Figure(figsize=(11, 8.4), layout="constrained")
     axes = figure.subplot_mosaic(
         [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]], height_ratios=[2.2, 1, 1]
     )
     figure.suptitle(
-        f"{psap.summary['model']} on {psap.summary['dataset']}: PSAP removes "
+        f"{setting.network_title} on {setting.dataset_title}: PSAP removes "
         f"{psap.summary['macs_cut']:.0%} of the MACs while it trains (seed {psap.summary['seed']})"
     )
     for panel, quantity, unit in (

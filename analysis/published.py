@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.collect import DataError
+from analysis.suites import Setting
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 TEXTS = ("dataset", "model", "method", "source_url", "source_note")
@@ -18,12 +19,24 @@ RANGES = {  # of numbers; all in percent or percentage points, and empty where t
 COLUMNS = ["dataset", "model", "method", "year", "pretrained", *RANGES, "source_url", "source_note"]
 # What makes a row unusable, in its note: flagged, or the remaining FLOPs printed as the removed ones.
 FLAGS = re.compile(r"DO NOT USE|unusable|print error|misprint|REMAINING FLOPs|FLOPs RATIO \(remaining\)")
+# Our methods that others published figures of, by what those are called; the first that matches.
+PEERS = {
+    "thin": r"\b[Ss]cratch",  # small networks trained from scratch, whatever method gave them their widths
+    "asfp": r"\bASFP\b",
+    "sfp": r"\bSFP\b",
+    "fpgm": r"\bFPGM\b(?!-mix)",  # FPGM-mix chooses a part of the filters by their norm
+    "l1": r"\bL1\b",
+    "l2": r"\bL2\b",
+    "random": r"\bRandom\b",
+}
 ROUNDING = 0.05  # percentage points by which a printed drop may differ from its two accuracies
 
 
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
-    """The rows of published.csv with a column `excluded`: why a row cannot be used, None where it can.
+    """The rows of published.csv, checked, and two more columns.
 
+    `excluded` is why a row cannot be used, missing where it can; `peer` is which of our methods the row is of, missing
+    where it is of none.
     `pretrained` is yes, no or None (not stated); numbers that are not printed are NaN. Raises DataError, which
     names the line, where a row is broken.
     """
@@ -40,11 +53,23 @@ def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
                     raise DataError(f"{path}, line {reader.line_num}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return pd.DataFrame(rows, columns=[*COLUMNS, "excluded"]).astype({"pretrained": object, "excluded": object})
+    objects = dict.fromkeys(("pretrained", "excluded", "peer"), object)
+    return pd.DataFrame(rows, columns=[*COLUMNS, "excluded", "peer"]).astype(objects)
+
+
+def peer_of(method: str) -> str | None:
+    """Which of our methods a published one is, by our name of it; None of methods that we do not run."""
+    return next((ours for ours, called in PEERS.items() if re.search(called, method)), None)
+
+
+def usable(published: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The published rows of a data set and network that can be used."""
+    of_both = published["dataset"].eq(setting.dataset_title) & published["model"].eq(setting.model_title)
+    return published[of_both & published["excluded"].isna()]
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its numbers and `excluded`. Raises ValueError, which says what is wrong."""
+    """The row with its numbers, `excluded` and `peer`. Raises ValueError, which says what is wrong."""
     if None in row or None in row.values():
         raise ValueError(f"it must have {len(COLUMNS)} values")
     for name in TEXTS:
@@ -56,7 +81,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"pretrained is {row['pretrained']!r} and must be yes, no or empty")
     numbers = {name: _number(name, row[name]) for name in RANGES}
     checked = row | numbers | {"year": int(row["year"]), "pretrained": row["pretrained"] or None}
-    return checked | {"excluded": _excluded(checked)}
+    return checked | {"excluded": _excluded(checked), "peer": peer_of(row["method"])}
 
 
 def _number(name: str, text: str) -> float:

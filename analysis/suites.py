@@ -1,16 +1,16 @@
-"""Suites as tables see them: what each cell trains, read from the YAML files and not from runs."""
+"""Suites as tables and figures see them: what each cell trains, read from the YAML files, and which runs are its."""
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis.collect import DataError
+from analysis.collect import RESULTS, DataError, Run, read_runs
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "imagenette": "Imagenette", "digits": "handwritten digits"}
@@ -41,6 +41,11 @@ class Setting:
     def model_title(self) -> str:
         """The network as the literature calls it."""
         return MODELS.get(self.model, re.sub(r"^resnet(\d+)$", r"ResNet-\1", self.model))
+
+    @property
+    def network_title(self) -> str:
+        """The network, and its width where that is not the literature's."""
+        return self.model_title + ("" if self.width == 1 else f" of width {self.width:g}")
 
     @property
     def start(self) -> str:
@@ -106,6 +111,75 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no suite: {type(error).__name__} {error}") from error
+
+
+@cache
+def find_suite(name: str) -> Suite | None:
+    """The suite of that name in experiments/suites; None without such a file. Raises DataError if it is no suite."""
+    path = EXPERIMENTS / "suites" / f"{name}.yaml"
+    return read_suite(path) if path.is_file() else None
+
+
+def runs_of_cells(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int, Run]], list[str]]:
+    """The runs of each cell by seed, and what claims to be of a cell and is not.
+
+    Raises DataError if two runs are of the same cell and seed, or the runs of a cell of different configurations.
+    """
+    cells = {cell.name: cell for cell in suite.cells}
+    of_cells: dict[str, dict[int, Run]] = {name: {} for name in cells}
+    left_out = []
+    for run in runs:
+        if run.suite != suite.name:
+            continue
+        name = f"{run.cell}, seed {run.seed}"
+        if run.cell not in cells or run.seed not in suite.seeds:
+            left_out.append(f"{name}: the suite has no such cell and seed")
+        elif (found := asdict(setting_of(run.config))) != (wanted := asdict(cells[run.cell].setting)):
+            differences = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+            left_out.append(f"{name}: it was not trained as the suite says ({'; '.join(differences)})")
+        elif run.seed in of_cells[run.cell]:
+            raise DataError(f"there are two runs of suite {suite.name}, cell {name}: move one of them away")
+        else:
+            of_cells[run.cell][run.seed] = run
+    for name, by_seed in of_cells.items():
+        refuse_different(f"cell {name} of suite {suite.name}", by_seed.values())
+    return of_cells, left_out
+
+
+def refuse_different(what: str, runs: Iterable[Run]) -> None:
+    """Raise DataError if runs that are to be averaged are of different configurations."""
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        seeds.setdefault(run.summary["config_hash"], []).append(run.seed)
+    if len(seeds) > 1:
+        found = [f"{name} (seed{'s' * (len(of) > 1)} {', '.join(map(str, sorted(of)))})" for name, of in seeds.items()]
+        raise DataError(
+            f"{what} has runs of different configurations: {' and '.join(found)}: move those that do not belong away"
+        )
+
+
+def target_of(run: Run) -> float | None:
+    """The share of the MACs that a run was to remove, as its suite's file says, else as its own configuration does."""
+    suite = find_suite(run.suite) if run.suite else None
+    targets = {cell.name: cell.target for cell in suite.cells} if suite else {}
+    return targets.get(str(run.cell), setting_of(run.config).target)
+
+
+def runs_of_suite(name: str, runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that stand in a suite's table, and what is left out and why; without a file of the suite all runs."""
+    suite = find_suite(name)
+    if suite is None:
+        return list(runs), []
+    of_cells, left_out = runs_of_cells(suite, runs)
+    return [run for by_seed in of_cells.values() for run in by_seed.values()], left_out
+
+
+def suite_runs(name: str, results: Path = RESULTS) -> list[Run]:
+    """What is recorded of a suite, as far as it stands in its table; prints how many runs that are."""
+    folder = results / name
+    runs, left_out = runs_of_suite(name, read_runs(folder) if folder.is_dir() else [])
+    print("\n".join([f"{name}: {len(runs)} finished runs" if runs else f"{name}: not run", *left_out]))
+    return runs
 
 
 def compose(recipe: str, overrides: list[str], conf: Path = EXPERIMENTS / "conf") -> dict[str, Any]:

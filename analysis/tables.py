@@ -8,7 +8,7 @@ python -m analysis.tables [SUITE ...] [--runs RUNS_DIR] [--out FOLDER]
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,14 +16,16 @@ from typing import Any
 import pandas as pd
 
 from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs
-from analysis.published import read_published
+from analysis.published import read_published, usable
 from analysis.stats import SMALL_N, Estimate, estimate, paired_difference
-from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, setting_of
+from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, refuse_different, runs_of_cells
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
+SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
 ESTIMATES = ("top1", "to_thin", "to_dense")  # each with columns _sd, _low, _high, _n
 COLUMNS = [
-    "section", "dataset", "model", "start", "target", "kind", "method", "year", "cell", "method_name", "seeds",
+    "section", "dataset", "model", "start", "epochs", "target", "kind", "method", "year", "peer", "cell",
+    "method_name", "seeds",
     *(f"{name}{part}" for name in ESTIMATES for part in ("", "_sd", "_low", "_high", "_n")),
     "masked_top1", "macs_cut", "base_top1", "drop", "params", "params_cut", "train_macs", "train_macs_share",
     "start_stated", "commits", "devices", "source_url", "source_note",
@@ -31,7 +33,8 @@ COLUMNS = [
 LEGEND = [
     SMALL_N,
     "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
-    "Drop: base - top-1. Base: the network that a pretrained run starts from, else the mean of our dense runs. "
+    "Drop: base - top-1. Base: the network that a pretrained run starts from, else the mean of our dense runs of the "
+    "row's seeds (of all, if it shares none). "
     "To thin, to dense: paired differences over common seeds. Training MACs: forward MACs of the network in training.",
 ]
 PUBLISHED_LEGEND = [
@@ -67,21 +70,24 @@ class Table:
 def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Table:
     """The table of all cells of a suite, whether they were run or not; of other suites, only dense runs count.
 
-    Raises DataError if two runs are of the same cell and seed.
+    Raises DataError if two runs are of the same cell and seed, or runs to be averaged of different configurations.
     """
     runs = list(runs)
-    of_cells, left_out = _sort(suite, runs)
+    of_cells, left_out = runs_of_cells(suite, runs)
     rows, notes = [], []
     for section, cells in _sections(suite).items():
         facts = {
             "section": _heading(section), "dataset": section.dataset_title, "model": section.model_title,
-            "start": section.start, "target": section.target,
+            "start": section.start, "epochs": section.epochs, "target": section.target,
         }  # fmt: skip
         dense = next((cell for cell in cells if cell.setting.method == "dense"), None)
         thin = next((cell for cell in cells if cell.setting.method == "thin"), None)
-        dense_runs = of_cells[dense.name] if dense else _dense_elsewhere(cells[0].setting, runs)
+        own_runs = [run for cell in cells for run in of_cells[cell.name].values()]
+        dense_runs = of_cells[dense.name] if dense else _dense_elsewhere(_heading(section), own_runs, runs)
         thin_runs = of_cells[thin.name] if thin else {}
-        rows += [facts | _ours(cell, of_cells[cell.name], suite, section, dense_runs, thin_runs) for cell in cells]
+        ours = [facts | _ours(cell, of_cells[cell.name], suite, section, dense_runs, thin_runs) for cell in cells]
+        rows += ours
+        notes += _different_cuts(section, ours)
         if why := _incomparable(section):
             notes.append(why)
         elif section.target is not None:
@@ -97,32 +103,11 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
     return Table(suite.name, suite.title, _head(suite, of_cells), frame, LEGEND + list(dict.fromkeys(notes)))
 
 
-def _sort(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int, Run]], list[str]]:
-    """The runs of each cell by seed, and what claims to be of a cell and is not."""
-    cells = {cell.name: cell for cell in suite.cells}
-    of_cells: dict[str, dict[int, Run]] = {name: {} for name in cells}
-    left_out = []
-    for run in runs:
-        if run.suite != suite.name:
-            continue
-        name = f"{run.cell}, seed {run.seed}"
-        if run.cell not in cells or run.seed not in suite.seeds:
-            left_out.append(f"{name}: the suite has no such cell and seed")
-        elif (found := asdict(setting_of(run.config))) != (wanted := asdict(cells[run.cell].setting)):
-            differences = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
-            left_out.append(f"{name}: it was not trained as the suite says ({'; '.join(differences)})")
-        elif run.seed in of_cells[run.cell]:
-            raise DataError(f"there are two runs of suite {suite.name}, cell {name}: move one of them away")
-        else:
-            of_cells[run.cell][run.seed] = run
-    return of_cells, left_out
-
-
 def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
-    """Cells by what they train to which target; dense ones stand in all sections of their network."""
+    """Cells by what they train, how long and to which target; dense ones stand in all sections of their network."""
 
     def key(cell: Cell, target: float | None) -> Setting:
-        return replace(cell.setting, method="", target=target, epochs=0)
+        return replace(cell.setting, method="", target=target)
 
     keys = dict.fromkeys(key(cell, cell.target) for cell in suite.cells)
     with_target = {replace(section, target=None) for section in keys if section.target is not None}
@@ -133,27 +118,48 @@ def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
     }
 
 
-def _dense_elsewhere(setting: Setting, runs: Iterable[Run]) -> dict[int, Run]:
-    """The dense runs of another suite that trained the same otherwise, by seed."""
-    dense = replace(setting, method="dense", target=None)
-    return {run.seed: run for run in runs if setting_of(run.config) == dense}
+def _dense_elsewhere(section: str, ours: Sequence[Run], runs: Iterable[Run]) -> dict[int, Run]:
+    """The dense runs of another suite that trained as all of ours did but for the method, by seed."""
+    trained = _training(ours[0]) if ours else None
+    if not trained or any(_training(run) != trained for run in ours):
+        return {}
+    found = [run for run in runs if run.method == "dense" and _training(run) == trained]
+    refuse_different(f"the dense network of {section}", found)
+    return {run.seed: run for run in found}
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """What was trained on what and how, but for the method; nothing is known of runs of older versions."""
+    return {key: value for key, value in (run.manifest.get("identity") or {}).items() if key != "method"}
 
 
 def _dense_key(cell: Cell, section: Setting) -> Setting | None:
     if cell.setting.method != "dense":
         return None
-    return replace(cell.setting, method="", target=section.target, epochs=0)
+    return replace(cell.setting, method="", target=section.target)
 
 
 def _heading(section: Setting) -> str:
+    cut = "" if section.target is None else f", {100 * section.target:g} % of the MACs cut"
+    return f"{_trained(section)}, {section.epochs} epochs{cut}"
+
+
+def _trained(section: Setting) -> str:
     parts = [f"{section.dataset_title} at {section.image_size} pixels"]
     if section.train_images is not None:
         parts.append(f"{section.train_images:,} training images")
-    parts.append(section.model_title + ("" if section.width == 1 else f" of width {section.width:g}"))
-    parts.append(section.start)
-    if section.target is not None:
-        parts.append(f"{100 * section.target:g} % of the MACs cut")
-    return ", ".join(parts)
+    return ", ".join([*parts, section.network_title, section.start])
+
+
+def _different_cuts(section: Setting, ours: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A note where the rows of a section with a target are not at one cut."""
+    cuts = [100 * row["macs_cut"] for row in ours if row["top1_n"] and row["method_name"] != "dense"]
+    if section.target is None or not cuts or max(cuts) - min(cuts) <= SAME_CUT:
+        return []
+    return [
+        f"Not at one cut: our rows of {_heading(section)}, cut between {min(cuts):.1f} and {max(cuts):.1f} %; thin "
+        "networks and methods with one ratio for all layers have coarse widths."
+    ]
 
 
 def _incomparable(section: Setting) -> str | None:
@@ -165,7 +171,7 @@ def _incomparable(section: Setting) -> str | None:
     return (
         f"No published rows: published figures of {section.dataset_title} are of {PUBLISHED_PIXELS[section.dataset]} "
         f"pixels, all training images and the whole {section.model_title}, "
-        f"and this is {_heading(replace(section, target=None))}."
+        f"and this is {_trained(section)}."
     )
 
 
@@ -183,7 +189,8 @@ def _ours(
     if not runs:
         return row
     starts = [start for start in _values(runs, "start_top1").values() if start is not None]
-    base = _mean(starts if cell.setting.pretrained else [] if runs is dense else _values(dense, "top1").values())
+    same_seeds = {seed: run for seed, run in dense.items() if seed in runs} or dense
+    base = _mean(starts if cell.setting.pretrained else [] if runs is dense else _values(same_seeds, "top1").values())
     top1, train_macs = _values(runs, "top1"), fmean(_values(runs, "train_macs").values())
     dense_train_macs = _mean(_values(dense, "train_macs").values())
     row |= _flat("top1", estimate([top1[seed] for seed in sorted(top1)]))
@@ -222,12 +229,9 @@ def _flat(name: str, found: Estimate | None) -> dict[str, float | None]:
 
 def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]]:
     """Usable published rows at a comparable cut, the best first, those that state no start last."""
-    start = "yes" if section.pretrained else "no"
+    published, start = usable(published, section), "yes" if section.pretrained else "no"
     rows = published[
-        (published["dataset"] == section.dataset_title)
-        & (published["model"] == section.model_title)
-        & published["excluded"].isna()
-        & (published["pretrained"].isna() | (published["pretrained"] == start))
+        (published["pretrained"].isna() | (published["pretrained"] == start))
         & ((published["flops_reduction_pct"] - 100 * (section.target or 0)).abs() <= TOLERANCE + 1e-9)
     ]
     difference = rows["base_top1"] - rows["pruned_top1"]

@@ -17,12 +17,13 @@ def write_run(
     folder: Path, method: str, epochs: int = 8, top1: float = 90.0, seed: int = 0, dataset: str = "digits",
     image_size: int = 8, model: str = "resnet20", macs_cut: float = 0.6, suite: str | None = None,
     cell: str | None = None, recipe: str | None = None, weights: str | None = None, protection: bool = True,
-    train_images: int | None = None,
+    train_images: int | None = None, target: float | None = None, lr: float = 0.1, width: float = 1.0,
 ) -> Path:  # fmt: skip
     """A finished run; all paths in it are below /data/somebody.
 
     A pruning method's steps are at epochs 1 to 4. psap's prune (epoch + l) / 10 of layer number l, measure the
-    utilities PULSE_SUSPENDED in every layer (utility growing with the epoch), and restore filter 0.
+    utilities PULSE_SUSPENDED in every layer (utility growing with the epoch), and restore filter 0. The target is
+    the cut, where no other is given.
     """
     (folder / "plans").mkdir(parents=True)
     cut = 0.0 if method == "dense" else macs_cut
@@ -41,13 +42,13 @@ def write_run(
         "target_macs_cut": macs_cut, "runs_dir": "/data/somebody/runs",
         "data": {"name": dataset, "root": "/data/somebody/data", "image_size": image_size, "train_images": train_images,
                  "validation_images": 180 if dataset == "digits" else 0},
-        "model": {"name": model, "width": 1.0, "weights": weights and f"/data/somebody/weights/{weights}"},
+        "model": {"name": model, "width": width, "weights": weights and f"/data/somebody/weights/{weights}"},
         "method": {"name": method},
-        "optim": {"batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
+        "optim": {"batch_size": 64, "lr": lr, "weight_decay": 5e-4},
         "runtime": {"device": "auto"}, "tracking": {"mode": "offline", "project": "psap"},
     }  # fmt: skip
-    if method not in ("dense", "thin_plan"):
-        config["method"]["target_macs_cut"] = macs_cut
+    if target is not None or method not in ("dense", "thin_plan"):
+        config["method"]["target_macs_cut"] = macs_cut if target is None else target
     if method == "psap":
         config["method"]["protection"] = protection
     if method == "thin_plan":

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.collect import TIDY_COLUMNS, DataError, NotFinishedError, read_run, read_runs, record, tidy
+from analysis.collect import TIDY_COLUMNS, DataError, NotFinishedError, main, read_run, read_runs, record, tidy
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 
@@ -113,10 +113,55 @@ def test_metrics_without_an_epoch_are_refused(folder, rows):
 def test_files_without_what_is_needed_are_refused(folder):
     (folder / "pulses" / "epoch_0002.json").write_text('{"conv1": {"filters": [0], "utility": []}}')
     assert refusal(folder) == "RUN/pulses/epoch_0002.json is damaged: it holds no pulse; copy the run again"
+    for pulse in ("[]", '{"conv1": 5}', json.dumps({"conv1": PULSE_SUSPENDED | {"restored": 0}}),
+                  json.dumps({"conv1": PULSE_SUSPENDED | {"utility": ["a", "b", "c"], "restored": [0]}})):  # fmt: skip
+        (folder / "pulses" / "epoch_0002.json").write_text(pulse)
+        assert "RUN/pulses/epoch_0002.json is damaged: it holds no " in refusal(folder)
     (folder / "plans" / "epoch_0004.json").write_text("{}")
     assert refusal(folder) == "RUN/plans/epoch_0004.json is damaged: it has no 'layers'; copy the run again"
     (folder / "summary.json").write_text("[]")
     assert refusal(folder) == "RUN/summary.json is damaged: it holds no names and values; copy the run again"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *(("summary.json", key, value) for key in ("top1", "top5", "masked_top1", "start_top1", "macs_cut", "macs",
+           "params", "train_macs", "train_seconds", "prune_seconds", "epochs", "seed", "image_size", "train_images")
+          for value in (float("nan"), float("inf"), -1, "90", True, [90])),
+        *(("summary.json", key, None) for key in ("top1", "masked_top1", "macs_cut", "params", "train_macs", "epochs")),
+        *(("summary.json", key, 900) for key in ("top1", "top5", "masked_top1", "start_top1", "macs_cut")),
+        *(("summary.json", key, 1.5) for key in ("epochs", "seed", "params", "format")),
+        *(("summary.json", key, 5) for key in ("dataset", "model", "method", "suite", "cell", "config_hash")),
+        *(("summary.json", "format", value) for value in ("1", True, [1])),
+        *(("manifest.json", "sessions", value) for value in ([], {}, None, "none", [1], [{"commit": 5}])),
+        *(("manifest.json", key, []) for key in ("seed", "device", "config_hash", "identity")),
+        *(("config.yaml", key, "x") for key in ("epochs", "data", "model", "method")),
+        ("config.yaml", "method", {"name": "psap", "target_macs_cut": "much"}),
+        *(("plans/epoch_0004.json", "layers", value) for value in (
+            [], {}, None, [1], [{"name": "conv1", "filters": 16}], [{"name": "conv1", "filters": 0, "pruned": []}],
+            [{"name": "conv1", "filters": 16, "pruned": 3}], [{"name": 1, "filters": 16, "pruned": []}])),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_by_its_file_and_name(folder, name, key, value):
+    content = yaml.safe_load((folder / name).read_text()) | {key: value}
+    (folder / name).write_text(yaml.safe_dump(content) if name.endswith("yaml") else json.dumps(content))
+    assert refusal(folder) == f"RUN/{name} is damaged: {key} cannot be {value!r:.60}; copy the run again"
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[1]", '{"epoch": 8, "train/loss": "low"}', '{"epoch": 8, "a": true}'])
+def test_a_line_of_metrics_that_holds_no_numbers_is_refused(folder, line):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], line]))
+    assert refusal(folder) == "RUN/metrics.jsonl is damaged: a line is no epoch's values; copy the run again"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "config.yaml", "metrics.jsonl",
+                                  "plans/epoch_0004.json", "pulses/epoch_0002.json"])  # fmt: skip
+def test_a_folder_in_a_files_place_is_refused(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert refusal(folder) == f"RUN/{name} cannot be read: Is a directory; copy the run again"
 
 
 @pytest.mark.parametrize(
@@ -285,3 +330,16 @@ def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_p
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
     assert refused.stderr.count("\n") == 1
+
+
+def test_the_command_writes_a_row_of_every_finished_run_and_records_nothing(runs_dir, tmp_path, capsys):
+    with pytest.warns(UserWarning, match="^left out: .*unfinished"):
+        main([str(runs_dir), "--results", str(tmp_path / "results"), "--tidy", str(tmp_path / "out.csv")])
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert list(written.columns) == TIDY_COLUMNS
+    assert list(written["method"]) == ["dense", "psap", "thin_plan"]
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(SystemExit) as refused, pytest.warns(UserWarning, match="left out"):
+        main([str(runs_dir), "--tidy", str(tmp_path / "nowhere" / "out.csv")])
+    assert refused.value.code == 2
+    assert "nowhere" in capsys.readouterr().err

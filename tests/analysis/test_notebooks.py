@@ -13,25 +13,28 @@ from tests.analysis.runs import write_run
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
-(SUITE,) = {re.search(r'"SUITE = \\"(\w+)\\""', path.read_text()).group(1) for path in NOTEBOOKS}  # that all choose
+(SUITE,) = {re.search(r'"SUITE = \\"(\w+)\\"', path.read_text()).group(1) for path in NOTEBOOKS}  # that all choose
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with copies of the notebooks and no results; the code is the repository's."""
-    shutil.copytree(ROOT / "analysis" / "notebooks", tmp_path / "analysis" / "notebooks")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    """A copy of the folder analysis without results, tables and figures, beside the suites."""
+    made = shutil.ignore_patterns("results", "tables", "figures", "__pycache__")
+    shutil.copytree(ROOT / "analysis", tmp_path / "analysis", ignore=made)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (tmp_path / "analysis" / "results").mkdir()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     return tmp_path / "analysis"
 
 
 def execute(folder):
     """Texts and number of images that the notebooks in a folder show. Raises if a cell fails.
 
-    They run in one kernel, the names of each forgotten before the next: starting kernels would take a minute.
+    They run in one kernel, each as if it were a new one: starting kernels would take a minute.
     """
     shown = []
     for path in sorted(folder.glob("*.ipynb")):
-        shown += [*nbformat.read(path, as_version=4).cells, nbformat.v4.new_code_cell("%reset -f")]
+        shown += [*nbformat.read(path, as_version=4).cells, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}")]
     NotebookClient(
         nbformat.v4.new_notebook(cells=shown), timeout=120, resources={"metadata": {"path": str(folder)}}
     ).execute()
@@ -41,23 +44,24 @@ def execute(folder):
 
 
 def test_notebooks_show_what_was_recorded(workplace):
-    for method, protection in (("dense", True), ("psap", True), ("psap", False)):
-        cell = method if protection else "psap without protection"
+    how = {"suite": SUITE, "dataset": "cifar10", "image_size": 16, "train_images": 10000, "epochs": 30}
+    how["macs_cut"] = 0.54
+    for cell in ("dense", "psap 54", "psap without protection 54"):
         folder = workplace / "results" / SUITE / cell.replace(" ", "_") / "seed0"
-        write_run(folder, method, suite=SUITE, cell=cell, protection=protection)
-    (workplace / "tables").mkdir()
-    (workplace / "tables" / f"{SUITE}.md").write_text("# The table")
+        write_run(folder, cell.split()[0], cell=cell, protection="without" not in cell, top1=61.23, **how)
+    write_run(folder.with_name("seed99"), "psap", cell=cell, protection=False, seed=99, **how)
     texts, images = execute(workplace / "notebooks")
     assert images == len(FIGURES)
     assert texts.count(f"{SUITE}: 3 finished runs") == len(NOTEBOOKS) - 1
-    assert "# The table" in texts
-    assert "not run" not in texts
+    assert texts.count(f"{cell}, seed 99: the suite has no such cell and seed") == len(NOTEBOOKS)
+    assert texts.count("| 1 of 5 | 61.23 ") == 4  # in the table; dense in both of its sections
 
 
 def test_without_results_notebooks_say_not_run(workplace):
     texts, images = execute(workplace / "notebooks")
     assert images == 0
-    assert texts.count(f"{SUITE}: not run") == len(NOTEBOOKS)
+    assert texts.count(f"{SUITE}: not run") == len(NOTEBOOKS) - 1
+    assert "runs: 0 of 75, 75 not run" in texts
     assert texts.count("is left out: not run") == len(FIGURES)
 
 

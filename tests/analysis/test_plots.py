@@ -9,6 +9,9 @@ import pytest
 from analysis import plots
 from analysis.collect import DataError, NotFinishedError, read_run
 from analysis.plots import FIGURES, NO_PROTECTION, SPARE_STYLES, STYLES, cells, what_happened
+from analysis.published import read_published
+from analysis.suites import find_suite, runs_of_suite
+from analysis.tables import make_table
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}
@@ -128,20 +131,33 @@ def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own
     assert len({cell.style["marker"] for cell in found}) == 3
 
 
-def test_one_method_at_several_targets_keeps_its_name_and_thin_plan_joins_the_nearest_target(make):
+def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_has_its_suites_target(make):
     runs = [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
-    thin_plan = make("thin_plan", cell="thin_plan", macs_cut=0.53)
-    found = cells([*runs, thin_plan, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
-    assert [(cell.label, cell.target) for cell in found if "resnet20" in cell.network] == [
-        ("thin_plan", 0.54), ("psap", 0.42), ("psap", 0.54),
+    alone = make("thin_plan", cell="thin_plan", macs_cut=0.5301)
+    found = cells([*runs, alone, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
+    assert [(cell.label, cell.target) for cell in found if "ResNet-20" in cell.network] == [
+        ("thin_plan", 0.53), ("psap", 0.42), ("psap", 0.54),
     ]  # fmt: skip
+    (of_suite,) = cells([make("thin_plan", suite="small_table", cell="thin_plan 85", macs_cut=0.80)])
+    assert of_suite.target == 0.85
+
+
+def test_networks_go_by_the_names_of_the_literature_and_runs_of_other_length_apart(make):
+    runs = [make("psap", cell=f"{epochs}", epochs=epochs, dataset="cifar10", image_size=32) for epochs in (8, 9)]
+    assert [cell.network for cell in cells(runs)] == [
+        "ResNet-20 on CIFAR-10, from scratch, 8 epochs", "ResNet-20 on CIFAR-10, from scratch, 9 epochs",
+    ]  # fmt: skip
+    (small,) = cells([make("psap", cell="small", width=0.5)])
+    assert small.network == (
+        "ResNet-20 of width 0.5 on handwritten digits, from scratch, 8 epochs\nsmall set-up: 8 px, 1,000 images"
+    )
 
 
 def test_every_network_and_target_has_a_panel_with_the_dense_network_in_it(make):
     runs = [make("dense", cell="dense")]
     runs += [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
     figure = plots.training_curves(runs)
-    assert [axes.get_title(loc="left").splitlines()[-1] for axes in figure.axes] == [
+    assert [axes.get_title(loc="left").splitlines()[2] for axes in figure.axes] == [
         "42 % of the MACs cut", "54 % of the MACs cut",
     ]  # fmt: skip
     assert all(len(axes.lines) == 2 for axes in figure.axes)
@@ -174,14 +190,14 @@ def test_the_legend_says_when_cells_have_different_numbers_of_seeds(make):
 
 PUBLISHED = pd.DataFrame(
     [
-        ("CIFAR-10", "ResNet-20", "SFP (30%)", "no", 90.83, 42.2, None),
-        ("CIFAR-10", "ResNet-20", "Other", "yes", 91.5, 50.0, None),
-        ("CIFAR-10", "ResNet-20", "Other", None, 91.0, 51.0, None),
-        ("CIFAR-10", "ResNet-20", "Misprinted", "no", 92.0, 52.0, "unusable"),
-        ("CIFAR-10", "ResNet-56", "Another network", "no", 93.0, 50.0, None),
-        ("ImageNet", "ResNet-20", "Another data set", "no", 70.0, 50.0, None),
+        ("CIFAR-10", "ResNet-20", "sfp", "no", 90.83, 42.2, None),
+        ("CIFAR-10", "ResNet-20", None, "yes", 91.5, 50.0, None),
+        ("CIFAR-10", "ResNet-20", "asfp", None, 91.0, 51.0, None),
+        ("CIFAR-10", "ResNet-20", None, "no", 92.0, 52.0, "unusable"),
+        ("CIFAR-10", "ResNet-56", None, "no", 93.0, 50.0, None),
+        ("ImageNet", "ResNet-20", None, "no", 70.0, 50.0, None),
     ],
-    columns=["dataset", "model", "method", "pretrained", "pruned_top1", "flops_reduction_pct", "excluded"],
+    columns=["dataset", "model", "peer", "pretrained", "pruned_top1", "flops_reduction_pct", "excluded"],
 )
 FULL = {"dataset": "cifar10", "image_size": 32}
 
@@ -196,7 +212,7 @@ def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows
         drawn = ours[cell.style["color"]]
         np.testing.assert_allclose(drawn.get_xydata()[0] if cell.target else drawn.get_ydata()[0], expected)
     bars = [tuple(path.vertices[:, 1]) for lines in axes.collections for path in lines.get_paths()]
-    assert bars == [(90 + place, 91 + place) for place in (1, 2, 3, 4)]
+    assert sorted(bars) == [(90 + place, 91 + place) for place in (1, 2, 3, 4)]
     published = {line.get_label(): line for line in axes.lines if line.get_fillstyle() == "none"}
     assert {label: [*map(tuple, line.get_xydata())] for label, line in published.items()} == {
         "published sfp": [(42.2, 90.83)],
@@ -204,6 +220,71 @@ def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows
         "published others, start not said": [(51.0, 91.0)],
     }
     assert "3 published points, 0 of them below" in axes.get_title(loc="left")
+
+
+def marks(axes):
+    """Where our marks of pruned networks stand, by their colours, in data coordinates."""
+    axes.figure.draw_without_rendering()
+    single = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker()]
+    of_ours = [line for line in single if line.get_fillstyle() == "full"]
+    places = {line.get_color(): line.get_transform().transform(line.get_xydata()) for line in of_ours}
+    return {color: axes.transData.inverted().transform(place)[0] for color, place in places.items()}
+
+
+def test_marks_stand_at_their_cuts_and_side_by_side_only_at_one_cut(make):
+    cuts = {"thin": 0.575, "sfp": 0.566, "fpgm": 0.5669, "psap": 0.54}
+    runs = [make(method, cell=method, macs_cut=cut, target=0.54) for method, cut in cuts.items()]
+    (axes,) = plots.accuracy_against_macs(runs).axes
+    found = {method: marks(axes)[STYLES[method]["color"]][0] for method in cuts}
+    assert (found["thin"], found["psap"]) == (pytest.approx(57.5), pytest.approx(54.0))
+    assert found["sfp"] < 56.6 - 1e-6
+    assert found["fpgm"] > 56.69 + 1e-6
+
+
+def test_a_cell_far_below_the_others_is_named_and_squeezes_nothing(make):
+    top1 = {"dense": 90.0, "psap": 88.0, "thin": 70.1, "sfp": 17.9}
+    runs = [make(method, cell=method, macs_cut=0.54, top1=value) for method, value in top1.items()]
+    for name in ("accuracy_against_macs", "training_curves"):
+        (axes,) = FIGURES[name](runs).axes
+        low = 17.9 - 10 / 8 if name == "training_curves" else 17.9  # the last epoch's, or the exported network's
+        assert f"\nbelow the axis: sfp {low:.1f}" in axes.get_title(loc="left")
+        assert 50 < axes.get_ylim()[0] < 70
+        assert 90 <= axes.get_ylim()[1] + 10 / 8 < 95
+    assert STYLES["sfp"]["color"] not in marks(plots.accuracy_against_macs(runs).axes[0])
+    (axes,) = plots.accuracy_against_latency(runs, latencies(**{name: {"0": 1.0} for name in top1})).axes
+    assert "below the axis: sfp 17.9" in axes.get_title(loc="left")
+    again = make("sfp", cell="sfp 42", macs_cut=0.42, top1=87.0)
+    (axes,) = plots.accuracy_against_macs([*runs, again]).axes
+    assert "below the axis: sfp 17.9 at 54 %" in axes.get_title(loc="left")
+    (axes,) = plots.accuracy_against_macs(runs[:-1]).axes
+    assert "below" not in axes.get_title(loc="left")
+
+
+def test_training_curves_say_where_their_axis_starts_and_curves_end_with_the_axis(make):
+    runs = suite(make)
+    for name in ("training_curves", "training_loss", "mask_churn"):
+        (axes,) = FIGURES[name](runs).axes
+        assert axes.get_xlim() == (0, 8)
+    (axes,) = plots.training_curves(runs).axes
+    low = axes.get_ylim()[0]
+    assert f"\naxis from {low:.0f} %: at most a tenth of each curve shown is below" in axes.get_title(loc="left")
+    means = [line.get_ydata() for line in axes.lines]
+    assert all(np.mean(np.asarray(curve) < low - 1e-9) <= 1 / 8 for curve in means)
+
+
+@pytest.mark.parametrize(("low", "high", "labels"), [(0.8, 2.2, ["1", "1.5", "2"]), (0.001, 2.2, ["0.001", "0.01"])])
+def test_losses_have_plain_numbers_on_their_axis(make, low, high, labels):
+    runs = suite(make)
+    for run in runs:
+        run.metrics["train/loss"] = np.linspace(high, low, 8)
+    figure = plots.training_loss(runs)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in axes.get_yticklabels()]
+    assert set(labels) <= set(texts)
+    assert all(float(text) for text in texts)
+    assert not [text for text in axes.get_yticklabels(minor=True) if text.get_text()]
+    assert axes.yaxis.get_offset_text().get_text() == ""
 
 
 def test_all_our_marks_lie_within_the_panel(make):
@@ -265,6 +346,7 @@ def test_pulses_show_every_utility_and_who_was_restored(make):
     np.testing.assert_allclose(sorted(lines["restored"]), sorted(of_all_layers[0]))
     np.testing.assert_allclose(sorted(lines["stays suspended"]), sorted(of_all_layers[1] + of_all_layers[2]))
     np.testing.assert_allclose(lines["median, restored"], [epoch * utility[0] for epoch in range(1, 5)])
+    assert right.get_title(loc="left") == "who was restored (white: nothing was suspended)"
     (mesh,) = right.collections
     np.testing.assert_allclose(mesh.get_array(), np.full((len(LAYERS), 4), 1 / 3))
 
@@ -293,6 +375,25 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, capsys):
+    of_suite = {"suite": "demo_table", "macs_cut": 0.6, "width": 0.5}
+    runs = [make("psap", cell="psap", seed=seed, **of_suite) for seed in (0, 1, 99)]
+    runs += [make("psap", cell="psap", seed=2, **of_suite | {"epochs": 5}), make("psap", cell="gone", **of_suite)]
+    kept, left_out = runs_of_suite("demo_table", runs)
+    assert [run.seed for run in kept] == [0, 1]
+    table = make_table(find_suite("demo_table"), runs, read_published())
+    assert [f"Left out: {why}." for why in left_out] == [note for note in table.notes if note.startswith("Left out")]
+    plots.write_figures(runs, tmp_path / "all", tmp_path)
+    said = capsys.readouterr().out
+    assert all(f"demo_table: left out: {why}\n" in said for why in left_out)
+    plots.write_figures(kept, tmp_path / "kept", tmp_path)
+    for path in (tmp_path / "kept").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "all" / "demo_table" / path.name).read_bytes()
+    with pytest.raises(DataError, match="cell psap of suite demo_table has runs of different configurations"):
+        plots.write_figures([*kept, make("psap", cell="psap", seed=2, lr=0.2, **of_suite)], tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys):
     runs = [make("dense", suite="table", cell="dense"), make("thin", recipe="alone")]
     written = plots.write_figures(runs, tmp_path / "out", tmp_path)
@@ -303,6 +404,10 @@ def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys)
         assert f"table: {name} is left out: no run" in said
     assert "table: accuracy_against_latency is left out: there is no table/latency.json" in said
     assert plots.drawn("pulses", []) == "pulses is left out: not run"
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "latency.json").write_text(json.dumps(latencies(other={"0": 1.0})))
+    plots.write_figures(runs, tmp_path / "out", tmp_path)
+    assert "table: accuracy_against_latency is left out: no run was measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.stats import SMALL_N, Estimate, estimate, paired_difference
+from analysis.stats import SMALL_N, Estimate, estimate, paired_difference, student
 
 
 def test_mean_and_standard_deviation_by_hand():
@@ -42,10 +42,19 @@ def test_paired_difference_by_hand_over_common_seeds_only():
     assert paired_difference({0: 92.0}, {1: 90.0}) is None
 
 
-def test_what_is_printed_about_three_seeds_is_true():
+def test_students_interval_by_hand():
+    low, high = student(3, 92.0, 7**0.5)
+    assert (low, high) == (pytest.approx(92 - 4.3027 * (7 / 3) ** 0.5, abs=1e-3), pytest.approx(184 - low))
+    assert student(4, 92.5, 0.0) == (92.5, 92.5)
+
+
+@pytest.mark.parametrize(("n", "covered", "factor"), [(3, 0.75, 2.48), (5, 0.83, 1.24)])
+def test_what_is_printed_about_few_seeds_is_true(n, covered, factor):
     generator = np.random.default_rng(1)
-    found = [estimate(generator.normal(size=3)) for _ in range(400)]
-    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(0.75, abs=0.06)
-    assert "3 times in 4" in SMALL_N
-    student = [abs(e.mean) <= 2.48 * e.sd for e in found]
-    assert np.mean(student) == pytest.approx(0.95, abs=0.03)
+    found = [estimate(generator.normal(size=n)) for _ in range(1000)]
+    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(covered, abs=0.03)
+    assert f"{100 * covered:.0f} %" in SMALL_N
+    low, high = zip(*(student(e.n, e.mean, e.sd) for e in found), strict=True)
+    assert np.mean((np.array(low) <= 0) & (np.array(high) >= 0)) == pytest.approx(0.95, abs=0.02)
+    assert student(n, 0.0, 1.0)[1] == pytest.approx(factor, abs=0.005)
+    assert f"mean ± {factor} sd with n = {n}" in SMALL_N

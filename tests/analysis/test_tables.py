@@ -12,8 +12,8 @@ import pytest
 
 from analysis import build, tables
 from analysis.build import verdicts
-from analysis.collect import DataError, read_runs, record
-from analysis.published import PUBLISHED, read_published
+from analysis.collect import DataError, read_run, read_runs, record
+from analysis.published import PUBLISHED, read_published, usable
 from analysis.stats import SMALL_N
 from analysis.suites import read_suite
 from analysis.tables import display, make_table, markdown, to_csv, write_tables
@@ -87,10 +87,10 @@ def test_a_changed_summary_changes_the_table(root, table):
 
 def test_differences_and_drops_are_those_of_unrounded_numbers_by_hand(rows):
     psap = rows.loc["resnet20 psap 54"]
-    dense_mean = (92.1 + 92.4 + 92.2) / 3
     assert psap["top1"] == pytest.approx(91.2)
-    assert psap["base_top1"] == pytest.approx(dense_mean)
-    assert psap["drop"] == pytest.approx(dense_mean - 91.2)
+    assert psap["base_top1"] == pytest.approx((92.1 + 92.2) / 2)  # of its seeds, 0 and 2
+    assert psap["drop"] == pytest.approx((92.1 + 92.2) / 2 - 91.2)
+    assert rows.loc["resnet20 thin 54", "base_top1"] == pytest.approx((92.1 + 92.4 + 92.2) / 3)
     assert psap["to_thin"] == pytest.approx(((91.3 - 90.1) + (91.1 - 90.3)) / 2)
     assert psap["to_dense"] == pytest.approx(((91.3 - 92.1) + (91.1 - 92.2)) / 2)
     assert psap["to_thin_n"] == 2
@@ -124,6 +124,85 @@ def test_two_runs_of_one_cell_and_seed_are_refused(root):
         golden_table(root)
 
 
+def test_runs_of_one_cell_with_different_configurations_are_refused(root):
+    shutil.rmtree(root / "resnet20_dense" / "seed2")
+    write_run(root / "other", "dense", cell="resnet20 dense", seed=2, lr=0.2, **COMMON)
+    first, other = (read_run(root / name).summary["config_hash"] for name in ("resnet20_dense/seed0", "other"))
+    with pytest.raises(DataError) as caught:
+        golden_table(root)
+    assert str(caught.value) == (
+        f"cell resnet20 dense of suite golden_table has runs of different configurations: {first} (seeds 0, 1) and "
+        f"{other} (seed 2): move those that do not belong away"
+    )
+
+
+CELL = "  - {name: %s, recipe: cifar10_resnet20, overrides: [method=%s, target_macs_cut=0.54, epochs=%d]}\n"
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The table of a suite of such cells and of all runs in a folder."""
+
+    def table(*cells):
+        (tmp_path / "mine.yaml").write_text("seeds: [0, 1]\ncells:\n" + "".join(CELL % cell for cell in cells))
+        return make_table(read_suite(tmp_path / "mine.yaml"), read_runs(tmp_path), read_published())
+
+    return table
+
+
+MINE = COMMON | {"suite": "mine", "macs_cut": 0.54}
+OTHER = COMMON | {"suite": "other", "cell": "dense"}
+
+
+def test_dense_runs_of_another_suite_count_if_they_trained_the_same(tmp_path, mine):
+    write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
+    write_run(tmp_path / "lr", "dense", top1=80.0, lr=0.2, **OTHER)
+    write_run(tmp_path / "long", "dense", top1=80.0, epochs=9, **OTHER)
+    assert pd.isna(mine(("a", "psap", 8)).rows["base_top1"][0])
+    write_run(tmp_path / "same", "dense", top1=92.0, **OTHER)
+    assert mine(("a", "psap", 8)).rows["base_top1"][0] == 92.0
+    write_run(tmp_path / "another", "dense", top1=93.0, seed=1, protection=False, **OTHER)
+    write_run(tmp_path / "b", "psap", cell="a", top1=91.0, seed=1, **MINE)
+    assert mine(("a", "psap", 8)).rows["base_top1"][0] == 92.5
+    shutil.rmtree(tmp_path / "another")
+    write_run(tmp_path / "another", "dense", top1=93.0, seed=1, target=0.1, **OTHER)
+    with pytest.raises(DataError, match=r"the dense network of .*, 8 epochs, 54 % .* has runs of different configurat"):
+        mine(("a", "psap", 8))
+
+
+def test_rows_of_different_length_stand_in_sections_of_their_own(tmp_path, mine):
+    write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
+    write_run(tmp_path / "b", "psap", cell="b", top1=91.0, epochs=9, **MINE)
+    write_run(tmp_path / "c", "dense", cell="c", top1=93.0, epochs=9, **MINE)
+    rows = mine(("a", "psap", 8), ("b", "psap", 9), ("c", "dense", 9)).rows
+    ours = rows[rows["kind"] == "ours"]
+    assert [*zip(ours["cell"], ours["epochs"], strict=True)] == [("a", 8), ("b", 9), ("c", 9)]
+    assert ours["section"].iloc[0] == "CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut"
+    assert [pd.isna(base) or base for base in ours["base_top1"]] == [True, 93.0, True]
+
+
+def test_without_a_common_seed_the_base_is_the_mean_of_all_dense_runs(tmp_path, mine):
+    write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
+    for seed, top1 in ((1, 92.0), (2, 94.0)):
+        write_run(tmp_path / f"dense{seed}", "dense", top1=top1, seed=seed, **OTHER)
+    assert mine(("a", "psap", 8)).rows["base_top1"][0] == 93.0
+
+
+def test_a_note_says_where_our_rows_are_not_at_one_cut(tmp_path, mine):
+    note = (
+        "Not at one cut: our rows of CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut, "
+        "cut between 54.0 and 57.4 %; thin networks and methods with one ratio for all layers have coarse widths."
+    )
+    cells = ("dense", "dense", 8), ("a", "psap", 8), ("b", "thin", 8)
+    write_run(tmp_path / "dense", "dense", cell="dense", **MINE)
+    write_run(tmp_path / "a", "psap", cell="a", **MINE)
+    write_run(tmp_path / "b", "thin", cell="b", target=0.54, **MINE | {"macs_cut": 0.549})
+    assert not [text for text in mine(*cells).notes if text.startswith("Not at one cut")]
+    shutil.rmtree(tmp_path / "b")
+    write_run(tmp_path / "b", "thin", cell="b", target=0.54, **MINE | {"macs_cut": 0.574})
+    assert note in mine(*cells).notes
+
+
 def test_a_thin_network_of_a_plan_stands_beside_its_plan_and_dense_in_every_section(table):
     first, *_ = display(table).values()
     assert list(first["method"][:5]) == ["dense", "thin", "psap", "thin_plan", "sfp"]
@@ -133,11 +212,11 @@ def test_a_thin_network_of_a_plan_stands_beside_its_plan_and_dense_in_every_sect
 
 def test_published_rows_are_comparable_and_the_others_are_named_with_their_reason(table):
     of = dict(iter(table.rows[table.rows["kind"] == "published"].groupby("section")))
-    scratch = of["CIFAR-10 at 32 pixels, ResNet-20, from scratch, 54 % of the MACs cut"]
+    scratch = of["CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut"]
     assert scratch["macs_cut"].between(0.52, 0.56).all()
     assert "FPGM-only 40%" in set(scratch["method"])
     assert "FPGM-mix 40%" not in set(scratch["method"])  # flagged
-    pretrained = of["CIFAR-10 at 32 pixels, ResNet-20, pretrained, 42 % of the MACs cut"]
+    pretrained = of["CIFAR-10 at 32 pixels, ResNet-20, pretrained, 8 epochs, 42 % of the MACs cut"]
     assert set(pretrained["method"][pretrained["start_stated"] == True]) == {"WHC 30%"}  # noqa: E712
     notes = "\n".join(table.notes)
     assert "Excluded: FPGM-mix 40% (2019), CIFAR-10, ResNet-20, 54 % of the FLOPs: DO NOT USE AS TARGET" in notes
@@ -179,16 +258,85 @@ def test_verdicts_say_where_the_interval_lies(table):
     found = verdicts(table).set_index("cell")
     assert found.loc["resnet20 psap 54", "published"] == "90.44 FPGM-only 40% (2019)"
     assert found.loc["resnet20 psap 54", "difference"] == "+0.76"
-    assert found.loc["resnet20 psap 54", "verdict"] == "above"
+    assert found.loc["resnet20 psap 54", "verdict"] == "within the interval"
     assert found.loc["resnet20 dense", "published"].startswith("92.20 ")
     assert found.loc["resnet20 dense", "verdict"] == "within the interval"
     assert found.loc["resnet20 sfp 54", "verdict"] == "not run"
     assert found.loc["resnet20 thin_plan 54", "verdict"] == "nothing to compare with"
     assert found.loc["small psap 54", "published"] == "none comparable"
     assert found.loc["pretrained dense", "published"] == "none comparable"
-    assert found.loc["pretrained psap 42", "verdict"] == "below"
+    assert found.loc["pretrained psap 42", "verdict"] == "within the interval"
     assert list(found["n"])[:3] == ["3 of 3", "3 of 3", "2 of 3"]
     assert found.loc["resnet20 psap 54", "commit"] == "0123456"
+
+
+@pytest.mark.parametrize(
+    ("top1", "verdict"),
+    [
+        ((90.2, 90.4), "within the interval"),  # though below it, 90.3 ± 0.1, in the tables
+        ((90.2, 90.21), "below"),
+        ((91.2, 91.21), "above"),
+        ((91.2,), "one run, no interval"),
+    ],
+)
+def test_verdicts_rest_on_students_interval(tmp_path, mine, top1, verdict):
+    for seed, value in enumerate(top1):
+        write_run(tmp_path / f"a{seed}", "fpgm", cell="a", top1=value, seed=seed, **MINE)
+    (found,) = verdicts(mine(("a", "fpgm", 8))).to_dict("records")
+    assert (found["published"], found["verdict"]) == ("90.44 FPGM-only 40% (2019)", verdict)
+
+
+PEERS = {
+    "thin": """
+        Small net trained from scratch | Small net trained from scratch (cosine LR) |
+        Small net trained from scratch (step LR) | Width-multiplier from scratch (WM) |
+        L1 ResNet-34-A Scratch-B | L1 ResNet-34-A Scratch-E | L1 ResNet-34-B Scratch-B | L1 ResNet-34-B Scratch-E |
+        ThiNet-30 Scratch-B | ThiNet-30 Scratch-E | ThiNet-50 Scratch-B | ThiNet-50 Scratch-E |
+        ThiNet-70 Scratch-B | ThiNet-70 Scratch-E | CP-2x net Scratch-B | CP-2x net Scratch-E""",
+    "sfp": "SFP | SFP (30%) | SFP (40%)",
+    "asfp": "ASFP (30%) | ASFP (40%)",
+    "fpgm": """
+        FPGM | FPGM-only 30% | FPGM-only 40% | FPGM (NNCF, geometric median) | PruningBench: FPGM""",
+    "l1": """
+        PFEC/L1 (Li 2017) | L1 (Li 2017) | L1 (Li 2017) re-impl. | L1 (Li 2017), finetune lr 0.01 cosine |
+        L1 (Li 2017), finetune lr 0.01 step | L1 (Li 2017), re-impl. 90-epoch finetune lr 0.01 |
+        L1 (Torch-Pruning Group-L1) | L1 (mmrazor) A | L1 (mmrazor) B | L1 (mmrazor) C | L1 pruned-A (paper) |
+        L1 pruned-A (repro) | L1 pruned-B (repro) | L1 ResNet-34-A finetune | L1 ResNet-34-B finetune |
+        PruningBench: L1 (MagnitudeL1)""",
+    "l2": "PruningBench: L2 (MagnitudeL2)",
+    "random": "PruningBench: Random",
+}
+OTHERS = """
+    ABCPruner | ABCPruner-100% | ABCPruner-30% | ABCPruner-50% | ABCPruner-70% | ABCPruner-80% | AFP | AMC | AOFP |
+    APS | AutoPruner | AutoSlim | BN scale / slimming (Group-BN) | C-SGD | C-SGD (journal) | C-SGD-50 | CC | CCP-AC |
+    CDP | CFP | CHIP | CLR-RNF | CP (He 2017) | CURL | DCFF | DCP | DCP 30% channels | DCP 50% channels |
+    DCP 70% channels | DCP-Adapt | DHP | DHP-20 | DHP-38 | DHP-50 | DHP-62 | DMC | DMCP | DMCP (mmrazor) | DPFPS | DSA |
+    DeepHoyer | DepGraph (full) | DepGraph w/o SL | EagleEye | FBS | FPGM-mix 30% | FPGM-mix 40% | Factorized |
+    FilterSketch | FilterSketch 0.2 | FilterSketch 0.4 | GAL | GAL-0.5 | GAL-0.8 | GAL-1 | GBN | GReg (Group-GReg) |
+    GReg-1 | GReg-2 | Group Fisher | Group Fisher (mmrazor, act norm.) | Group Fisher (mmrazor, flops norm.) | HRank |
+    HRankPlus | Hinge | IR | IncReg | LAASP | LFPC | LRF | LRF-60 | MIL | ManiDP | ManiDP-B | MetaPruning | NISP |
+    NSPP (Zhuang 2020) | Network Slimming | PFF/SWP (stripe-wise) | PFP-A | PFP-B | PPSM | Polar | ProvableFP |
+    PruningBench: BN scale | PruningBench: CP | PruningBench: HRank | PruningBench: Taylor | PruningBench: ThiNet |
+    RRBP | ResRep | Rethinking | SCOP | SCOP-A | SCOP-B | SCP | SRR-GR | SSS | TAS | TPP | Taylor-FO-BN | ThiNet |
+    WHC | WHC 20% | WHC 30% | WHC 40% | WHC 50% | Wang et al. (SRR-like, ref 47) | Zhuang et al. (NSPP/Polar)"""
+
+
+def test_published_methods_are_peers_of_ours():
+    published = read_published()
+    names = {name: ours for ours, text in PEERS.items() for name in map(str.strip, text.split("|"))}
+    names |= dict.fromkeys(map(str.strip, OTHERS.split("|")))
+    found = published.drop_duplicates("method").set_index("method")["peer"]
+    assert {name: None if pd.isna(peer) else peer for name, peer in found.items()} == names
+    assert len(names) == published["method"].nunique()
+
+
+def test_usable_rows_are_of_the_same_data_and_network_and_not_excluded():
+    published = read_published()
+    setting = read_suite(SUITE).cells[0].setting
+    found = usable(published, setting)
+    assert set(zip(found["dataset"], found["model"], strict=True)) == {("CIFAR-10", "ResNet-20")}
+    assert "FPGM-mix 40%" not in set(found["method"])
+    assert {"SFP (30%)", "WHC 30%", "FPGM-only 40%"} <= set(found["method"])
 
 
 @pytest.mark.parametrize(
@@ -267,6 +415,7 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     (place,), _ = record(tmp_path / "runs", tmp_path / "results")
     code, out, _ = run(build, "verify", "--results", tmp_path / "results")
     assert code == 0
+    assert out.splitlines()[-1].startswith("Verdicts: where Student's 95 % interval of the mean over seeds lies")
     assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
     (place / "summary.json").write_text("{")
     code, _, err = run(build, "verify", "--results", tmp_path / "results")

@@ -63,6 +63,10 @@ def half_written_run(folder, said, **_) -> str:
     return said(tables.main, "demo_table", "--runs", runs)
 
 
+def damaged_results(folder, said, **_) -> str:
+    return said(build.main, "verify", "--results", a_run(folder, top1=900))
+
+
 def newer_results(folder, said, **_) -> str:
     return said(build.main, "verify", "--results", a_run(folder, format=collect.FORMAT + 1))
 
@@ -89,6 +93,7 @@ def no_runs_to_record(folder, said, **_) -> str:
         (unknown_method, "Could not find 'method/hrank'"),
         (hash_of_another_configuration, "was edited by hand or mixed from two runs: optim differs"),
         (half_written_run, "is half-written: metrics.jsonl is missing; copy it again"),
+        (damaged_results, "summary.json is damaged: top1 cannot be 900; copy the run again"),
         (newer_results, "summary.json was written by a newer version of this suite: update"),
         (broken_published_row, "published.csv, line 2: year is 'year 20"),
         (no_runs_to_tabulate, "holds no finished run of demo_table"),
