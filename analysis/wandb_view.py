@@ -58,7 +58,7 @@ def view(project: str, entity: str = "", suite: str | None = None) -> ws.Workspa
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=LINES),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(expr.Tags().isin([suite])) if suite else "",
-            groupby=[expr.Metric("Group")],
+            groupby=[expr.Config("suite"), expr.Metric("Group")],  # cells of two suites may share a name
             order=[expr.Ordering(expr.Metric("Group"))],
             pinned_columns=["summary:top1", "summary:macs_cut"],
         ),

@@ -15,7 +15,7 @@ def test_a_dry_run_prints_the_view_without_a_login_or_a_network(capsys, monkeypa
     main(["--project", "psap", "--suite", "cifar10_table", "--dry-run"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["project"] == "psap"
-    assert printed["runs"] == {"filters": "Metric(\"Tags\") in ['cifar10_table']", "groupby": ["Group"]}
+    assert printed["runs"] == {"filters": "Metric(\"Tags\") in ['cifar10_table']", "groupby": ["suite", "Group"]}
     assert printed["sections"]["MACs cut"] == {"asked for and reached": ["psap/macs_cut_target", "psap/macs_cut"]}
     assert printed["sections"]["Layers"]["utility"] == "^layer/utility/.*"
 
@@ -23,7 +23,7 @@ def test_a_dry_run_prints_the_view_without_a_login_or_a_network(capsys, monkeypa
 def test_what_is_sent_groups_by_cell_filters_by_tag_and_matches_layers_by_expression():
     section = view("psap", suite="cifar10_table")._to_model().spec.model_dump(by_alias=True)["section"]
     (runs,) = section["runSets"]
-    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+    assert runs["grouping"] == [{"section": "config", "name": "suite.value"}, {"section": "run", "name": "group"}]
     (tag,) = runs["filters"]["filters"]
     assert (tag["key"]["name"], tag["op"], tag["value"]) == ("tags", "IN", ["cifar10_table"])
     plots = [panel["config"] for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]

@@ -1,0 +1,31 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from analysis.collect import DataError
+from analysis.growth import PARTS, WHATS, growth
+
+FIGURES = {
+    f"growth_{what}_{amount}_{part}_seconds": {"median": 2.0 * amount, "spread": [1, 3], "n": 1}
+    for what in WHATS for part in PARTS for amount in (10, 2)
+}  # fmt: skip
+
+
+def test_measured_times_stand_beside_what_would_be_in_proportion():
+    panels = growth(FIGURES).axes
+    assert len(panels) == len(WHATS) * len(PARTS)
+    for axes in panels:
+        proportion, measured = axes.lines
+        assert measured.get_xydata().tolist() == [[2, 4], [10, 20]]
+        assert proportion.get_ydata().tolist() == [4, 20]
+
+
+def test_a_report_without_growth_is_refused(tmp_path):
+    with pytest.raises(DataError, match="run `python -m experiments.benchmark growth`"):
+        growth({})
+    (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
+    command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
