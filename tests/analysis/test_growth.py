@@ -23,7 +23,7 @@ def test_measured_times_stand_beside_what_would_be_in_proportion():
 
 
 def test_a_report_without_growth_is_refused(tmp_path):
-    with pytest.raises(DataError, match="run `python -m experiments.benchmark growth`"):
+    with pytest.raises(DataError, match="the report has no growth_depth"):
         growth({})
     (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
     command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]

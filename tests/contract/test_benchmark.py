@@ -25,7 +25,7 @@ def test_an_unknown_section_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         benchmark.main()
     assert exit.value.code == 2
-    assert "there is no section 'nothing': choose from pruning, training, files, startup, growth, loader" in capsys.readouterr().err
+    assert "there is no section 'nothing': choose from pruning, training, files" in capsys.readouterr().err
 
 
 def test_the_latency_table_has_a_row_for_every_network_batch_and_backend():
