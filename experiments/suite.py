@@ -179,12 +179,13 @@ def _refuse_contradictions(cells: Sequence[Cell]) -> None:
             raise ValueError(
                 f"cell {cell.name!r} takes its plan from {cell.plan_of!r}, which is no cell or takes one itself"
             )
-        twins = [other.name for other in cells if _content(other) == _content(cell)]
+        twins = [other.name for other in cells if content(other) == content(cell)]
         if len(twins) > 1:
             raise ValueError(f"cells {twins[0]!r} and {twins[1]!r} train the same")
 
 
-def _content(cell: Cell) -> tuple[object, ...]:
+def content(cell: Cell) -> tuple[object, ...]:
+    """What a cell trains, whatever its name."""
     return cell.recipe, sorted(cell.overrides), cell.plan_of
 
 

@@ -87,7 +87,8 @@ def _eager(network: nn.Module, plan: PrunePlan) -> Run:
 
 
 def _compiled(network: nn.Module, plan: PrunePlan) -> Run:
-    compiled = torch.compile(copy.deepcopy(network).to(memory_format=torch.channels_last), dynamic=False)
+    laid_out = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    compiled = torch.compile(laid_out, dynamic=False, options={"freezing": True})  # weights are constants, as in ONNX
     return lambda images: _inferred(compiled, images.to(memory_format=torch.channels_last))
 
 

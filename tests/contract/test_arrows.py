@@ -2,11 +2,15 @@
 
 import ast
 import io
+import subprocess
 import sys
 import tokenize
 from pathlib import Path
 
 import pytest
+
+import psap_core
+from psap_core import api
 
 ROOT = Path(__file__).parents[2]
 CORE = sorted((ROOT / "psap_core").glob("*.py"))
@@ -59,6 +63,21 @@ def test_analysis_reads_files_only():
 def test_wandb_is_imported_in_one_module_of_the_harness():
     with_wandb = [path for path in files("experiments") if "wandb" in packages(path)]
     assert [path.parent.name for path in with_wandb] == ["harness"]
+
+
+def test_commands_that_only_look_import_no_torch():
+    """Help, finished runs, and where the runs of a suite stand."""
+    modules = "experiments.train, experiments.status, experiments.suite, experiments.launch, psap_core.errors"
+    code = f"import sys, {modules}; print({{*sys.modules}} & {{'torch', 'torchvision', 'sklearn', 'wandb'}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
+
+
+def test_the_core_offers_its_names():
+    assert psap_core.__all__ == api.__all__
+    assert all(getattr(psap_core, name) is getattr(api, name) for name in api.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = psap_core.nothing
 
 
 def test_the_core_prints_nothing():

@@ -78,6 +78,7 @@ def test_every_rank_has_generators_of_its_own(uninterrupted) -> None:
     assert first["generators"] != second["generators"]
 
 
+@pytest.mark.long
 def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(tmp_path, uninterrupted) -> None:
     process = torchrun(tmp_path)
     wait_for(process, "epoch 2/8")

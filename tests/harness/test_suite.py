@@ -1,7 +1,6 @@
 """Suites: what a file means, what a run's command is, and where a run stands."""
 
 import json
-from collections import Counter
 
 import pytest
 
@@ -109,12 +108,12 @@ def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypa
     assert listed[-1] == "two: 1 refused, 3 not launched"
 
 
-def test_the_suites_cells_are_of_configurations_that_exist_and_each_has_one_home(tiny):
-    root = [override for override in tiny("cifar10", 1, 1, 1) if override.startswith("data.root")]  # has weights
-    runs = [run for path in sorted(suite.SUITES.glob("*.yaml")) for run in suite.read_suite(path.stem, root).runs]
-    first_seeds = [run for run in runs if run.seed == run.suite.seeds[0]]
-    homes = Counter(run.record.config_hash for run in first_seeds)
-    assert [(str(run), run.suite.name) for run in first_seeds if homes[run.record.config_hash] > 1] == []
+def test_a_cell_lives_in_one_suite_only():
+    homes: dict[str, list[str]] = {}
+    for path in sorted(suite.SUITES.glob("*.yaml")):
+        for cell in suite.read_suite(path.stem).cells:
+            homes.setdefault(str(suite.content(cell)), []).append(f"{path.stem}: {cell.name}")
+    assert [found for found in homes.values() if len(found) > 1] == []
 
 
 @pytest.mark.long
