@@ -96,9 +96,11 @@ def main(arguments: Sequence[str]) -> None:
     with plain_exits(DataError):
         runs = recorded_runs(given.results)
         if given.what == "figures":
-            from analysis import plots  # the others need none of what it imports
+            from analysis import growth, plots  # the others need none of what they import
 
-            print("\n".join(map(str, plots.write_figures(runs, out, given.results))) or "no recorded run: no figure")
+            written = plots.write_figures(runs, out, given.results)
+            written += growth.write_growth(given.results, out / "benchmark")
+            print("\n".join(map(str, written)) or "no recorded run: no figure")
             return
         published = read_published()
         tables = [make_table(suite, runs, published) for suite in read_suites()]

@@ -43,6 +43,18 @@ def growth(figures: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def write_growth(results: Path, out: Path) -> list[Path]:
+    """Write out/<report>_growth.png for every recorded report of results/benchmark that has growth."""
+    written = []
+    for path in sorted((results / "benchmark").glob("*.json")):
+        figures = json.loads(path.read_text())["figures"]
+        if any(name.startswith("growth_") for name in figures):
+            out.mkdir(parents=True, exist_ok=True)
+            written.append(out / f"{path.stem}_growth.png")
+            growth(figures).savefig(written[-1], metadata={"Software": None})
+    return written
+
+
 def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         sys.exit(__doc__)

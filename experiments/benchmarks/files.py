@@ -16,7 +16,7 @@ from experiments.benchmarks import Figures, figure, seconds, sgd
 from experiments.harness import checkpoint
 from psap_core import PSAP, export, save_exported
 
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def files() -> Figures:

@@ -38,7 +38,7 @@ NETWORKS: dict[str, tuple[str, Scope, tuple[str, ...]]] = {  # figure name: torc
     "resnet50_all": ("resnet50", "all", ()),
     "mobilenet_v2": ("mobilenet_v2", "inner", ()),
 }
-ROUNDS = {1: 15, 16: 5}
+ROUNDS = {1: 11, 16: 3}
 SIZE = 224
 Run = Callable[[Tensor], object]
 

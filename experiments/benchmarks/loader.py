@@ -28,7 +28,7 @@ from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation
 from experiments.schema import OnCorrupt, PhotographsConfig
 
-SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 320, 5
+SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 320, 3
 COMPARED_IMAGES = 64  # for the pixels
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAMPLES = {"n03877845": "china.jpg", "n11939491": "flower.jpg"}

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from analysis import build
 from analysis.collect import DataError
 from analysis.growth import PARTS, WHATS, growth
 
@@ -20,6 +21,14 @@ def test_measured_times_stand_beside_what_would_be_in_proportion():
         proportion, measured = axes.lines
         assert measured.get_xydata().tolist() == [[2, 4], [10, 20]]
         assert proportion.get_ydata().tolist() == [4, 20]
+
+
+def test_recorded_reports_become_figures(tmp_path):
+    (tmp_path / "results" / "benchmark").mkdir(parents=True)
+    for name, figures in (("a_machine", FIGURES), ("without", {})):
+        (tmp_path / "results" / "benchmark" / f"{name}.json").write_text(json.dumps({"figures": figures}))
+    build.main(["figures", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.glob("out/*/*")] == ["a_machine_growth.png"]
 
 
 def test_a_report_without_growth_is_refused(tmp_path):
