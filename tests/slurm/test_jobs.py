@@ -155,7 +155,8 @@ def test_a_job_starts_from_given_weights(checkout):
     folder = checkout.run_folder("runs")
     assert folder.parents[1].name == "imagenet_resnet18_pretrained"
     exported = load_file(folder / "export" / "weights.safetensors")
-    assert all(exported[name].equal(tensor) for name, tensor in given.items() if name.endswith("weight"))
+    moved = [(exported[name] - tensor).abs().max().item() for name, tensor in given.items() if name.endswith("weight")]
+    assert max(moved) < 1e-25  # a step changes nothing but weights that are exactly 0
 
 
 def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(checkout, uninterrupted):
