@@ -141,7 +141,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
 def _network(run: Run) -> str:
     setting, images = setting_of(run.config), run.summary["train_images"]
     small = "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
-    return f"{setting.network_title} on {setting.dataset_title}, {setting.start}, {setting.epochs} epochs{small}"
+    return f"{setting.network_title} on {setting.dataset_title}\n{setting.start}, {setting.epochs} epochs{small}"
 
 
 def _panels(of: Sequence[Cell]) -> dict[str, list[Cell]]:

@@ -145,11 +145,11 @@ def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_ha
 def test_networks_go_by_the_names_of_the_literature_and_runs_of_other_length_apart(make):
     runs = [make("psap", cell=f"{epochs}", epochs=epochs, dataset="cifar10", image_size=32) for epochs in (8, 9)]
     assert [cell.network for cell in cells(runs)] == [
-        "ResNet-20 on CIFAR-10, from scratch, 8 epochs", "ResNet-20 on CIFAR-10, from scratch, 9 epochs",
+        "ResNet-20 on CIFAR-10\nfrom scratch, 8 epochs", "ResNet-20 on CIFAR-10\nfrom scratch, 9 epochs",
     ]  # fmt: skip
     (small,) = cells([make("psap", cell="small", width=0.5)])
     assert small.network == (
-        "ResNet-20 of width 0.5 on handwritten digits, from scratch, 8 epochs\nsmall set-up: 8 px, 1,000 images"
+        "ResNet-20 of width 0.5 on handwritten digits\nfrom scratch, 8 epochs\nsmall set-up: 8 px, 1,000 images"
     )
 
 
@@ -157,7 +157,7 @@ def test_every_network_and_target_has_a_panel_with_the_dense_network_in_it(make)
     runs = [make("dense", cell="dense")]
     runs += [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
     figure = plots.training_curves(runs)
-    assert [axes.get_title(loc="left").splitlines()[2] for axes in figure.axes] == [
+    assert [axes.get_title(loc="left").splitlines()[3] for axes in figure.axes] == [
         "42 % of the MACs cut", "54 % of the MACs cut",
     ]  # fmt: skip
     assert all(len(axes.lines) == 2 for axes in figure.axes)

@@ -543,6 +543,7 @@ def test_imagenettes_own_photographs():
     assert all(math.isfinite(mean) and abs(mean) < 0.7 for mean in means.tolist())
 
 
+@pytest.mark.long
 def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_end(tmp_path):
     """As some clusters send it: to training and to the processes that read for it, more than once."""
     root = sample_folder(tmp_path / "photographs", train=12, val=4, size=(60, 48))
