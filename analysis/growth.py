@@ -43,11 +43,19 @@ def growth(figures: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _read_figures(path: Path) -> dict[str, Any]:
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text())["figures"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a report of `experiments.benchmark`: measure again") from error
+    return figures
+
+
 def write_growth(results: Path, out: Path) -> list[Path]:
     """Write out/<report>_growth.png for every recorded report of results/benchmark that has growth."""
     written = []
     for path in sorted((results / "benchmark").glob("*.json")):
-        figures = json.loads(path.read_text())["figures"]
+        figures = _read_figures(path)
         if any(name.startswith("growth_") for name in figures):
             out.mkdir(parents=True, exist_ok=True)
             written.append(out / f"{path.stem}_growth.png")
@@ -59,8 +67,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         sys.exit(__doc__)
     report, out = map(Path, arguments)
-    with plain_exits(DataError, OSError, ValueError):
-        growth(json.loads(report.read_text())["figures"]).savefig(out)
+    with plain_exits(DataError):
+        growth(_read_figures(report)).savefig(out)
 
 
 if __name__ == "__main__":

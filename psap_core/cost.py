@@ -85,9 +85,8 @@ def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_i
     writes = {member: l for l, layer in enumerate(layers) for member in layer.members}
     reads = {consumer: l for l, layer in enumerate(layers) for consumer in layer.consumers}
     filters = tuple(layer.filters for layer in layers)
-    linear = [0] * len(layers)
+    fixed, linear = 0, [0] * len(layers)
     bilinear: list[tuple[int, int, int]] = []
-    fixed = 0
     for row in layer_table(model, example_input):
         touched = [side[row.name] for side in (writes, reads) if row.name in side]
         coefficient = row.macs // math.prod(filters[l] for l in touched)

@@ -47,7 +47,8 @@ def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
     Raises:
         InputError: the plan is of another network, or the exported network computes something else.
     """
-    if not (error := export_error(model, small := _shrink(model, plan), plan)) <= MAX_RELATIVE_ERROR:
+    small = _shrink(model, plan)
+    if not (error := export_error(model, small, plan)) <= MAX_RELATIVE_ERROR:
         raise InputError(f"the export differs from the model by {error:.1e}: silence the filters with apply_")
     return small
 

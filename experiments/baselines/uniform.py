@@ -1,6 +1,7 @@
 """One pruning rate for all layers: what SFP, FPGM and the one-shot methods share."""
 
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
@@ -46,7 +47,7 @@ def lowest(scores: Tensor, count: int) -> list[int]:
     return filters
 
 
-class UniformMethod(Method):
+class UniformMethod(Method, ABC):
     """A method that prunes int(O * rate) filters of every layer; the rate follows from the target.
 
     Args:
@@ -77,9 +78,9 @@ class UniformMethod(Method):
         chosen = zip(self.weights.items(), counts, strict=True)
         return {name: lowest(self.scores(weight.detach()), count) for (name, weight), count in chosen}
 
+    @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:
         """Importance of every filter: [O, I, kH, kW] -> [O]."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def zero_and_adopt(self, epochs_done: int, macs_cut: float) -> Metrics:

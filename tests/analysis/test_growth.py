@@ -6,7 +6,7 @@ import pytest
 
 from analysis import build
 from analysis.collect import DataError
-from analysis.growth import PARTS, WHATS, growth
+from analysis.growth import PARTS, WHATS, growth, main
 
 FIGURES = {
     f"growth_{what}_{amount}_{part}_seconds": {"median": 2.0 * amount, "spread": [1, 3], "n": 1}
@@ -31,9 +31,13 @@ def test_recorded_reports_become_figures(tmp_path):
     assert [path.name for path in tmp_path.glob("out/*/*")] == ["a_machine_growth.png"]
 
 
-def test_a_report_without_growth_is_refused(tmp_path):
+def test_a_report_without_growth_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="the report has no growth_depth"):
         growth({})
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
+    assert "report.json is not a report" in capsys.readouterr().err
     (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
     command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]
     subprocess.run(command, check=True)
