@@ -49,6 +49,15 @@ class Precision(StrEnum):
     auto = "auto"  # bfloat16 autocast where the GPU has it, float32 elsewhere
 
 
+class Fast(StrEnum):
+    """How a training step is done; `eager` is the reference, the others compute the same, rounded otherwise."""
+
+    auto = "auto"  # captured where that is possible, eager elsewhere
+    eager = "eager"
+    compiled = "compiled"  # by torch.compile, which takes a minute at the start
+    captured = "captured"  # as one CUDA graph
+
+
 @dataclass
 class DataConfig:
     name: str = MISSING
@@ -148,7 +157,7 @@ class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda
     threads: int | None = MISSING  # torch's CPU threads; None: torch decides
     workers: int | None = MISSING  # processes that read photographs, per training process; None: its share of the cores
-    compile: bool = MISSING  # torch.compile
+    fast: Fast = MISSING
 
 
 @dataclass

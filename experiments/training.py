@@ -23,9 +23,10 @@ from experiments.harness.loop import Accuracy, Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
 from experiments.harness.record import Record
+from experiments.harness.steps import CapturedSteps, Steps, choose_fast
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
-from experiments.schema import Config, ModelConfig, Precision, ThinPlanConfig
+from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
 from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
 
 if TYPE_CHECKING:
@@ -66,9 +67,10 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     seeding.seed_rank(cfg.seed, world.rank)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     optimizer = make_optimizer(model, cfg.optim)
-    net = world.wrap(torch.compile(model) if cfg.runtime.compile else model)  # type: ignore[arg-type]
     workers = reading_workers(cfg.runtime, world)
     images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
+    fast = choose_fast(cfg.runtime.fast, device, images, world)
+    net = world.wrap(torch.compile(model, dynamic=False) if fast is Fast.compiled else model)  # type: ignore[arg-type]
     example = torch.zeros(1, channels, size, size, device=device)
     autocast = torch.bfloat16 if cfg.optim.precision is Precision.auto and has_bfloat16(device) else None
 
@@ -91,7 +93,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         "device": device_name(device),
         "world_size": world.size,
         "autocast": str(autocast),
-        "compile": cfg.runtime.compile,
+        "fast": fast.value,
     }
     world.first(lambda: record.begin(cfg, facts))
     tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
@@ -132,15 +134,13 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     steps_done = position.epoch * images.batches + position.batch
     curve: SplitName = "validation" if dataset.count("validation") else "test"
     title = f"{cfg.name} {cfg.method.name}"
+    make_steps = CapturedSteps if fast is Fast.captured else Steps
+    steps = make_steps(net, optimizer, images, world, device, autocast, method.after_step)  # type: ignore[arg-type]
     with RunProgress(title, cfg.epochs, images.batches, steps_done, quiet=not world.is_first) as progress:
         loop = Loop(
             model=model,
-            net=net,
-            optimizer=optimizer,
-            images=images,
+            steps=steps,
             world=world,
-            device=device,
-            autocast=autocast,
             callback=method,
             epochs=cfg.epochs,
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),

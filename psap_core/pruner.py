@@ -126,7 +126,7 @@ class PSAP:
         self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
         self._snapshots = {layer.name: Snapshot() for layer in self.layers}
-        self._silence = Silence(self._tensors(), self.plan.pruned)
+        self._silence = Silence(self._tensors())
         optimizer.register_step_post_hook(lambda *_: self._silence.hold_())
 
     @property
@@ -191,7 +191,7 @@ class PSAP:
                 freeze_(tensors[name], pruned)
                 snapshots[name] = Snapshot()
         self._snapshots = snapshots
-        self._silence = Silence(tensors, self.plan.pruned)
+        self._silence.set_(plan.pruned)
         changed = sum(len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items())
         return PruneStep(
             epochs_done, plan, sparsity, proposed, restored, seen.utility, seen.grad_norm_live,
@@ -243,7 +243,7 @@ class PSAP:
         self._snapshots = {name: Snapshot() for name in self.plan.pruned}
         for n, rows in state["snapshots"].items():
             self._snapshots[n] = Snapshot(self.plan.pruned[n], {k: t.to(device, copy=True) for k, t in rows.items()})
-        self._silence = Silence(self._tensors(), self.plan.pruned)
+        self._silence.set_(self.plan.pruned)
 
     def _settings(self) -> dict[str, Any]:
         return {

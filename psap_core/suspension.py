@@ -128,21 +128,25 @@ def apply_(
 
 
 class Silence:
-    """Keeps the affine of pruned filters (layer name to indices) at zero while the network trains."""
+    """Keeps the affine of pruned filters at zero while the network trains; none is pruned before `set_`.
 
-    def __init__(self, tensors: Mapping[str, FilterTensors], pruned: Mapping[str, Collection[int]]) -> None:
-        self._affines: list[Tensor] = []
-        self._masks: list[Tensor] = []
-        for layer, filters in ((tensors[name], filters) for name, filters in pruned.items() if filters):
-            mask = torch.ones_like(layer.gamma, requires_grad=False).index_fill_(0, layer.index(filters), 0.0)
-            self._affines += (layer.gamma, layer.beta)
-            self._masks += (mask, mask)
+    Its masks are changed in place only, so a training step that a CUDA graph has captured stays valid.
+    """
+
+    def __init__(self, tensors: Mapping[str, FilterTensors]) -> None:
+        self._tensors = tensors
+        self._masks = {name: torch.ones_like(layer.gamma, requires_grad=False) for name, layer in tensors.items()}
+
+    def set_(self, pruned: Mapping[str, Collection[int]]) -> None:
+        """From now on these are pruned: the name of every layer to indices."""
+        for name, mask in self._masks.items():
+            mask.fill_(1.0).index_fill_(0, self._tensors[name].index(pruned[name]), 0.0)
 
     @torch.no_grad()
     def hold_(self) -> None:
         """To be called after every optimiser step."""
-        if self._affines:
-            torch._foreach_mul_(self._affines, self._masks)
+        affines = [affine for layer in self._tensors.values() for affine in (layer.gamma, layer.beta)]
+        torch._foreach_mul_(affines, [mask for mask in self._masks.values() for _ in range(2)])
 
 
 @torch.no_grad()

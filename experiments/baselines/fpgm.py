@@ -36,17 +36,27 @@ class FPGM(UniformMethod):
         self, model: nn.Module, optimizer: Optimizer, example_input: Tensor, target_macs_cut: float, save: SaveStep
     ) -> None:
         super().__init__(model, example_input, target_macs_cut, save)
+        # Changed in place only, so that a captured training step stays valid.
+        self.masks = {name: torch.ones(len(w), 1, 1, 1, device=w.device) for name, w in self.weights.items()}
         optimizer.register_step_pre_hook(self._mask_gradients)
 
     def scores(self, weight: Tensor) -> Tensor:
         return summed_distances(weight)
 
     def end_epoch(self, epochs_done: int) -> Metrics:
-        return self.zero_and_adopt(epochs_done, self.target_cut)
+        metrics = self.zero_and_adopt(epochs_done, self.target_cut)
+        self._set_masks()
+        return metrics
 
-    @torch.no_grad()
-    def _mask_gradients(self, *_: Any) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._set_masks()
+
+    def _set_masks(self) -> None:
         for name, filters in self.plan.pruned.items():
-            gradient = self.weights[name].grad
-            if filters and gradient is not None:
-                gradient[list(filters)] = 0.0
+            self.masks[name].fill_(1.0)[list(filters)] = 0.0
+
+    def _mask_gradients(self, *_: Any) -> None:
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                weight.grad.mul_(self.masks[name])

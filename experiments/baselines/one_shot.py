@@ -38,7 +38,7 @@ class OneShot(UniformMethod):
         self.model, self.optimizer = model, optimizer
         self.score, self.prune_at = score, prune_at
         self.generator = torch.Generator().manual_seed(seed)
-        self.silence = self._silence()
+        self.silence = Silence({layer.name: filter_tensors(model, layer) for layer in self.layers})
 
     def scores(self, weight: Tensor) -> Tensor:
         if self.score == "random":
@@ -57,16 +57,12 @@ class OneShot(UniformMethod):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.silence = self._silence()
+        self.silence.set_(self.plan.pruned)
 
     def _prune(self, epochs_done: int) -> Metrics:
         began = time.perf_counter()
         pruned = self.choose(self.counts(self.target_cut))
         metrics = self.adopt(pruned, epochs_done, self.target_cut, began)
         apply_(self.model, self.layers, self.plan, self.optimizer)
-        self.silence = self._silence()
+        self.silence.set_(self.plan.pruned)
         return metrics
-
-    def _silence(self) -> Silence:
-        tensors = {layer.name: filter_tensors(self.model, layer) for layer in self.layers}
-        return Silence(tensors, self.plan.pruned)

@@ -92,7 +92,11 @@ class Dataset:
     flip: bool
 
     skipped: ClassVar[set[str]] = set()  # every image is readable
-    memory_format = torch.contiguous_format
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the network's weights: what the device's convolutions like best."""
+        return torch.channels_last if self.train.images.is_cuda else torch.contiguous_format
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -300,20 +304,24 @@ class TrainingImages:
         """Images per epoch."""
         return len(self.labels)
 
+    def draw(self, stream: str, epoch: int) -> Tensor:
+        """A stream's epoch: index, top, left and flip of every image, in their order, int64 [4, N]."""
+        draw, count = generator(self.seed, stream, epoch), len(self)
+        order = torch.randperm(count, generator=draw)
+        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=draw)
+        flip = torch.rand(count, generator=draw) < (0.5 if self.flip else 0.0)
+        return torch.stack([order, top, left, flip]).to(self.labels.device)
+
+    def augmented(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, C, S, S], normalised, and labels int64 [B] for some columns [4, B] of a draw."""
+        index, top, left, flip = drawn
+        images = crop_and_flip(self.padded.index_select(0, index), top, left, flip.bool(), self.size)
+        return self.normalisation(images), self.labels[index]
+
     def epoch(self, stream: str, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's share of the batches from `first` on of a stream's epoch."""
-        draw = generator(self.seed, stream, epoch)
-        count, device = len(self), self.labels.device
-        order = torch.randperm(count, generator=draw).to(device)
-        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=draw).to(device)
-        flip = (torch.rand(count, generator=draw) < (0.5 if self.flip else 0.0)).to(device)
-
-        def augmented(part: slice) -> tuple[Tensor, Tensor]:
-            index = order[part]
-            images = crop_and_flip(self.padded.index_select(0, index), top[part], left[part], flip[part], self.size)
-            return self.normalisation(images), self.labels[index]
-
-        for start in range(first * self.sharing.batch_size, count, self.sharing.batch_size):
-            images = min(self.sharing.batch_size, count - start)
+        drawn = self.draw(stream, epoch)
+        for start in range(first * self.sharing.batch_size, len(self), self.sharing.batch_size):
+            images = min(self.sharing.batch_size, len(self) - start)
             mine = (slice(start + part.start, start + part.stop) for part in self.sharing.parts(images))
-            yield Batch([augmented(part) for part in mine], images)
+            yield Batch([self.augmented(drawn[:, part]) for part in mine], images)

@@ -74,9 +74,9 @@ class World:
         """The network whose backward pass averages gradients over the ranks."""
         return DistributedDataParallel(net) if self.size > 1 else net
 
-    def unsynchronised(self, net: nn.Module) -> AbstractContextManager[None]:
-        """Inside, a backward pass leaves gradients to be averaged by a later one."""
-        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+    def synchronised(self, net: nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Inside, a backward pass averages gradients over the ranks, or leaves them to a later one."""
+        return nullcontext() if now or not isinstance(net, DistributedDataParallel) else net.no_sync()
 
     @torch.no_grad()
     def share_buffers_(self, model: nn.Module) -> None:

@@ -2,18 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from experiments.harness.batches import TrainingData
 from experiments.harness.distributed import World
 from experiments.harness.entry import Interrupted
+from experiments.harness.steps import Steps
 from psap_core import InputError
 
 Metrics = Mapping[str, float]
@@ -64,8 +61,8 @@ class Loop:
     """One training, continued from `position`.
 
     Attributes:
-        net: computes the model's outputs in training: the model itself, or its wrapper.
-        autocast: type in which the forward pass may compute; None: float32.
+        steps: does an epoch's optimiser steps.
+        callback: the method, told when an epoch is complete; `steps` tells it of every step.
         learning_rate: of an epoch; the first is 0.
         evaluate: top-1 in percent for an epoch's curve.
         log: takes an epoch's metrics.
@@ -75,12 +72,8 @@ class Loop:
     """
 
     model: nn.Module
-    net: nn.Module
-    optimizer: Optimizer
-    images: TrainingData
+    steps: Steps
     world: World
-    device: torch.device
-    autocast: torch.dtype | None
     callback: Callback
     epochs: int
     learning_rate: Callable[[int], float]
@@ -110,24 +103,13 @@ class Loop:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         position = self.position
         lr = self.learning_rate(epoch)
-        for group in self.optimizer.param_groups:
+        for group in self.steps.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.device)
+        loss_sum = self.steps.loss_sum.fill_(position.loss_sum)
         began = time.perf_counter() - position.epoch_seconds
-        for batch in self.images.epoch("train", epoch, position.batch):
-            self.optimizer.zero_grad()
-            for number, (images, labels) in enumerate(batch.parts, 1):
-                last = number == len(batch.parts)
-                with nullcontext() if last else self.world.unsynchronised(self.net):
-                    loss = self._loss(images, labels)
-                    # Averaged over the ranks, this is the gradient of the whole batch's mean loss. (Skipped images
-                    # are in batch.images: their batch counts a little less.)
-                    (loss * (self.world.size * len(labels) / batch.images)).backward()
-                loss_sum += loss.detach().double() * len(labels)
-                position.images += len(labels)
-            self.optimizer.step()
-            self.callback.after_step()
+        for images in self.steps.epoch(epoch, position.batch):
+            position.images += images
             position.batch += 1
             self.advance()
             if self.stop_requested():
@@ -142,7 +124,7 @@ class Loop:
             "epoch": epoch + 1,
             "train/loss": mean_loss,
             "train/lr": lr,
-            "train/images_per_second": len(self.images) / trained,
+            "train/images_per_second": len(self.steps.images) / trained,
             **self.callback.end_epoch(epoch + 1),
         }
         self.position = Position(epoch + 1, seconds=position.seconds + time.perf_counter() - began)
@@ -150,10 +132,6 @@ class Loop:
 
     def _summed(self, value: float) -> float:
         return self.world.sum(torch.tensor(value, dtype=torch.float64)).item()
-
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return F.cross_entropy(self.net(images), labels)
 
 
 def _finite(loss_sum: Tensor, model: nn.Module, epoch: int) -> float:
@@ -186,13 +164,14 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, dtype=torch.long)  # top-1, top-5, images
+    hits, count = torch.zeros(2, dtype=torch.long), 0  # of the first guess, and of the first five
     for images, labels in batches:
         logits = model(images)
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        counts += torch.tensor([int(hits[:, 0].sum()), int(hits.sum()), len(labels)])
+        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        hits = hits.to(labels.device) + torch.stack([hit[:, 0].sum(), hit.sum()])
+        count += len(labels)
     model.train(was_training)
-    top1, top5, count = world.sum(counts).tolist()
+    top1, top5, count = world.sum(torch.tensor([*hits.tolist(), count])).tolist()  # waits for the device here only
     if not count:
         raise InputError("not one of the images to evaluate on can be read")
     return Accuracy(100 * top1 / count, 100 * top5 / count, count)

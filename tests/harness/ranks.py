@@ -20,6 +20,7 @@ from experiments.harness.distributed import join
 from experiments.harness.entry import compose
 from experiments.harness.loop import Callback, Loop, Metrics, Position
 from experiments.harness.models import build
+from experiments.harness.steps import Steps
 from psap_core import PSAP
 
 JOBS = {  # name: ranks, micro-batches, fixed statistics?
@@ -74,8 +75,9 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
             model, optimizer, torch.zeros(1, 1, 8, 8).double(), target_macs_cut=0.5, total_epochs=EPOCHS,
             start=1, ramp_end=4, freeze=5, pulse_batches=4 * accumulate,
         )  # fmt: skip
+        steps = Steps(net, optimizer, images, world, CPU, None, lambda: None)
         Loop(
-            model, net, optimizer, images, world, CPU, None, Prune(), EPOCHS, lambda epoch: 0.02, lambda: 0.0,
+            model, steps, world, Prune(), EPOCHS, lambda epoch: 0.02, lambda: 0.0,
             lambda metrics: None, lambda: None, lambda: False, lambda: None, Position(),
         ).train()  # fmt: skip
     return found
