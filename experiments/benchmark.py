@@ -1,7 +1,8 @@
 """What the suite costs: `python -m experiments.benchmark [section ...] [--out runs/bench/report.json]`.
 
 Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table; what
-each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but memory.
+each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but memory,
+and gpu only where there is one.
 
 pruning   what a pruning step, its pulse and the hook between steps cost
 training  a training step on CIFAR-10, and its augmentation beside PIL's
@@ -10,6 +11,7 @@ startup   how long commands take before they do anything
 growth    how an epoch's and a pruning step's cost grow with depth, batch, pruned layers and processes
 loader    photographs read, per second and core, beside plain torchvision
 latency   exported ResNet-50 and MobileNetV2, dense and pruned on three backends
+gpu       epochs on a GPU, captured and eager, and several runs side by side
 memory    peak memory of PSAP training against dense training of ResNet-50 (6 minutes on two cores)
 """
 
@@ -22,6 +24,7 @@ import torch
 
 from experiments.benchmarks import Figures
 from experiments.benchmarks.files import files
+from experiments.benchmarks.gpu import gpu
 from experiments.benchmarks.growth import growth
 from experiments.benchmarks.latency import latency, latency_table
 from experiments.benchmarks.loader import loader
@@ -30,10 +33,11 @@ from experiments.benchmarks.pruning import pruning
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.training import training
 from experiments.harness.devices import device_name
+from experiments.harness.entry import plain_exits
 from experiments.harness.record import code_version
 
 SECTIONS = {section.__name__: section
-            for section in (pruning, training, files, startup, growth, loader, latency, memory)}  # fmt: skip
+            for section in (pruning, training, files, startup, growth, loader, latency, gpu, memory)}  # fmt: skip
 
 
 def main() -> None:
@@ -41,15 +45,19 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
     given = parser.parse_args()
-    sections = given.sections or [name for name in SECTIONS if name != "memory"]
+    left_out = {"memory"} if torch.cuda.is_available() else {"memory", "gpu"}
+    sections = given.sections or [name for name in SECTIONS if name not in left_out]
     if unknown := sorted(set(sections) - SECTIONS.keys()):
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     torch.manual_seed(0)
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
                "torch": torch.__version__, "python": platform.python_version(), **code_version()}
+    if torch.cuda.is_available():
+        machine["gpu"] = device_name(torch.device("cuda"))
     figures: Figures = {}
     for section in sections:
-        found = SECTIONS[section]()
+        with plain_exits():
+            found = SECTIONS[section]()
         for name, values in found.items():
             low, high = values["spread"]
             print(f"{name:48} {values['median']:10.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}", flush=True)

@@ -23,10 +23,10 @@ from experiments.harness.loop import Accuracy, Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
 from experiments.harness.record import Record
-from experiments.harness.steps import CapturedSteps, Steps, choose_fast
+from experiments.harness.steps import choose_fast, make_steps
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
-from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
+from experiments.schema import Config, ModelConfig, Precision, ThinPlanConfig
 from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
 
 if TYPE_CHECKING:
@@ -70,13 +70,12 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     workers = reading_workers(cfg.runtime, world)
     images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
     fast = choose_fast(cfg.runtime.fast, device, images, world)
-    net = world.wrap(torch.compile(model, dynamic=False) if fast is Fast.compiled else model)  # type: ignore[arg-type]
     example = torch.zeros(1, channels, size, size, device=device)
     autocast = torch.bfloat16 if cfg.optim.precision is Precision.auto and has_bfloat16(device) else None
 
     def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
         batches = images.epoch("pulse", epochs_done)
-        return (F.cross_entropy(net(x), y) for batch in batches for x, y in batch.parts)
+        return (F.cross_entropy(steps.net(x), y) for batch in batches for x, y in batch.parts)
 
     def accuracy(network: nn.Module, split: SplitName) -> Accuracy:
         batches = dataset.evaluation(split, world.rank, world.size, normalisation, device, workers)
@@ -88,6 +87,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
 
     pulse_batches = images.batches * cfg.optim.accumulate
     method = make_method(cfg, model, optimizer, example, pulse_losses, pulse_batches, save_step)
+    steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
     facts = {
         "data_sha256": dataset.digest,
         "device": device_name(device),
@@ -134,8 +134,6 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     steps_done = position.epoch * images.batches + position.batch
     curve: SplitName = "validation" if dataset.count("validation") else "test"
     title = f"{cfg.name} {cfg.method.name}"
-    make_steps = CapturedSteps if fast is Fast.captured else Steps
-    steps = make_steps(net, optimizer, images, world, device, autocast, method.after_step)  # type: ignore[arg-type]
     with RunProgress(title, cfg.epochs, images.batches, steps_done, quiet=not world.is_first) as progress:
         loop = Loop(
             model=model,

@@ -127,6 +127,18 @@ class CudaGraph:
         self.graph.replay()
 
 
+def make_steps(
+    fast: Fast, model: nn.Module, optimizer: Optimizer, images: TrainingData, world: World, device: torch.device,
+    autocast: torch.dtype | None, after_step: Callable[[], None],
+) -> Steps:  # fmt: skip
+    """The steps of a training that `choose_fast` has chosen."""
+    net = world.wrap(torch.compile(model, dynamic=False) if fast is Fast.compiled else model)  # type: ignore[arg-type]
+    if fast is Fast.captured:
+        assert isinstance(images, TrainingImages)
+        return CapturedSteps(net, optimizer, images, world, device, autocast, after_step)
+    return Steps(net, optimizer, images, world, device, autocast, after_step)
+
+
 def choose_fast(fast: Fast, device: torch.device, images: TrainingData, world: World) -> Fast:
     """How steps are done here: eager, compiled or captured; `auto` captures where that is possible.
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import figure
+from experiments.benchmarks import figure, gpu
 from experiments.benchmarks.latency import NETWORKS, ROUNDS, latency_table
 
 
@@ -26,6 +26,19 @@ def test_an_unknown_section_is_refused(monkeypatch, capsys):
         benchmark.main()
     assert exit.value.code == 2
     assert "there is no section 'nothing': choose from pruning, training, files" in capsys.readouterr().err
+
+
+def test_concurrent_runs_train_in_processes_of_their_own():
+    assert gpu.images_per_second(2, "cpu", images=160) > 0
+
+
+def test_the_gpu_section_needs_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmark", "gpu"])
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: the section gpu needs a CUDA device\n"
 
 
 def test_the_latency_table_has_a_row_for_every_network_batch_and_backend():

@@ -1,0 +1,71 @@
+"""Training on one GPU; random images of CIFAR-10's shape and number lie on it, a run is a process.
+
+resnet56_epoch_seconds_fast, _eager: an epoch of ResNet-56, batch 128, with runtime.fast=auto and eager, float32.
+resnet56_epoch_seconds_bfloat16: fast, with bfloat16 autocast.
+runs_per_gpu_speedup: images per second of 8 concurrent runs of ResNet-20, all together, over those of one alone.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+
+from experiments.benchmarks import Figures, figure, seconds, sgd
+from experiments.harness.batches import Sharing
+from experiments.harness.data import Normalisation, Split, TrainingImages
+from experiments.harness.distributed import World
+from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
+from experiments.harness.steps import choose_fast, make_steps
+from experiments.schema import Fast, Shortcut
+from psap_core import InputError
+
+IMAGES, BATCH, EPOCHS, RUNS = 50_000, 128, 3, 8
+NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+START_SECONDS = 300  # patience with the slowest process
+
+
+def gpu() -> Figures:
+    if not torch.cuda.is_available():
+        raise InputError("the section gpu needs a CUDA device")
+    figures = {
+        "resnet56_epoch_seconds_fast": figure(epoch_seconds("resnet56", "cuda", Fast.auto)),
+        "resnet56_epoch_seconds_eager": figure(epoch_seconds("resnet56", "cuda", Fast.eager)),
+        "resnet56_epoch_seconds_bfloat16": figure(epoch_seconds("resnet56", "cuda", Fast.auto, torch.bfloat16)),
+    }
+    return figures | {"runs_per_gpu_speedup": figure([images_per_second(RUNS) / images_per_second(1)])}
+
+
+def epoch_seconds(
+    name: str, device_type: str, fast: Fast, autocast: torch.dtype | None = None, images: int = IMAGES,
+    wait: Callable[[], object] = lambda: None,
+) -> list[float]:  # fmt: skip
+    """Durations of some epochs; a first one, which captures the step, is not counted, and followed by `wait`."""
+    device = torch.device(device_type)
+    model = ResNet(RESNET_BLOCKS[name], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10).to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)
+    split = Split(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))).to(device)
+    batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0)
+    world = World()
+    chosen = choose_fast(fast, device, batches, world)
+    steps = make_steps(chosen, model, sgd(model), batches, world, device, autocast, lambda: None)
+
+    def train(epoch: int) -> float:
+        for _ in steps.epoch(epoch, 0):
+            pass
+        return steps.loss_sum.item()  # waits for the device
+
+    train(0)
+    wait()
+    return [seconds(lambda: train(epoch)) for epoch in range(1, EPOCHS + 1)]  # noqa: B023
+
+
+def images_per_second(runs: int, device_type: str = "cuda", images: int = IMAGES) -> float:
+    """Of so many concurrent processes together, each training ResNet-20."""
+    context = get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
+        wait = manager.Barrier(runs, timeout=START_SECONDS).wait
+        arguments = "resnet20", device_type, Fast.auto, None, images, wait
+        trained = [pool.submit(epoch_seconds, *arguments) for _ in range(runs)]
+        return sum(EPOCHS * images / sum(run.result()) for run in trained)
