@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.benchmarks import Figures, figure, one_thread, seconds, sgd
 from experiments.harness.batches import Sharing
-from experiments.harness.data import Normalisation, Split, TrainingImages, crop_and_flip
+from experiments.harness.data import Normalisation, Split, TrainingImages, crop
 from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
 from experiments.schema import Shortcut
 
@@ -35,8 +35,8 @@ def augmentation() -> Figures:
     top, left = torch.randint(2 * PADDING + 1, (2, PIL_IMAGES))
     flips = torch.rand(PIL_IMAGES) < 0.5
     one_by_one = _pil(images[:PIL_IMAGES], top, left, flips)
-    padded = F.pad(images[:PIL_IMAGES], (PADDING,) * 4)
-    at_once = NORMALISATION(crop_and_flip(padded, top, left, flips, SIZE))
+    window = (top * (2 * PADDING + 1) + left) * 2 + flips
+    at_once = NORMALISATION(crop(batches.padded[:PIL_IMAGES], batches.windows[window]))
     if not torch.equal(torch.stack(one_by_one()), at_once):
         raise AssertionError("the two augmentations make different pixels")
     rates, ratios = [], []

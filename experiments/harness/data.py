@@ -257,24 +257,31 @@ def _resized(split: Split, size: int) -> Split:
     return Split(images.round().to(torch.uint8), split.labels)
 
 
-def crop_and_flip(padded: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
-    """One crop per image, mirrored where asked; equal, bit for bit, to torchvision's crop and hflip.
+def crop_windows(size: int, padding: int) -> Tensor:
+    """The pixels of a padded image that each crop shows: int64 [(2 padding + 1)^2 * 2, size * size].
+
+    Crops go by their upper left corner, row by row, each as it is and mirrored; a pixel is its place in the flat image.
+    """
+    corner, pixel = torch.arange(2 * padding + 1), torch.arange(size)
+    rows = (corner[:, None] + pixel).view(-1, 1, 1, size, 1)
+    columns = corner[:, None, None] + torch.stack([pixel, pixel.flip(0)])
+    flat = rows * (size + 2 * padding) + columns.view(1, -1, 2, 1, size)
+    return flat.reshape(-1, size * size)
+
+
+def crop(padded: Tensor, windows: Tensor) -> Tensor:
+    """One crop per image; equal, bit for bit, to torchvision's crop and hflip.
 
     Args:
         padded: [B, C, Hp, Wp].
-        top, left: upper left corner of each crop, int64 [B].
-        flip: bool [B].
-        size: height and width S of a crop.
+        windows: a row of `crop_windows` for every image, int64 [B, S * S].
 
     Returns:
         [B, C, S, S].
     """
-    batch, channels, _, padded_width = padded.shape
-    pixel = torch.arange(size, device=padded.device)
-    rows = top[:, None] + pixel
-    columns = left[:, None] + torch.where(flip[:, None], size - 1 - pixel, pixel)
-    flat = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, size * size)
-    crops = padded.flatten(2).gather(2, flat.expand(-1, channels, -1))
+    batch, channels = padded.shape[:2]
+    size = math.isqrt(windows.shape[1])
+    crops = padded.flatten(2).gather(2, windows[:, None].expand(-1, channels, -1))
     return crops.view(batch, channels, size, size)
 
 
@@ -291,9 +298,10 @@ class TrainingImages:
 
     def __init__(self, split: Split, normalisation: Normalisation, sharing: Sharing, flip: bool, seed: int) -> None:
         self.batches = sharing.batches(len(split))
-        self.size = split.images.shape[-1]
-        self.padding = self.size // 8  # 4 pixels at 32x32
+        size = split.images.shape[-1]
+        self.padding = size // 8  # 4 pixels at 32x32
         self.padded = F.pad(split.images, (self.padding,) * 4)
+        self.windows = crop_windows(size, self.padding).to(split.images.device)
         self.labels = split.labels
         self.normalisation = normalisation
         self.sharing = sharing
@@ -305,18 +313,18 @@ class TrainingImages:
         return len(self.labels)
 
     def draw(self, stream: str, epoch: int) -> Tensor:
-        """A stream's epoch: index, top, left and flip of every image, in their order, int64 [4, N]."""
-        draw, count = generator(self.seed, stream, epoch), len(self)
+        """A stream's epoch: numbers of images, in their order, and of their windows, int64 [2, N]."""
+        draw, count, corners = generator(self.seed, stream, epoch), len(self), 2 * self.padding + 1
         order = torch.randperm(count, generator=draw)
-        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=draw)
+        top, left = torch.randint(corners, (2, count), generator=draw)
         flip = torch.rand(count, generator=draw) < (0.5 if self.flip else 0.0)
-        return torch.stack([order, top, left, flip]).to(self.labels.device)
+        return torch.stack([order, (top * corners + left) * 2 + flip]).to(self.labels.device)
 
     def augmented(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float32 [B, C, S, S], normalised, and labels int64 [B] for some columns [4, B] of a draw."""
-        index, top, left, flip = drawn
-        images = crop_and_flip(self.padded.index_select(0, index), top, left, flip.bool(), self.size)
-        return self.normalisation(images), self.labels[index]
+        """Images float32 [B, C, S, S], normalised, and labels int64 [B] for some columns [2, B] of a draw."""
+        index, window = drawn
+        images = crop(self.padded.index_select(0, index), self.windows.index_select(0, window))
+        return self.normalisation(images), self.labels.index_select(0, index)
 
     def epoch(self, stream: str, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's share of the batches from `first` on of a stream's epoch."""

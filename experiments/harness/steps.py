@@ -78,7 +78,7 @@ class CapturedSteps(Steps):
     ) -> None:  # fmt: skip
         super().__init__(net, optimizer, images, world, device, autocast, after_step)
         self.batch_size = images.sharing.batch_size
-        self.drawn = torch.empty(4, len(images), dtype=torch.long, device=device)
+        self.drawn = torch.empty(2, len(images), dtype=torch.long, device=device)
         self.columns = torch.empty(self.batch_size, dtype=torch.long, device=device)  # of the next batch
         self.capture = capture or CudaGraph
         self.replay: Callable[[], None] | None = None
