@@ -31,7 +31,7 @@ from experiments.schema import Shortcut
 from psap_core import PSAP, filter_norms
 
 BATCH, CIFAR10_STEPS = 128, 391
-PRUNING_EPOCHS, STEPS_BETWEEN = 6, 8
+PRUNING_EPOCHS, STEPS_BETWEEN = 4, 6
 REPETITIONS = 15
 CHURN = 0.05
 

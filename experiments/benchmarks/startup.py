@@ -13,7 +13,7 @@ from functools import partial
 
 from experiments.benchmarks import Figures, figure, seconds
 
-REPETITIONS = 3
+REPETITIONS = 2
 RUN = ["experiment=digits_resnet20", "method=dense", "model.width=0.25", "data.train_images=64", "epochs=1",
        "optim.batch_size=64", "tracking.mode=disabled"]  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarks import figure, gpu
-from experiments.benchmarks.latency import NETWORKS, ROUNDS, latency_table
+from experiments.benchmarks.latency import RESNET50, ROUNDS, latency_table
 
 
 def test_a_section_ends_in_the_report_with_its_machine(tmp_path, monkeypatch, capsys):
@@ -42,13 +42,13 @@ def test_the_gpu_section_needs_a_gpu(monkeypatch, capsys):
 
 
 def test_the_latency_table_has_a_row_for_every_network_batch_and_backend():
-    figures = {f"macs_ratio_{name}": figure([2.0]) for name in NETWORKS}
-    for name in NETWORKS:
+    figures = {f"macs_ratio_{name}": figure([2.0]) for name in RESNET50}
+    for name in RESNET50:
         for batch in ROUNDS:
             for backend in ("eager", "compiled", "onnx"):
                 key = f"{name}_b{batch}_{backend}"
                 figures |= {f"latency_ms_{key}_dense": figure([3.0]), f"latency_ms_{key}_pruned": figure([2.0])}
                 figures[f"latency_speedup_{key}"] = figure([1.5])
     rows = latency_table(figures).splitlines()[2:]
-    assert len(rows) == len(NETWORKS) * len(ROUNDS) * 3
+    assert len(rows) == len(RESNET50) * len(ROUNDS) * 3
     assert rows[0] == "| resnet50 | 2.00x fewer | 1 | eager | 3.0 | 2.0 | 1.50x |"
