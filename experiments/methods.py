@@ -1,6 +1,7 @@
 """What each method name means."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -8,8 +9,17 @@ from torch.optim import Optimizer
 from experiments.baselines.fpgm import FPGM
 from experiments.baselines.one_shot import OneShot
 from experiments.baselines.sfp import SFP
+from experiments.baselines.variants import PSAPVariant
 from experiments.harness.callbacks import Method, PSAPCallback, SaveStep, Unpruned
-from experiments.schema import Config, MethodConfig, PSAPConfig, SFPConfig, TargetConfig, ThinPlanConfig
+from experiments.schema import (
+    Config,
+    MethodConfig,
+    PSAPConfig,
+    PSAPVariantConfig,
+    SFPConfig,
+    TargetConfig,
+    ThinPlanConfig,
+)
 from psap_core import PSAP, InputError
 
 CONFIGS: dict[str, type[MethodConfig]] = {
@@ -22,6 +32,7 @@ CONFIGS: dict[str, type[MethodConfig]] = {
     "fpgm": TargetConfig,
     "sfp": SFPConfig,
     "psap": PSAPConfig,
+    "psap_variant": PSAPVariantConfig,
 }
 PULSE_BATCHES = 2  # fewer have no standard error
 
@@ -52,7 +63,10 @@ def make_method(
                     f"method=psap needs at least {PULSE_BATCHES} training batches per epoch for its pulse, "
                     f"there is {batches}: lower optim.batch_size"
                 )
-            pruner = PSAP(
+            make: Callable[..., PSAP] = PSAP
+            if isinstance(method, PSAPVariantConfig):
+                make = partial(PSAPVariant, rule=method.rule, seed=cfg.seed)
+            pruner = make(
                 model,
                 optimizer,
                 example_input,

@@ -134,6 +134,22 @@ class PSAPConfig(TargetConfig):
     interval: int = MISSING
 
 
+class Rule(StrEnum):
+    """The rule that a variant of PSAP changes; experiments/baselines/variants.py says how."""
+
+    stage_width = "stage_width"
+    permuted = "permuted"
+    return_exact = "return_exact"
+    return_graded = "return_graded"
+
+
+@dataclass
+class PSAPVariantConfig(PSAPConfig):
+    """PSAP with one rule changed, for the study only."""
+
+    rule: Rule = MISSING
+
+
 @dataclass
 class OptimConfig:
     """SGD with Nesterov momentum; the learning rate falls in steps at shares of the epochs."""
@@ -216,3 +232,4 @@ def register() -> None:
     store.store(group="method", name="sfp_schema", node=SFPConfig)
     store.store(group="method", name="thin_plan_schema", node=ThinPlanConfig)
     store.store(group="method", name="psap_schema", node=PSAPConfig)
+    store.store(group="method", name="psap_variant_schema", node=PSAPVariantConfig)

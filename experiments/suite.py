@@ -157,9 +157,12 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
     try:
         cells = tuple(_cell(entry) for entry in content.pop("cells"))
         suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
+        if content.pop("reference", None) not in {None, *(cell.name for cell in cells)}:
+            raise ValueError("its `reference` is no cell")
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
             raise ValueError(
-                "it has a `title`, `seeds`, a list of integers, and `cells`, each at least one, and nothing else"
+                "it has a `title`, `seeds`, a list of integers, `cells`, each at least one, perhaps a `reference`, "
+                "and nothing else"
             )
         counts = Counter([*(cell.name for cell in cells), *suite.seeds])
         if twice := [what for what, number in counts.items() if number > 1]:

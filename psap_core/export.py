@@ -85,8 +85,7 @@ def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
                 raise RuntimeError("the weights are of another plan")
             small.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} does not match its spec.json on this network: {reason}") from error
+        raise InputError(f"{path} does not match its spec.json here: {' '.join(str(error).split())}") from error
     return small
 
 

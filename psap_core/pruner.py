@@ -164,7 +164,7 @@ class PSAP:
                 refresh_(tensors[name], self._snapshots[name])
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
-        sparsity = weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
+        sparsity = self._sparsity(weights)
         kept = filter_counts([*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha)
         norms = self._relative_norms(weights)
         anew = self._propose(norms, kept)
@@ -198,6 +198,9 @@ class PSAP:
             seen.grad_norm_suspended, changed / sum(self._macs.filters), time.perf_counter() - began,
         )
 
+    def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        return weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
+
     def _relative_norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
         parts = zip(self.plan.layers, torch.split(norms, list(self._macs.filters)), strict=True)
@@ -223,9 +226,9 @@ class PSAP:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's and the optimiser's state; loads with weights_only."""
-        plan, settings = self.plan, self._settings()
-        rows = {n: saved.select(plan.pruned[n]).rows for n, saved in self._snapshots.items() if saved.rows}
-        return {"settings": settings, "epochs_done": self.epochs_done, "plan": plan.to_json(), "snapshots": rows}
+        rows = {n: saved.select(self.plan.pruned[n]).rows for n, saved in self._snapshots.items() if saved.rows}
+        standing = {"epochs_done": self.epochs_done, "plan": self.plan.to_json(), "snapshots": rows}
+        return {"settings": self._settings()} | standing
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the model's and the optimiser's state first.

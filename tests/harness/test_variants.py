@@ -1,0 +1,98 @@
+"""Variants of PSAP for the study: what each changes, and that it changes nothing else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from experiments.baselines.variants import GRADE, PSAPVariant
+from experiments.harness import models
+from experiments.schema import Fan, ResNetConfig, Rule, Shortcut
+from psap_core import PSAP, InputError, filter_tensors
+
+RESNET20 = ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a)
+SETTINGS = {"target_macs_cut": 0.6, "total_epochs": 6, "start": 1, "ramp_end": 4, "freeze": 5, "pulse_batches": 3}
+
+
+class Training:
+    """Some epochs of two batches each; `pruner` may be of any class."""
+
+    def __init__(self, make=PSAP, **settings):
+        torch.manual_seed(0)
+        self.model = models.build(RESNET20, 1, 10)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9, nesterov=True)
+        self.images, self.labels = torch.randn(4, 32, 1, 8, 8), torch.randint(10, (4, 32))
+        self.pruner = make(self.model, self.optimizer, self.images[0, :1], **SETTINGS, **settings)
+
+    def loss(self, number):
+        return F.cross_entropy(self.model(self.images[number]), self.labels[number])
+
+    def epoch(self):
+        for number in (0, 1):
+            self.optimizer.zero_grad()
+            self.loss(number).backward()
+            self.optimizer.step()
+        return self.pruner.end_epoch(lambda: (self.loss(number) for number in (1, 2, 3)))
+
+
+def variant(rule, seed=0):
+    return Training(PSAPVariant, rule=rule, seed=seed)
+
+
+def test_stage_width_gives_all_layers_of_a_width_their_mean_ratio():
+    plain, ours = Training().epoch().weight_sparsity_ratio, variant(Rule.stage_width)
+    found = ours.epoch().weight_sparsity_ratio
+    for layer in ours.pruner.layers:
+        same = [plain[other.name] for other in ours.pruner.layers if other.filters == layer.filters]
+        assert found[layer.name] == pytest.approx(sum(same) / len(same))
+    assert len({round(ratio, 9) for ratio in found.values()}) == 3  # stages
+
+
+def test_permuted_gives_every_layer_another_ones_ratio():
+    plain = Training().epoch().weight_sparsity_ratio
+    first, again, other = (variant(Rule.permuted, seed).epoch().weight_sparsity_ratio for seed in (0, 0, 1))
+    assert sorted(first.values()) == sorted(plain.values())
+    assert first == again != other
+    assert list(first) == list(plain)
+    assert sum(first[name] != plain[name] for name in plain) > len(plain) / 2
+
+
+@pytest.mark.parametrize("rule", [Rule.return_exact, Rule.return_graded])
+def test_filters_of_earlier_steps_return_by_utility(rule):
+    training, returned = variant(rule), 0
+    for _ in range(3):
+        pruner, earlier = training.pruner, training.pruner.plan.pruned
+        snapshots = pruner._snapshots
+        step = training.epoch()
+        for layer, part in zip(pruner.layers, step.plan.layers, strict=True):
+            name = layer.name
+            utility = {f: mean for f, (mean, _) in step.utility[name].items()}
+            back = step.restored[name]
+            assert set(back) | set(part.pruned) == set(utility) == set(step.proposed[name])
+            if back and part.pruned:
+                assert min(utility[f] for f in back) >= max(utility[f] for f in part.pruned)
+            grade = GRADE if rule is Rule.return_graded else 1.0
+            for f in set(back) & set(earlier[name]):
+                tensors, row = filter_tensors(training.model, layer), snapshots[name].filters.index(f)
+                saved = snapshots[name].rows
+                gamma, beta = (saved[affine][row] for affine in tensors.affine)
+                assert torch.equal(tensors.gamma[f], gamma * grade)
+                assert torch.equal(tensors.beta[f], beta * grade)
+                assert torch.equal(tensors.parameters[f"{name}.weight"][f], saved[f"{name}.weight"][row])
+                returned += 1
+    assert returned > 0
+
+
+def test_plain_psap_gives_back_no_filter_of_an_earlier_step_while_counts_grow():
+    training = Training()
+    for _ in range(3):
+        earlier = training.pruner.plan.pruned
+        step = training.epoch()
+        counts = {part.name: len(part.pruned) for part in step.plan.layers}
+        for name, filters in earlier.items():
+            assert counts[name] < len(filters) or not set(filters) & set(step.restored[name])
+
+
+def test_a_state_of_another_rule_is_refused():
+    state = variant(Rule.return_exact).pruner.state_dict()
+    with pytest.raises(InputError, match="saved with rule"):
+        variant(Rule.return_graded).pruner.load_state_dict(state)
