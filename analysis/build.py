@@ -1,6 +1,6 @@
 """Everything that is made of recorded results and published figures.
 
-python -m analysis.build tables       analysis/tables/<suite>.{md,tex,csv}
+python -m analysis.build tables       analysis/tables/<suite>.{md,tex,csv}, and <suite>_findings.md of studies
 python -m analysis.build figures      analysis/figures
 python -m analysis.build verify       each cell's accuracy beside the best comparable published one
 """
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.collect import RESULTS, DataError, Run, plain_exits, scan
+from analysis.findings import write_findings
 from analysis.published import PEERS, read_published
 from analysis.stats import student
 from analysis.suites import read_suites
@@ -103,9 +104,10 @@ def main(arguments: Sequence[str]) -> None:
             print("\n".join(map(str, written)) or "no recorded run: no figure")
             return
         published = read_published()
-        tables = [make_table(suite, runs, published) for suite in read_suites()]
+        suites = read_suites()
+        tables = [make_table(suite, runs, published) for suite in suites]
         if given.what == "tables":
-            print("\n".join(map(str, write_tables(tables, out))))
+            print("\n".join(map(str, [*write_tables(tables, out), *write_findings(suites, runs, out)])))
         else:
             print(pd.concat(map(verdicts, tables)).to_markdown(index=False, tablefmt="simple", disable_numparse=True))
             print(f"\n{RULE}")

@@ -45,8 +45,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 def student(n: int, mean: float, sd: float) -> tuple[float, float]:
     """Student's 95 % interval of the mean of n normally distributed values, n at least 2."""
-    half = float(distributions.t.ppf(0.975, n - 1)) * sd / n**0.5
+    half = student_half_width(n, sd, n - 1)
     return mean - half, mean + half
+
+
+def student_half_width(n: int, sd: float, degrees: int) -> float:
+    """Half of Student's 95 % interval of the mean of n values whose sd is known with so many degrees of freedom."""
+    return float(distributions.t.ppf(0.975, degrees)) * sd / n**0.5
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:

@@ -73,6 +73,7 @@ class Suite:
     title: str
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
+    reference: str | None = None  # the cell that a study compares all others with
 
 
 def setting_of(config: Mapping[str, Any]) -> Setting:
@@ -106,7 +107,8 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         }
         plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
         cells = [Cell(name, settings[name], settings[plans_of[name]].target) for name in settings]
-        return Suite(path.stem, content.get("title", path.stem), tuple(content["seeds"]), tuple(cells))
+        title, seeds = content.get("title", path.stem), tuple(content["seeds"])
+        return Suite(path.stem, title, seeds, tuple(cells), content.get("reference"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
