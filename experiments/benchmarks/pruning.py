@@ -7,8 +7,9 @@ psap_between_steps_pct: the optimiser step hook over a training step, half of th
 prune_step_resnet50_ms: one step of torchvision's ResNet-50 without pulse and without eq. 1's count: norms,
     allocation, suspension with snapshots; the step at which pruning starts, at most 5 % of the filters chosen.
 weight_sparsity_resnet50_ms: eq. 1's count alone.
-prune_step_vs_loop_ratio: how many times longer the same network takes as the official codes of SFP and FPGM do it:
-    numpy masks of all weights in double precision, filled filter by filter, made float tensors, and multiplied.
+prune_step_vs_loop_ratio: how many times longer the same network takes as the official codes of SFP and FPGM do it, at
+    the rate that cuts half of the MACs: numpy masks in double precision, filled filter by filter, made float tensors,
+    and multiplied with the weights.
 """
 
 import gc
@@ -34,6 +35,7 @@ BATCH, CIFAR10_STEPS = 128, 391
 PRUNING_EPOCHS, STEPS_BETWEEN = 4, 6
 REPETITIONS = 15
 CHURN = 0.05
+LOOP_RATE = 0.4  # 53.5 % of ResNet-50's FLOPs in FPGM's table
 
 
 def pruning() -> Figures:
@@ -100,14 +102,14 @@ def resnet50_step() -> Figures:
 
 
 def loop_step(model: nn.Module) -> None:
-    """The share CHURN of every convolution's filters, those of smallest norm, zeroed in copies, filter by filter."""
+    """The share LOOP_RATE of every convolution's filters, those of smallest norm, zeroed in copies."""
     masks = {}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             norms = filter_norms(module.weight).numpy()
             mask = np.ones(module.weight.numel())
             length = mask.size // len(norms)
-            for f in norms.argsort()[: int(CHURN * len(norms))]:
+            for f in norms.argsort()[: int(LOOP_RATE * len(norms))]:
                 mask[f * length : (f + 1) * length] = 0
             masks[module.weight] = torch.from_numpy(mask).float()
     for weight, multiplier in masks.items():
