@@ -67,7 +67,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 def bits(state: Any) -> Any:
     """A nested state with every tensor as its bytes, so that == compares bit for bit."""
     if isinstance(state, torch.Tensor):
-        return str(state.dtype), tuple(state.shape), state.contiguous().view(-1).numpy().tobytes()
+        return str(state.dtype), tuple(state.shape), state.contiguous().view(-1).cpu().numpy().tobytes()
     if isinstance(state, dict):
         return {key: bits(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
