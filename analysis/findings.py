@@ -17,9 +17,10 @@ from analysis.suites import Suite, read_suites, runs_of_cells
 
 NOTES = (
     "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test.",
-    "Difference: to {reference}, paired by seed. Interval: Student's, 95 %, of the mean difference, with one standard "
-    "deviation for all cells: {sd:.2f} points, pooled over {degrees} degrees of freedom. It is of one cell; of {cells} "
-    "cells without any effect, about one in twenty lies outside.",
+    "Difference: to {reference}, paired by seed. Interval: Student's, 95 %, with one standard deviation for all cells, "
+    "{sd:.2f} points once the means of cells and seeds are taken off ({degrees} degrees of freedom; cells without all "
+    "seeds of {reference} do not count). It is of one cell: of 20 cells without any effect one lies outside on "
+    "average, and they err together, as all are compared with the same runs.",
     "Test: top-1 of the exported networks on the test images; nothing was chosen by it.",
 )
 
@@ -40,19 +41,20 @@ def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]
         for name, values in accuracy.items()
         if name != suite.reference
     }
-    sd, degrees = pooled(differences.values())
+    sd, degrees = residual_spread([values for values in accuracy.values() if reference.keys() <= values.keys()])
     rows = [_row(name, found, accuracy[name], differences.get(name, []), sd, degrees, len(suite.seeds))
             for name, found in of_cells.items()]  # fmt: skip
-    facts = {"reference": suite.reference, "sd": sd, "degrees": degrees, "cells": len(differences)}
+    facts = {"reference": suite.reference, "sd": sd, "degrees": degrees}
     notes = [note.format(**facts) for note in NOTES] if degrees else [NOTES[0], NOTES[2]]
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in left_out]
 
 
-def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """The standard deviation that all groups share, around their own means, and its degrees of freedom."""
-    spread = [(len(values) - 1, stdev(values)) for values in groups if len(values) > 1]
-    degrees = sum(n for n, _ in spread)
-    return (sum(n * sd**2 for n, sd in spread) / degrees) ** 0.5 if degrees else 0.0, degrees
+def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
+    """Standard deviation of what the means of cells and of seeds do not explain, and its degrees of freedom."""
+    table = pd.DataFrame(cells).dropna(axis=1)
+    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    residuals = table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0), axis=1) + table.to_numpy().mean()
+    return float((residuals**2).to_numpy().sum() / degrees) ** 0.5 if degrees > 0 else 0.0, max(degrees, 0)
 
 
 def _row(
@@ -70,7 +72,7 @@ def _row(
     if differences:
         row["difference"] = f"{fmean(differences):+.2f}"
     if differences and degrees:
-        half = student_half_width(len(differences), sd, degrees)
+        half = student_half_width(len(differences), 2**0.5 * sd, degrees)
         low, high = fmean(differences) - half, fmean(differences) + half
         row["95 %"] = f"[{low:+.2f}, {high:+.2f}]"
         row["shown"] = "better" if low > 0 else "worse" if high < 0 else "nothing"

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         sys.exit(__doc__)
     report, out = map(Path, arguments)
-    with plain_exits(DataError):
+    with plain_exits(DataError, OSError):
         growth(_read_figures(report)).savefig(out)
 
 

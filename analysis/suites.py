@@ -107,8 +107,10 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         }
         plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
         cells = [Cell(name, settings[name], settings[plans_of[name]].target) for name in settings]
-        title, seeds = content.get("title", path.stem), tuple(content["seeds"])
-        return Suite(path.stem, title, seeds, tuple(cells), content.get("reference"))
+        title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
+        if reference not in {None, *settings}:
+            raise ValueError(f"its reference {reference!r} is no cell")
+        return Suite(path.stem, title, seeds, tuple(cells), reference)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -18,29 +18,15 @@ memory    peak memory of PSAP training against dense training of ResNet-50 (6 mi
 
 import argparse
 import json
+import pkgutil
 import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from experiments.benchmarks import Figures
-from experiments.benchmarks.files import files
-from experiments.benchmarks.gpu import gpu
-from experiments.benchmarks.growth import growth
-from experiments.benchmarks.latency import latency, latency_table, mobilenet
-from experiments.benchmarks.loader import loader
-from experiments.benchmarks.memory import memory
-from experiments.benchmarks.pruning import pruning
-from experiments.benchmarks.startup import startup
-from experiments.benchmarks.training import training
-from experiments.harness.devices import device_name
-from experiments.harness.entry import plain_exits
-from experiments.harness.record import code_version
-
-ALL = (pruning, training, files, startup, growth, loader, latency, mobilenet, gpu, memory)
-SECTIONS = {section.__name__: section for section in ALL}
+SECTIONS = ("pruning", "training", "files", "startup", "growth", "loader", "latency", "mobilenet", "gpu", "memory")
+LEFT_OUT = {"mobilenet", "memory"}  # unless they are named
 
 
 def main() -> None:
@@ -48,20 +34,36 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
     given = parser.parse_args()
-    left_out = {"mobilenet", "memory"} | (set() if torch.cuda.is_available() else {"gpu"})
-    sections = given.sections or [name for name in SECTIONS if name not in left_out]
-    if unknown := sorted(set(sections) - SECTIONS.keys()):
+    if unknown := sorted({*given.sections} - {*SECTIONS}):
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
+    try:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.touch()
+        if given.out.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        parser.error(f"--out={given.out} cannot be written: {error}")
+
+    import torch  # takes seconds
+
+    from experiments.benchmarks.latency import latency_table
+    from experiments.harness.devices import device_name
+    from experiments.harness.record import code_version
+
+    has_gpu = torch.cuda.is_available()
+    sections = given.sections or [name for name in SECTIONS if name not in LEFT_OUT and (has_gpu or name != "gpu")]
+    if "gpu" in sections and not has_gpu:
+        parser.error("the section gpu needs a CUDA device")
     torch.manual_seed(0)
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
                "torch": torch.__version__, "python": platform.python_version(), **code_version()}
-    if torch.cuda.is_available():
+    if has_gpu:
         machine["gpu"] = device_name(torch.device("cuda"))
-    figures: Figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for section in sections:
         began = time.perf_counter()
-        with plain_exits():
-            found = SECTIONS[section]()
+        module = "latency" if section == "mobilenet" else section
+        found = pkgutil.resolve_name(f"experiments.benchmarks.{module}:{section}")()
         print(f"{section}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         for name, values in found.items():
             low, high = values["spread"]
@@ -69,7 +71,6 @@ def main() -> None:
         figures |= found
     if {"latency", "mobilenet"} & {*sections}:
         print(latency_table(figures))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
 
 

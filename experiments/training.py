@@ -26,7 +26,7 @@ from experiments.harness.record import Record
 from experiments.harness.steps import choose_fast, make_steps
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
-from experiments.schema import Config, ModelConfig, Precision, ThinPlanConfig
+from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
 from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         "device": device_name(device),
         "world_size": world.size,
         "autocast": str(autocast),
+        "compile": fast is Fast.compiled,
         "fast": fast.value,
     }
     world.first(lambda: record.begin(cfg, facts))

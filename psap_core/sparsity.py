@@ -28,14 +28,14 @@ def weight_sparsity_ratio(
     Returns:
         Layer name to s_l, in [0, 1]; unchanged when all weights are multiplied by one number.
     """
-    scale = torch.tensor([_he_scale(w, fan) for w in weights.values()], dtype=torch.float64)
-    size = torch.tensor([w.numel() for w in weights.values()], dtype=torch.float64)
-    norms = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights.values()]).double().cpu()
+    norms = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights.values()]).double()
+    scale = norms.new_tensor([_he_scale(w, fan) for w in weights.values()])
+    size = norms.new_tensor([w.numel() for w in weights.values()])
     square = (norms * scale) ** 2
     mean_square = square.sum() / size.sum() if reference == "network" else square / size
-    thresholds = (kappa * mean_square.sqrt() / scale).tolist()
+    thresholds = kappa * mean_square.sqrt() / scale
     small = [(w.detach().abs() < t).count_nonzero() for w, t in zip(weights.values(), thresholds, strict=True)]
-    return dict(zip(weights, (torch.stack(small).cpu() / size).tolist(), strict=True))
+    return dict(zip(weights, (torch.stack(small) / size).tolist(), strict=True))  # one transfer
 
 
 def _he_scale(weight: Tensor, fan: Fan) -> float:

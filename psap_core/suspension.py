@@ -134,19 +134,19 @@ class Silence:
     """
 
     def __init__(self, tensors: Mapping[str, FilterTensors]) -> None:
-        self._tensors = tensors
         self._masks = {name: torch.ones_like(layer.gamma, requires_grad=False) for name, layer in tensors.items()}
+        self._affines = [affine for layer in tensors.values() for affine in (layer.gamma, layer.beta)]
+        self._multipliers = [mask for mask in self._masks.values() for _ in range(2)]
 
     def set_(self, pruned: Mapping[str, Collection[int]]) -> None:
         """From now on these are pruned: the name of every layer to indices."""
         for name, mask in self._masks.items():
-            mask.fill_(1.0).index_fill_(0, self._tensors[name].index(pruned[name]), 0.0)
+            mask.fill_(1.0)[[*pruned[name]]] = 0.0
 
     @torch.no_grad()
     def hold_(self) -> None:
         """To be called after every optimiser step."""
-        affines = [affine for layer in self._tensors.values() for affine in (layer.gamma, layer.beta)]
-        torch._foreach_mul_(affines, [mask for mask in self._masks.values() for _ in range(2)])
+        torch._foreach_mul_(self._affines, self._multipliers)
 
 
 @torch.no_grad()

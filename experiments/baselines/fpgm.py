@@ -57,6 +57,5 @@ class FPGM(UniformMethod):
             self.masks[name].fill_(1.0)[list(filters)] = 0.0
 
     def _mask_gradients(self, *_: Any) -> None:
-        for name, weight in self.weights.items():
-            if weight.grad is not None:
-                weight.grad.mul_(self.masks[name])
+        gradients: Any = [weight.grad for weight in self.weights.values()]
+        torch._foreach_mul_(gradients, [*self.masks.values()])

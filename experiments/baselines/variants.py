@@ -1,7 +1,7 @@
 """PSAP with one rule changed: controls and alternatives of the study. None of them is part of the method.
 
 stage_width     s_l of eq. 1 becomes the mean over the layers of as many filters: what a layer's stage alone says.
-permuted        Every layer gets another one's s_l; who gets whose is drawn once, from the run's seed.
+permuted        Every layer gets the s_l of the next one in a ring, whose order is drawn once, from the run's seed.
 return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: also earlier ones come back.
 return_graded   The same, but a filter that was suspended at an earlier step comes back with GRADE times its affine.
 """
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from experiments.schema import Rule
-from psap_core import PSAP, PruneStep, Supervision, choose_restored, filter_tensors
+from psap_core import PSAP, InputError, PruneStep, Supervision, choose_restored, filter_tensors
 
 GRADE = 0.1
+RETURNS = (Rule.return_exact, Rule.return_graded)
 Filters = dict[str, tuple[int, ...]]
 
 
@@ -26,6 +27,8 @@ class PSAPVariant(PSAP):
 
     def __init__(self, *args: Any, rule: Rule, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if rule in RETURNS and not self.protection:
+            raise InputError(f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true")
         self.rule = rule
         self.order = torch.randperm(len(self.layers), generator=torch.Generator().manual_seed(seed)).tolist()
 
@@ -37,12 +40,13 @@ class PSAPVariant(PSAP):
                 of_width[layer.filters].append(ratios[layer.name])
             return {layer.name: fmean(of_width[layer.filters]) for layer in self.layers}
         if self.rule is Rule.permuted:
-            values = list(ratios.values())
-            return dict(zip(ratios, (values[l] for l in self.order), strict=True))
+            ring = [self.layers[l].name for l in self.order]
+            shifted = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
+            return {name: ratios[shifted[name]] for name in ratios}
         return ratios
 
     def _protect(self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]) -> Filters:
-        if self.rule not in (Rule.return_exact, Rule.return_graded):
+        if self.rule not in RETURNS:
             return super()._protect(seen, norms, anew, kept)
         counts = {part.name: part.filters - k for part, k in zip(self.plan.layers, kept, strict=True)}
         means = {name: {f: mean for f, (mean, _) in found.items()} for name, found in seen.utility.items()}

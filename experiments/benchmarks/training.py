@@ -1,9 +1,10 @@
 """What a CIFAR-10 training step costs, and its augmentation beside PIL's.
 
-augment_images_per_second_per_core: 50,000 images of 32x32, batch 128: padded, cropped, flipped, normalised, one thread.
+augment_images_per_second_per_core: 50,000 images of 32x32, padded once beforehand, batch 128: cropped, flipped,
+    normalised, one thread.
 augment_vs_pil_ratio: over torchvision's transforms of PIL images, one after the other on one thread; both make the
     same pixels, bit for bit, or there is no figure.
-train_step_dense_ms: one step of ResNet-20, batch 128 at 32x32: forward, backward, SGD with momentum.
+train_step_dense_ms: one step of ResNet-20, batch 128 at 32x32: augmentation, forward, backward, SGD with momentum.
 """
 
 import time

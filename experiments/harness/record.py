@@ -24,7 +24,7 @@ from psap_core import InputError
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
 FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of",
-               "autocast": "the autocast type", "fast": "runtime.fast"}
+               "autocast": "the autocast type", "compile": "torch.compile"}
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
 

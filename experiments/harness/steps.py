@@ -59,50 +59,6 @@ class Steps:
         self.after_step()
 
 
-class CapturedSteps(Steps):
-    """The same steps as a replayed graph, augmentation included; for one process and images that lie on its device.
-
-    A graph repeats what it captured on the same memory: networks, optimisers and masks must be changed in place.
-    Learning rates are numbers in it, so another one is captured anew; an epoch's last, smaller batch trains without it.
-
-    Args:
-        capture: makes the function that is called in place of one that only launches kernels.
-    """
-
-    images: TrainingImages
-
-    def __init__(
-        self, net: nn.Module, optimizer: Optimizer, images: TrainingImages, world: World, device: torch.device,
-        autocast: torch.dtype | None, after_step: Callable[[], None],
-        capture: "Callable[[Callable[[], None]], Callable[[], None]] | None" = None,
-    ) -> None:  # fmt: skip
-        super().__init__(net, optimizer, images, world, device, autocast, after_step)
-        self.batch_size = images.sharing.batch_size
-        self.drawn = torch.empty(2, len(images), dtype=torch.long, device=device)
-        self.columns = torch.empty(self.batch_size, dtype=torch.long, device=device)  # of the next batch
-        self.capture = capture or CudaGraph
-        self.replay: Callable[[], None] | None = None
-        self.captured_rates: list[float] = []
-
-    def epoch(self, epoch: int, first: int) -> Iterator[int]:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        if self.replay is None or rates != self.captured_rates:
-            self.replay, self.captured_rates = self.capture(self._train_next), rates
-        start = first * self.batch_size
-        self.drawn.copy_(self.images.draw("train", epoch))
-        torch.arange(start, start + self.batch_size, out=self.columns)
-        for left in range(len(self.images) - start, 0, -self.batch_size):
-            if left >= self.batch_size:
-                self.replay()
-            else:
-                self.train(Batch([self.images.augmented(self.drawn[:, -left:])], left))
-            yield min(left, self.batch_size)
-
-    def _train_next(self) -> None:
-        self.train(Batch([self.images.augmented(self.drawn.index_select(1, self.columns))], self.batch_size))
-        self.columns += self.batch_size
-
-
 class CudaGraph:
     """Calls a function that only launches kernels; after some calls it is captured, and from then on replayed."""
 
@@ -125,6 +81,50 @@ class CudaGraph:
             with torch.cuda.graph(self.graph):
                 self.launch()
         self.graph.replay()
+
+
+class CapturedSteps(Steps):
+    """The same steps as a replayed graph, augmentation included; for one process and images that lie on its device.
+
+    A graph repeats what it captured on the same memory: networks, optimisers and masks must be changed in place.
+    Learning rates are numbers in it, so another one is captured anew; an epoch's last, smaller batch trains without it.
+
+    Args:
+        capture: makes the function that is called in place of one that only launches kernels.
+    """
+
+    images: TrainingImages
+
+    def __init__(
+        self, net: nn.Module, optimizer: Optimizer, images: TrainingImages, world: World, device: torch.device,
+        autocast: torch.dtype | None, after_step: Callable[[], None],
+        capture: Callable[[Callable[[], None]], Callable[[], None]] = CudaGraph,
+    ) -> None:  # fmt: skip
+        super().__init__(net, optimizer, images, world, device, autocast, after_step)
+        self.batch_size = images.sharing.batch_size
+        self.drawn = torch.empty(2, len(images), dtype=torch.long, device=device)
+        self.columns = torch.empty(self.batch_size, dtype=torch.long, device=device)  # of the next batch
+        self.capture = capture
+        self.replay: Callable[[], None] | None = None
+        self.captured_rates: list[float] = []
+
+    def epoch(self, epoch: int, first: int) -> Iterator[int]:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.replay is None or rates != self.captured_rates:
+            self.replay, self.captured_rates = self.capture(self._train_next), rates
+        start = first * self.batch_size
+        self.drawn.copy_(self.images.draw("train", epoch))
+        torch.arange(start, start + self.batch_size, out=self.columns)
+        for left in range(len(self.images) - start, 0, -self.batch_size):
+            if left >= self.batch_size:
+                self.replay()
+            else:
+                self.train(Batch([self.images.augmented(self.drawn[:, -left:])], left))
+            yield min(left, self.batch_size)
+
+    def _train_next(self) -> None:
+        self.train(Batch([self.images.augmented(self.drawn.index_select(1, self.columns))], self.batch_size))
+        self.columns += self.batch_size
 
 
 def make_steps(

@@ -63,7 +63,7 @@ def write_run(
     session = {"started": "2025-01-01T00:00:00Z", "command": ["python", "/data/somebody/train.py"],
                "commit": "0123456789abcdef0123456789abcdef01234567", "dirty_diff_sha256": None}  # fmt: skip
     manifest = {"config_hash": config_hash, "seed": seed, "identity": identity, "data_sha256": "f" * 64,
-                "device": "x86_64 CPU, 2 cores", "world_size": 1, "autocast": "None", "fast": "eager",
+                "device": "x86_64 CPU, 2 cores", "world_size": 1, "autocast": "None", "compile": False, "fast": "eager",
                 "versions": {"python": "3.11.0", "torch": "2.15.0"}, "sessions": [session],
                 "finished": "2025-01-01T01:00:00Z"}  # fmt: skip
     _write_json(folder / "manifest.json", manifest)

@@ -1,9 +1,11 @@
 """Findings of a study: paired differences to the reference, on validation images, with a pooled spread."""
 
+import numpy as np
 import pytest
 
 from analysis.collect import DataError, read_run
-from analysis.findings import findings, markdown, pooled, write_findings
+from analysis.findings import findings, markdown, residual_spread, write_findings
+from analysis.stats import student_half_width
 from analysis.suites import Cell, Suite, setting_of
 from tests.analysis.runs import write_run
 
@@ -32,20 +34,33 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     assert by_cell.loc["psap", "accuracy [%]"] == "90.75 ± 2.65"
     assert by_cell.loc["psap", "test [%]"] == "92.00"
     assert by_cell.loc["psap", "difference"] == ""
-    # Differences -10, -10, -9 and 0.5, -1, 0.2; pooled variance (2 * 0.3333 + 2 * 0.6300) / 4 = 0.4817; t(4) = 2.776.
+    # Differences -10, -10, -9 and 0.5, -1, 0.2; residual sd 0.5207 with 2 * 2 degrees; 2.776 * 0.5207 * sqrt(2 / 3).
     assert by_cell.loc["thin", ["n", "difference", "95 %", "shown"]].tolist() == [
-        "3 of 3", "-9.67", "[-10.78, -8.55]", "worse",
+        "3 of 3", "-9.67", "[-10.85, -8.49]", "worse",
     ]  # fmt: skip
     assert by_cell.loc["without protection", ["difference", "95 %", "shown"]].tolist() == [
-        "-0.10", "[-1.21, +1.01]", "nothing",
+        "-0.10", "[-1.28, +1.08]", "nothing",
     ]  # fmt: skip
     assert by_cell.loc["never", ["n", "accuracy [%]", "difference"]].tolist() == ["0 of 3", "not run", ""]
-    assert "0.69 points, pooled over 4 degrees of freedom" in notes[1]
+    assert "0.52 points once the means of cells and seeds are taken off (4 degrees of freedom;" in notes[1]
 
 
-def test_the_pooled_spread_ignores_where_groups_stand():
-    assert pooled([[1.0, 3.0], [101.0, 103.0], [7.0]]) == (pytest.approx(2**0.5), 2)
-    assert pooled([[1.0]]) == (0.0, 0)
+def test_the_residual_spread_knows_neither_where_cells_stand_nor_what_seeds_share():
+    noise = [{0: 1.0, 1: -1.0}, {0: -1.0, 1: 1.0}]
+    moved = [{seed: value + 100 * cell + 7 * seed for seed, value in row.items()} for cell, row in enumerate(noise)]
+    assert residual_spread(noise) == residual_spread(moved) == (pytest.approx(2.0), 1)
+    assert residual_spread([{0: 1.0}]) == (0.0, 0)
+
+
+def test_of_cells_without_effect_one_in_twenty_lies_outside():
+    draw = np.random.default_rng(0)
+    outside = 0
+    for _ in range(400):
+        accuracy = [dict(enumerate(row)) for row in draw.normal(size=(11, 3)) + draw.normal(size=3)]
+        half = student_half_width(3, 2**0.5 * residual_spread(accuracy)[0], residual_spread(accuracy)[1])
+        means = [np.mean([*row.values()]) for row in accuracy]
+        outside += sum(abs(mean - means[0]) > half for mean in means[1:])
+    assert 0.04 < outside / 4000 < 0.06
 
 
 def test_without_two_runs_of_a_cell_there_is_no_interval(study):

@@ -67,8 +67,10 @@ def test_wandb_is_imported_in_one_module_of_the_harness():
 
 def test_commands_that_only_look_import_no_torch():
     """Help, finished runs, and where the runs of a suite stand."""
-    modules = "experiments.train, experiments.status, experiments.suite, experiments.launch, psap_core.errors"
-    code = f"import sys, {modules}; print({{*sys.modules}} & {{'torch', 'torchvision', 'sklearn', 'wandb'}})"
+    commands = ("train", "status", "suite", "launch", "benchmark")
+    modules = ", ".join(f"experiments.{command}" for command in commands)
+    heavy = {"torch", "torchvision", "sklearn", "wandb"}
+    code = f"import sys, psap_core.errors, {modules}; print({{*sys.modules}} & {heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "set()\n"
 

@@ -159,6 +159,20 @@ def test_one_shot_goes_on_silencing_after_a_resume():
     export(model, training.method.plan)
 
 
+def test_fpgm_goes_on_masking_gradients_after_a_resume():
+    training = Training("fpgm")
+    training.method.end_epoch(1)
+    state = training.method.state_dict()
+    training = Training("fpgm")
+    training.method.load_state_dict(state)
+    training.steps(1)
+    pruned = training.method.plan.pruned
+    assert any(pruned.values())
+    for name, filters in pruned.items():
+        gradient = training.model.get_submodule(name).weight.grad
+        assert [f for f in range(len(gradient)) if not gradient[f].any()] == list(filters)
+
+
 def test_asfp_asks_for_more_from_epoch_to_epoch():
     training = Training("sfp")
     ramped = SFP(training.model, training.images[:1], 0.5, 6, 4, keep)
@@ -209,4 +223,4 @@ def test_thin_plan_trains_the_architecture_of_another_run_from_fresh_weights(tmp
 
 
 def test_every_method_is_tested():
-    assert set(CONFIGS) == {*MAKERS, "dense", "thin", "thin_plan", "psap"}
+    assert set(CONFIGS) == {*MAKERS, "dense", "thin", "thin_plan", "psap", "psap_variant"}

@@ -17,7 +17,7 @@ from experiments.harness import data, models
 from experiments.harness.batches import Sharing
 from experiments.harness.callbacks import PSAPCallback
 from experiments.harness.distributed import World
-from experiments.harness.steps import CapturedSteps, Steps, choose_fast
+from experiments.harness.steps import CapturedSteps, Steps, choose_fast, make_steps
 from experiments.schema import Fan, Fast, ResNetConfig, Shortcut
 from psap_core import PSAP, InputError
 from tests.harness.helpers import bits, small
@@ -76,7 +76,7 @@ def method_of(name, model, optimizer, images):
     return OneShot(model, optimizer, example, 0.6, "l1", 2, 0, lambda *_: None)
 
 
-def trained(make_steps, name="psap", device=CPU):
+def trained(make_steps, name="psap", device=CPU, autocast=None):
     """Losses of all epochs and all state after training with pruning steps and another learning rate between."""
     torch.manual_seed(0)
     model = models.build(RESNET20, 1, 10).to(device)
@@ -84,7 +84,7 @@ def trained(make_steps, name="psap", device=CPU):
     train = data.load_resident(data.DataConfig("digits", "unused", 8, IMAGES, 0, True, [0.5], [0.5])).train.to(device)
     images = data.TrainingImages(train, data.Normalisation((0.5,), (0.5,)), Sharing(BATCH), True, seed=1)
     method = method_of(name, model, optimizer, images)
-    steps = make_steps(model, optimizer, images, World(), device, None, method.after_step)
+    steps = make_steps(model, optimizer, images, World(), device, autocast, method.after_step)
     losses = []
     for epoch, rate in enumerate(RATES):
         for group in optimizer.param_groups:
@@ -98,15 +98,18 @@ def trained(make_steps, name="psap", device=CPU):
     return losses, bits(model.state_dict()), bits(optimizer.state_dict()["state"]), method.plan.to_json()
 
 
-@pytest.mark.parametrize("name", ["psap", "fpgm", "l1"])
-def test_captured_steps_train_bit_for_bit_as_eager_ones(name):
+@pytest.mark.parametrize(
+    ("name", "autocast"), [("psap", None), ("psap", torch.bfloat16), ("fpgm", None), ("l1", None)]
+)
+def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast):
     captured = []
 
     def capture(launch):
         captured.append(Recorded(launch))
         return captured[-1]
 
-    assert trained(lambda *given: CapturedSteps(*given, capture=capture), name) == trained(Steps, name)
+    found = trained(lambda *given: CapturedSteps(*given, capture=capture), name, autocast=autocast)
+    assert found == trained(Steps, name, autocast=autocast)
     assert [recorded.replays for recorded in captured] == [1, 2]  # a graph for each learning rate
 
 
@@ -166,6 +169,15 @@ def test_auto_captures_where_that_is_possible():
     assert choose_fast(Fast.auto, cuda, images_of(Sharing(64, accumulate=2)), alone) is Fast.eager
     assert choose_fast(Fast.auto, cuda, whole, World(0, 2, 0)) is Fast.eager
     assert choose_fast(Fast.eager, cuda, whole, alone) is Fast.eager
+
+
+def test_the_chosen_steps_are_made():
+    model, images = nn.Conv2d(1, 1, 1), images_of(Sharing(64))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for fast, kind in ((Fast.eager, Steps), (Fast.compiled, Steps), (Fast.captured, CapturedSteps)):
+        steps = make_steps(fast, model, optimizer, images, World(), CPU, None, lambda: None)
+        assert type(steps) is kind
+        assert (steps.net is model) == (fast is not Fast.compiled)
 
 
 def test_what_is_not_possible_here_is_refused(monkeypatch):

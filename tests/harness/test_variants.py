@@ -53,7 +53,8 @@ def test_permuted_gives_every_layer_another_ones_ratio():
     assert sorted(first.values()) == sorted(plain.values())
     assert first == again != other
     assert list(first) == list(plain)
-    assert sum(first[name] != plain[name] for name in plain) > len(plain) / 2
+    for found in (first, other):
+        assert all(found[name] != plain[name] for name in plain)
 
 
 @pytest.mark.parametrize("rule", [Rule.return_exact, Rule.return_graded])
@@ -90,6 +91,11 @@ def test_plain_psap_gives_back_no_filter_of_an_earlier_step_while_counts_grow():
         counts = {part.name: len(part.pruned) for part in step.plan.layers}
         for name, filters in earlier.items():
             assert counts[name] < len(filters) or not set(filters) & set(step.restored[name])
+
+
+def test_a_return_by_utility_needs_the_pulse():
+    with pytest.raises(InputError, match="rule=return_exact chooses by the pulse: it needs method"):
+        Training(PSAPVariant, rule=Rule.return_exact, seed=0, protection=False)
 
 
 def test_a_state_of_another_rule_is_refused():
