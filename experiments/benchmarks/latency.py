@@ -37,7 +37,7 @@ from psap_core.layers import Scope
 Networks = dict[str, tuple[Scope, tuple[str, ...]]]  # figure name: scope, excluded layers
 RESNET50: Networks = {"resnet50": ("inner", ("conv1",)), "resnet50_all": ("all", ())}
 MOBILENET_V2: Networks = {"mobilenet_v2": ("inner", ())}
-ROUNDS = {1: 21, 16: 3}
+ROUNDS = {1: 15, 16: 3}
 SIZE = 224
 Run = Callable[[Tensor], object]
 
