@@ -12,7 +12,7 @@ from analysis.collect import DataError, plain_exits
 
 WHATS = {"depth": "layers of the network", "batch": "batch size", "layers": "pruned layers of ResNet-56",
          "ranks": "processes on two cores"}  # fmt: skip
-PARTS = {"epoch": "an epoch with its pruning step [s]", "step": "the pruning step of it [s]"}
+PARTS = {"epoch": "epoch and its pruning step [s]", "step": "pruning step alone [s]"}
 
 
 def growth(figures: Mapping[str, Any]) -> Figure:
@@ -24,7 +24,7 @@ def growth(figures: Mapping[str, Any]) -> Figure:
     Raises:
         DataError: the report has no growth.
     """
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
     panels = figure.subplots(len(PARTS), len(WHATS))
     for row, (part, label) in zip(panels, PARTS.items(), strict=True):
         for axes, (what, title) in zip(row, WHATS.items(), strict=True):
