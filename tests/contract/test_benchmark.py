@@ -28,6 +28,7 @@ def test_an_unknown_section_is_refused(monkeypatch, capsys):
     assert "there is no section 'nothing': choose from pruning, training, files" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_concurrent_runs_train_in_processes_of_their_own():
     assert gpu.images_per_second(2, "cpu", images=160) > 0
 
