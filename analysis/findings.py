@@ -53,8 +53,10 @@ def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     """Standard deviation of what the means of cells and of seeds do not explain, and its degrees of freedom."""
     table = pd.DataFrame(cells).dropna(axis=1)
     degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    if degrees <= 0:
+        return 0.0, 0
     residuals = table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0), axis=1) + table.to_numpy().mean()
-    return float((residuals**2).to_numpy().sum() / degrees) ** 0.5 if degrees > 0 else 0.0, max(degrees, 0)
+    return float((residuals**2).to_numpy().sum() / degrees) ** 0.5, degrees
 
 
 def _row(
