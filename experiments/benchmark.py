@@ -2,7 +2,7 @@
 
 Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table; what
 each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but
-mobilenet and memory, and gpu only where there is one; under 6 minutes on two idle cores.
+mobilenet and memory, and gpu only where there is one; about 6 minutes on two cores.
 
 pruning   what a pruning step, its pulse and the hook between steps cost
 training  a training step on CIFAR-10, and its augmentation beside PIL's
@@ -38,7 +38,6 @@ def main() -> None:
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     try:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.touch()
         if given.out.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:
