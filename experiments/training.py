@@ -63,7 +63,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
     if isinstance(cfg.method, ThinPlanConfig):
         models.initialise_(model, cfg.model.fan)
-    model.to(device).to(memory_format=dataset.memory_format)
+    model.to(device).to(memory_format=torch.channels_last)
     seeding.seed_rank(cfg.seed, world.rank)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     optimizer = make_optimizer(model, cfg.optim)
@@ -159,7 +159,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     start_top1 = None
     if cfg.model.weights is not None:
         start, _ = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
-        start_top1 = accuracy(start.to(device).to(memory_format=dataset.memory_format), "test").top1
+        start_top1 = accuracy(start.to(device).to(memory_format=torch.channels_last), "test").top1
     if tracker is None:
         world.wait()
         return

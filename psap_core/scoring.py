@@ -9,7 +9,7 @@ from torch import Tensor
 
 def filter_norms(weight: Tensor) -> Tensor:
     """L2 norm of every filter: [O, I, kH, kW] -> [O]."""
-    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+    return torch.linalg.vector_norm(weight.detach(), dim=(1, 2, 3))
 
 
 def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:

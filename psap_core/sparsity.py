@@ -34,7 +34,7 @@ def weight_sparsity_ratio(
     square = (norms * scale) ** 2
     mean_square = square.sum() / size.sum() if reference == "network" else square / size
     thresholds = kappa * mean_square.sqrt() / scale
-    small = [(w.detach().abs() < t).count_nonzero() for w, t in zip(weights.values(), thresholds, strict=True)]
+    small = [w.detach().abs().lt_(t).sum(dtype=torch.float) for w, t in zip(weights.values(), thresholds, strict=True)]
     return dict(zip(weights, (torch.stack(small) / size).tolist(), strict=True))  # one transfer
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
+from experiments.schema import Shortcut
+
 Figures = dict[str, dict[str, Any]]
 
 
@@ -32,6 +35,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def cifar_resnet(depth: int) -> ResNet:
+    """Randomly initialised, in the memory layout in which the suite trains."""
+    model = ResNet(RESNET_BLOCKS[f"resnet{depth}"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+    return model.to(memory_format=torch.channels_last)
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:

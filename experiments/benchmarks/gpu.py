@@ -12,14 +12,13 @@ from multiprocessing import get_context
 
 import torch
 
-from experiments.benchmarks import Figures, figure, seconds, sgd
+from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
 from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation, Split, TrainingImages
 from experiments.harness.distributed import World
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
 from experiments.harness.seeding import seed_everything
 from experiments.harness.steps import choose_fast, make_steps
-from experiments.schema import Fast, Shortcut
+from experiments.schema import Fast
 
 IMAGES, BATCH, EPOCHS, RUNS, REPETITIONS = 50_000, 128, 3, 8, 3
 NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
@@ -28,24 +27,22 @@ START_SECONDS = 300  # patience with the slowest process
 
 def gpu() -> Figures:
     figures = {
-        "resnet56_epoch_seconds_fast": figure(epoch_seconds("resnet56", "cuda", Fast.auto)),
-        "resnet56_epoch_seconds_eager": figure(epoch_seconds("resnet56", "cuda", Fast.eager)),
-        "resnet56_epoch_seconds_bfloat16": figure(epoch_seconds("resnet56", "cuda", Fast.auto, torch.bfloat16)),
+        "resnet56_epoch_seconds_fast": figure(epoch_seconds(56, "cuda", Fast.auto)),
+        "resnet56_epoch_seconds_eager": figure(epoch_seconds(56, "cuda", Fast.eager)),
+        "resnet56_epoch_seconds_bfloat16": figure(epoch_seconds(56, "cuda", Fast.auto, torch.bfloat16)),
     }
     speedups = [images_per_second(RUNS) / images_per_second(1) for _ in range(REPETITIONS)]
     return figures | {"runs_per_gpu_speedup": figure(speedups)}
 
 
 def epoch_seconds(
-    name: str, device_type: str, fast: Fast, autocast: torch.dtype | None = None, images: int = IMAGES,
+    depth: int, device_type: str, fast: Fast, autocast: torch.dtype | None = None, images: int = IMAGES,
     wait: Callable[[], object] = lambda: None,
 ) -> list[float]:  # fmt: skip
     """Durations of some epochs; a first one, which captures the step, is not counted, and followed by `wait`."""
     seed_everything(0)
     device = torch.device(device_type)
-    model = ResNet(RESNET_BLOCKS[name], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10).to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)
+    model = cifar_resnet(depth).to(device)
     split = Split(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))).to(device)
     batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0)
     world = World()
@@ -67,6 +64,6 @@ def images_per_second(runs: int, device_type: str = "cuda", images: int = IMAGES
     context = get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
         wait = manager.Barrier(runs, timeout=START_SECONDS).wait
-        arguments = "resnet20", device_type, Fast.auto, None, images, wait
+        arguments = 20, device_type, Fast.auto, None, images, wait
         trained = [pool.submit(epoch_seconds, *arguments) for _ in range(runs)]
         return sum(EPOCHS * images / sum(run.result()) for run in trained)

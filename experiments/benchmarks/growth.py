@@ -18,10 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.benchmarks import Figures, figure, seconds, sgd
+from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
 from experiments.harness import distributed
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
-from experiments.schema import Shortcut
 from psap_core import PSAP
 from psap_core.layers import Scope
 
@@ -43,7 +41,7 @@ def measured(depth: int, batch: int = BATCH, scope: Scope = "all") -> tuple[floa
     """Seconds of an epoch and of its pruning step, on the first of all ranks."""
     with distributed.join() as world:
         torch.manual_seed(world.rank)
-        model = ResNet(RESNET_BLOCKS[f"resnet{depth}"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+        model = cifar_resnet(depth)
         net, optimizer = world.wrap(model), sgd(model)
         images, labels = torch.randn(batch // world.size, 3, 32, 32), torch.randint(10, (batch // world.size,))
         pruner = PSAP(model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=8, start=1, ramp_end=1, freeze=2,

@@ -27,9 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.benchmarks import Figures, figure, seconds, sgd
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
-from experiments.schema import Shortcut
+from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
 from psap_core import PSAP, filter_norms
 
 BATCH, CIFAR10_STEPS = 128, 391
@@ -43,7 +41,7 @@ def pruning() -> Figures:
 
 
 def overhead() -> Figures:
-    model = ResNet(RESNET_BLOCKS["resnet20"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+    model = cifar_resnet(20)
     optimizer = sgd(model)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     pruner = PSAP(
@@ -75,7 +73,7 @@ def overhead() -> Figures:
 def resnet50_step() -> Figures:
     from torchvision.models import resnet50
 
-    model = resnet50()
+    model = resnet50().to(memory_format=torch.channels_last)  # as the suite trains it
     optimizer = sgd(model)
     images = torch.randn(2, 3, 64, 64)
     F.cross_entropy(model(images), torch.tensor([0, 1])).backward()

@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.benchmarks import Figures, figure, one_thread, seconds, sgd
+from experiments.benchmarks import Figures, cifar_resnet, figure, one_thread, seconds, sgd
 from experiments.harness.batches import Sharing
 from experiments.harness.data import Normalisation, Split, TrainingImages, crop
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
-from experiments.schema import Shortcut
 
 IMAGES, SIZE, PADDING, BATCH = 50_000, 32, 4, 128
 PIL_IMAGES, REPETITIONS, STEPS = 2_000, 5, 10
@@ -74,7 +72,7 @@ def _rate(images: Callable[[], int]) -> float:
 
 
 def steps() -> Figures:
-    model = ResNet(RESNET_BLOCKS["resnet20"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+    model = cifar_resnet(20)
     optimizer = sgd(model)
     split = Split(torch.randint(256, (BATCH * (STEPS + 2), 3, SIZE, SIZE), dtype=torch.uint8),
                   torch.randint(10, (BATCH * (STEPS + 2),)))  # fmt: skip

@@ -94,11 +94,6 @@ class Dataset:
     skipped: ClassVar[set[str]] = set()  # every image is readable
 
     @property
-    def memory_format(self) -> torch.memory_format:
-        """Of the network's weights: what the device's convolutions like best."""
-        return torch.channels_last if self.train.images.is_cuda else torch.contiguous_format
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W]."""
         _, channels, height, width = self.train.images.shape

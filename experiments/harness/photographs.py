@@ -261,8 +261,6 @@ class Photographs:
     on_corrupt: OnCorrupt
     skipped: set[str] = field(default_factory=set)
 
-    memory_format = torch.channels_last
-
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W]."""
