@@ -25,7 +25,7 @@ from experiments.harness.models import open_exported
 from experiments.harness.record import read_summary
 from experiments.latency import ROUNDS, latencies_ms
 from psap_core import read_spec
-from psap_core.export import ScatteredBatchNorm2d
+from psap_core.exported import ScatteredBatchNorm2d
 
 METHODS = ("dense", "sfp", "thin", "psap")
 BATCH = 256

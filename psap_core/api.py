@@ -3,7 +3,7 @@
 from psap_core.allocation import check_reachable, filter_counts, filter_floors, layer_prune_ratios
 from psap_core.cost import CostModel, LayerCost, filters_cost_model, layer_table, macs, macs_cost_model, params
 from psap_core.errors import InputError
-from psap_core.export import export, export_error, export_onnx, load_exported, read_spec, save_exported
+from psap_core.exported import export, export_error, export_onnx, load_exported, read_spec, save_exported
 from psap_core.layers import PrunableLayer, find_layers
 from psap_core.plan import LayerPlan, PrunePlan, make_plan
 from psap_core.pruner import PSAP, PruneStep

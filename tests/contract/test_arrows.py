@@ -124,3 +124,7 @@ def test_code_lines_counts_code(source, lines):
 
 def test_the_core_stays_under_900_lines_of_code():
     assert sum(code_lines(path.read_text()) for path in CORE) < 900
+
+
+def test_no_module_hides_what_the_core_offers():
+    assert not {path.stem for path in CORE} & {*api.__all__}
