@@ -16,13 +16,22 @@ from analysis.stats import student_half_width
 from analysis.suites import Suite, read_suites, runs_of_cells
 
 NOTES = (
-    "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test.",
-    "Difference: to {reference}, paired by seed. Interval: Student's, 95 %, with one standard deviation for all cells, "
-    "{sd:.2f} points once the means of cells and seeds are taken off ({degrees} degrees of freedom; cells without all "
-    "seeds of {reference} do not count). It is of one cell: of 20 cells without any effect one lies outside on "
-    "average, and they err together, as all are compared with the same runs.",
-    "Test: top-1 of the exported networks on the test images; nothing was chosen by it.",
+    "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test. Seeds vary "
+    "initialisation, order and augmentation; the training and validation images are one draw for all.",
+    "Difference: to {reference}, paired by seed. Interval: Student's, 95 %, of one cell.{pooled} All are compared with "
+    "the same runs, so they err together.",
+    "Verdict: what holds for all {intervals} intervals together (Bonferroni). What is to become a default needs fresh "
+    "seeds.",
+    "Plan: by how many filters the layers' widths differ from {reference}'s, summed, and which share of its pruned "
+    "filters a cell keeps; means over seeds, last plans. A cell that changes little cannot show much.",
+    "Test: top-1 of the exported networks on the test images; this study chooses nothing by it.",
 )
+POOLED = (
+    " Cells of {method} have one standard deviation, {sd:.2f} points once the means of cells and seeds are taken off "
+    "({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, which start from "
+    "other weights, their own."
+)
+COLUMNS = "cell", "n", "accuracy [%]", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
 def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]]:
@@ -36,16 +45,34 @@ def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]
     of_cells, left_out = runs_of_cells(suite, runs)
     accuracy = {name: {seed: _validation(run) for seed, run in found.items()} for name, found in of_cells.items()}
     reference = accuracy[suite.reference]
+    method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
+    family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
+    sd, degrees = residual_spread([accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()])
     differences = {
         name: [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
         for name, values in accuracy.items()
         if name != suite.reference
     }
-    sd, degrees = residual_spread([values for values in accuracy.values() if reference.keys() <= values.keys()])
-    rows = [_row(name, found, accuracy[name], differences.get(name, []), sd, degrees, len(suite.seeds))
-            for name, found in of_cells.items()]  # fmt: skip
-    facts = {"reference": suite.reference, "sd": sd, "degrees": degrees}
-    notes = [note.format(**facts) for note in NOTES] if degrees else [NOTES[0], NOTES[2]]
+    spreads = {name: (2**0.5 * sd, degrees) if name in family else (_sd(values), len(values) - 1)
+               for name, values in differences.items()}  # fmt: skip
+    spreads = {name: (spread, free) for name, (spread, free) in spreads.items() if differences[name] and free > 0}
+    rows = []
+    for name, found in of_cells.items():
+        row = dict.fromkeys(COLUMNS, "") | {"cell": name, "n": f"{len(found)} of {len(suite.seeds)}"}
+        row |= _standing(found, accuracy[name])
+        if differences.get(name):
+            row["difference"] = f"{fmean(differences[name]):+.2f}"
+            row["plan"] = _moved(found, of_cells[suite.reference]) if name in family else ""
+        if name in spreads:
+            row |= _judged(differences[name], *spreads[name], len(spreads))
+        rows.append(row)
+    every = [run for found in of_cells.values() for run in found.values()]
+    facts = {"reference": suite.reference, "method": method, "sd": sd, "degrees": degrees, "intervals": len(spreads)}
+    facts["pooled"] = POOLED.format(**facts) if degrees else ""
+    notes = [note.format(**facts) for note in NOTES]
+    if every:
+        notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; commits: "
+                     f"{_named(run.commit for run in every)}.")  # fmt: skip
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in left_out]
 
 
@@ -59,32 +86,56 @@ def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     return float((residuals**2).to_numpy().sum() / degrees) ** 0.5, degrees
 
 
-def _row(
-    name: str, runs: Mapping[int, Run], accuracy: Mapping[int, float], differences: Sequence[float], sd: float,
-    degrees: int, seeds: int,
-) -> dict[str, str]:  # fmt: skip
-    row = {"cell": name, "n": f"{len(runs)} of {seeds}", "accuracy [%]": "not run", "difference": "", "95 %": "",
-           "shown": "", "test [%]": "", "MACs cut [%]": ""}  # fmt: skip
+def _sd(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[str, str]:
+    """What a cell reached, seen alone."""
     if not runs:
-        return row
+        return {"accuracy [%]": "not run"}
     spread = f" ± {stdev(accuracy.values()):.2f}" if len(runs) > 1 else ""
-    row["accuracy [%]"] = f"{fmean(accuracy.values()):.2f}{spread}"
-    row["test [%]"] = f"{fmean(run.summary['top1'] for run in runs.values()):.2f}"
-    row["MACs cut [%]"] = f"{100 * fmean(run.summary['macs_cut'] for run in runs.values()):.1f}"
-    if differences:
-        row["difference"] = f"{fmean(differences):+.2f}"
-    if differences and degrees:
-        half = student_half_width(len(differences), 2**0.5 * sd, degrees)
-        low, high = fmean(differences) - half, fmean(differences) + half
-        row["95 %"] = f"[{low:+.2f}, {high:+.2f}]"
-        row["shown"] = "better" if low > 0 else "worse" if high < 0 else "nothing"
-    return row
+    return {
+        "accuracy [%]": f"{fmean(accuracy.values()):.2f}{spread}",
+        "test [%]": f"{fmean(run.summary['top1'] for run in runs.values()):.2f}",
+        "MACs cut [%]": f"{100 * fmean(run.summary['macs_cut'] for run in runs.values()):.1f}",
+    }
+
+
+def _judged(differences: Sequence[float], sd: float, degrees: int, intervals: int) -> dict[str, str]:
+    """The interval of a mean difference, and what all intervals together allow to say."""
+    mean, n = fmean(differences), len(differences)
+    half, together = (student_half_width(n, sd, degrees, number) for number in (1, intervals))
+    verdict = "better" if mean > together else "worse" if mean < -together else "not shown"
+    return {"95 %": f"[{mean - half:+.2f}, {mean + half:+.2f}]", "verdict": verdict}
+
+
+def _moved(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
+    """How far the last plans of two cells lie apart."""
+    widths, others = [], []
+    for seed in ours.keys() & theirs.keys():
+        pairs = [*zip(_pruned(ours[seed]), _pruned(theirs[seed]), strict=True)]
+        widths.append(sum(abs(len(a) - len(b)) for a, b in pairs))
+        others.append(sum(len(b - a) for a, b in pairs) / sum(len(b) for _, b in pairs))
+    return f"{fmean(widths):.0f} filters, {100 * fmean(others):.0f} %"
+
+
+def _pruned(run: Run) -> list[set[int]]:
+    return [set(layer["pruned"]) for layer in (run.plan or {})["layers"]]
 
 
 def _validation(run: Run) -> float:
     """The last epoch's accuracy on the validation images."""
     if not run.config["data"].get("validation_images"):
         raise DataError(f"{run.cell}, seed {run.seed} of {run.suite} was trained without validation images")
+    if run.config["model"].get("weights"):
+        raise DataError(
+            f"{run.cell}, seed {run.seed} of {run.suite} starts from weights that may have seen its validation images"
+        )
     return float(run.metrics["eval/top1"].iloc[-1])
 
 

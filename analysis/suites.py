@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table; for a thin network of another cell's plan, the target is that cell's."""
+    """One row of a table; for a thin network of another cell's plan, the target is that cell's.
+
+    `config` is the whole configuration, as `compose` makes it.
+    """
 
     name: str
     setting: Setting
     target: float | None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,10 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
     """A suite's file, with recipes and choices from `conf`. Raises DataError if it is no suite."""
     try:
         content = yaml.safe_load(path.read_text())
-        settings = {
-            entry["name"]: setting_of(compose(entry["recipe"], entry["overrides"], conf)) for entry in content["cells"]
-        }
+        configs = {entry["name"]: compose(entry["recipe"], entry["overrides"], conf) for entry in content["cells"]}
+        settings = {name: setting_of(config) for name, config in configs.items()}
         plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
-        cells = [Cell(name, settings[name], settings[plans_of[name]].target) for name in settings]
+        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name]) for name in settings]
         title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
         if reference not in {None, *settings}:
             raise ValueError(f"its reference {reference!r} is no cell")
@@ -138,8 +141,7 @@ def runs_of_cells(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int
         name = f"{run.cell}, seed {run.seed}"
         if run.cell not in cells or run.seed not in suite.seeds:
             left_out.append(f"{name}: the suite has no such cell and seed")
-        elif (found := asdict(setting_of(run.config))) != (wanted := asdict(cells[run.cell].setting)):
-            differences = [f"{key} {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+        elif differences := _differences(run, cells[run.cell]):
             left_out.append(f"{name}: it was not trained as the suite says ({'; '.join(differences)})")
         elif run.seed in of_cells[run.cell]:
             raise DataError(f"there are two runs of suite {suite.name}, cell {name}: move one of them away")
@@ -148,6 +150,22 @@ def runs_of_cells(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int
     for name, by_seed in of_cells.items():
         refuse_different(f"cell {name} of suite {suite.name}", by_seed.values())
     return of_cells, left_out
+
+
+def _differences(run: Run, cell: Cell) -> list[str]:
+    """What a run's configuration has otherwise than its cell; keys that only one of them knows do not count."""
+    pairs = {key: (value, asdict(cell.setting)[key]) for key, value in asdict(setting_of(run.config)).items()}
+    for section in ("data", "model", "method", "optim"):
+        wanted = cell.config.get(section, {})
+        known = {key for key in wanted.keys() & run.config[section].keys() if not _is_open(wanted[key])}
+        known -= {"name", *pairs}
+        pairs |= {f"{section}.{key}": (run.config[section][key], wanted[key]) for key in sorted(known)}
+    return [f"{key} {found}, not {wanted}" for key, (found, wanted) in pairs.items() if found != wanted]
+
+
+def _is_open(value: Any) -> bool:
+    """Is it filled in when the run starts?"""
+    return isinstance(value, str) and ("${" in value or value == "???")
 
 
 def refuse_different(what: str, runs: Iterable[Run]) -> None:

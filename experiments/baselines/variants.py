@@ -2,8 +2,9 @@
 
 stage_width     s_l of eq. 1 becomes the mean over the layers of as many filters: what a layer's stage alone says.
 permuted        Every layer gets the s_l of the next one in a ring, whose order is drawn once, from the run's seed.
-return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: also earlier ones come back.
-return_graded   The same, but a filter that was suspended at an earlier step comes back with GRADE times its affine.
+return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: those of earlier steps, after an
+                epoch of recovery, and those proposed anew compete for the same places, in layers whose count grows.
+return_graded   The same, but a filter of an earlier step comes back with GRADE times its affine and its momentum.
 """
 
 from collections import defaultdict
@@ -61,9 +62,10 @@ class PSAPVariant(PSAP):
         step = super()._step(epochs_done, make_losses)
         if self.rule is Rule.return_graded:
             for layer in self.layers:
-                tensors = filter_tensors(self.model, layer)
+                tensors = filter_tensors(self.model, layer, self.optimizer)
                 returned = tensors.index(set(earlier[layer.name]) & set(step.restored[layer.name]))
-                for affine in (tensors.gamma, tensors.beta):
+                momenta = [state for name, state in tensors.state.items() if name.startswith(tensors.affine)]
+                for affine in (tensors.gamma, tensors.beta, *momenta):
                     affine[returned] *= GRADE
         return step
 

@@ -17,7 +17,7 @@ def write_run(
     folder: Path, method: str, epochs: int = 8, top1: float = 90.0, seed: int = 0, dataset: str = "digits",
     image_size: int = 8, model: str = "resnet20", macs_cut: float = 0.6, suite: str | None = None,
     cell: str | None = None, recipe: str | None = None, weights: str | None = None, protection: bool = True,
-    train_images: int | None = None, target: float | None = None, lr: float = 0.1, width: float = 1.0,
+    train_images: int | None = None, target: float | None = None, optim: float = 0.1, width: float = 1.0,
 ) -> Path:  # fmt: skip
     """A finished run; all paths in it are below /data/somebody.
 
@@ -44,7 +44,7 @@ def write_run(
                  "validation_images": 180 if dataset == "digits" else 0},
         "model": {"name": model, "width": width, "weights": weights and f"/data/somebody/weights/{weights}"},
         "method": {"name": method},
-        "optim": {"batch_size": 64, "lr": lr, "weight_decay": 5e-4},
+        "optim": {"made_up": optim},
         "runtime": {"device": "auto"}, "tracking": {"mode": "offline", "project": "psap"},
     }  # fmt: skip
     if target is not None or method not in ("dense", "thin_plan"):

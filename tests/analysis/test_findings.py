@@ -1,5 +1,7 @@
 """Findings of a study: paired differences to the reference, on validation images, with a pooled spread."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,21 +30,51 @@ def study(tmp_path):
     return Suite("study", "A study", (0, 1, 2), cells, "psap"), runs
 
 
+def run_of(run, top1):
+    """The run with another accuracy."""
+    moved = top1 - run.summary["top1"]
+    metrics = run.metrics.assign(**{"eval/top1": run.metrics["eval/top1"] + moved})
+    return replace(run, summary=run.summary | {"top1": top1}, metrics=metrics)
+
+
 def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed(study):
     rows, notes = findings(*study)
     by_cell = rows.set_index("cell")
     assert by_cell.loc["psap", "accuracy [%]"] == "90.75 ± 2.65"
     assert by_cell.loc["psap", "test [%]"] == "92.00"
     assert by_cell.loc["psap", "difference"] == ""
-    # Differences -10, -10, -9 and 0.5, -1, 0.2; residual sd 0.5207 with 2 * 2 degrees; 2.776 * 0.5207 * sqrt(2 / 3).
-    assert by_cell.loc["thin", ["n", "difference", "95 %", "shown"]].tolist() == [
-        "3 of 3", "-9.67", "[-10.85, -8.49]", "worse",
+    # Differences -10, -10, -9: Student's own interval, 4.303 * 0.5774 / sqrt(3); two intervals, 6.205 instead.
+    assert by_cell.loc["thin", ["n", "difference", "95 %", "verdict", "plan"]].tolist() == [
+        "3 of 3", "-9.67", "[-11.10, -8.23]", "worse", "",
     ]  # fmt: skip
-    assert by_cell.loc["without protection", ["difference", "95 %", "shown"]].tolist() == [
-        "-0.10", "[-1.28, +1.08]", "nothing",
+    # Differences 0.5, -1, 0.2; with psap a residual sd of 0.5612 with 2 degrees; 4.303 * 0.5612 * sqrt(2 / 3).
+    assert by_cell.loc["without protection", ["difference", "95 %", "verdict", "plan"]].tolist() == [
+        "-0.10", "[-2.07, +1.87]", "not shown", "0 filters, 0 %",
     ]  # fmt: skip
-    assert by_cell.loc["never", ["n", "accuracy [%]", "difference"]].tolist() == ["0 of 3", "not run", ""]
-    assert "0.52 points once the means of cells and seeds are taken off (4 degrees of freedom;" in notes[1]
+    assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == ["0 of 3", "not run", ""]
+    assert "Cells of psap have one standard deviation, 0.56 points" in notes[1]
+    assert "for all 2 intervals together" in notes[2]
+    assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; commits: 0123456."
+
+
+def test_a_verdict_holds_for_all_intervals_together(study):
+    suite, runs = study
+    alone = findings(suite, [run for run in runs if run.cell != "without protection"])[0].set_index("cell")
+    assert alone.loc["thin", "95 %"] == findings(suite, runs)[0].set_index("cell").loc["thin", "95 %"]
+    close = [run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs]
+    one = [run for run in close if run.cell != "without protection"]  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
+    assert findings(suite, one)[0].set_index("cell").loc["thin", "verdict"] == "worse"
+    assert findings(suite, close)[0].set_index("cell").loc["thin", "verdict"] == "not shown"
+
+
+def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
+    suite, runs = study
+    first = next(run.plan["layers"] for run in runs if run.cell == "psap")
+    pruned = sum(len(layer["pruned"]) for layer in first)
+    other = [{**layer, "pruned": layer["pruned"][1:]} for layer in first]  # one filter a layer stays
+    moved = [replace(run, plan={"layers": other}) if "without" in run.cell else run for run in runs]
+    found = findings(suite, moved)[0].set_index("cell").loc["without protection", "plan"]
+    assert found == f"{len(first)} filters, {100 * len(first) / pruned:.0f} %"
 
 
 def test_the_residual_spread_knows_neither_where_cells_stand_nor_what_seeds_share():
@@ -63,13 +95,24 @@ def test_of_cells_without_effect_one_in_twenty_lies_outside():
     assert 0.04 < outside / 4000 < 0.06
 
 
+def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):
+    suite, runs = study
+    cells = [replace(c, config={"method": {"alpha": 4.0}}) if "without" in c.name else c for c in suite.cells]
+    for run in runs:
+        run.config["method"]["alpha"] = 1.0
+    rows, notes = findings(replace(suite, cells=tuple(cells)), runs)
+    assert rows.set_index("cell").loc["without protection", "n"] == "0 of 3"
+    reason = "without protection, seed 0: it was not trained as the suite says (method.alpha 1.0, not 4.0)"
+    assert f"Left out: {reason}." in notes
+
+
 def test_without_two_runs_of_a_cell_there_is_no_interval(study):
     suite, runs = study
     rows, notes = findings(suite, [run for run in runs if run.seed == 0])
-    assert rows.set_index("cell").loc["thin", ["n", "difference", "95 %", "shown"]].tolist() == [
+    assert rows.set_index("cell").loc["thin", ["n", "difference", "95 %", "verdict"]].tolist() == [
         "1 of 3", "-10.00", "", "",
     ]  # fmt: skip
-    assert len(notes) == 2
+    assert "standard deviation" not in notes[1]
 
 
 def test_only_a_study_has_findings(study, tmp_path):
@@ -86,4 +129,11 @@ def test_a_run_without_validation_images_is_refused(tmp_path):
     run = read_run(write_run(tmp_path / "other", "psap", dataset="cifar10", suite="study", cell="psap"))
     cells = (Cell("psap", setting_of(run.config), None),)
     with pytest.raises(DataError, match="psap, seed 0 of study was trained without validation images"):
+        findings(Suite("study", "A study", (0,), cells, "psap"), [run])
+
+
+def test_a_run_from_weights_that_may_have_seen_the_validation_images_is_refused(tmp_path):
+    run = read_run(write_run(tmp_path / "run", "psap", weights="trained", suite="study", cell="psap"))
+    cells = (Cell("psap", setting_of(run.config), None),)
+    with pytest.raises(DataError, match="psap, seed 0 of study starts from weights that may have seen its validation"):
         findings(Suite("study", "A study", (0,), cells, "psap"), [run])

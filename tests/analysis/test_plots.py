@@ -390,7 +390,7 @@ def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, 
     for path in (tmp_path / "kept").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "all" / "demo_table" / path.name).read_bytes()
     with pytest.raises(DataError, match="cell psap of suite demo_table has runs of different configurations"):
-        plots.write_figures([*kept, make("psap", cell="psap", seed=2, lr=0.2, **of_suite)], tmp_path / "mixed")
+        plots.write_figures([*kept, make("psap", cell="psap", seed=2, optim=0.2, **of_suite)], tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
 
 

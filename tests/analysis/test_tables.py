@@ -126,7 +126,7 @@ def test_two_runs_of_one_cell_and_seed_are_refused(root):
 
 def test_runs_of_one_cell_with_different_configurations_are_refused(root):
     shutil.rmtree(root / "resnet20_dense" / "seed2")
-    write_run(root / "other", "dense", cell="resnet20 dense", seed=2, lr=0.2, **COMMON)
+    write_run(root / "other", "dense", cell="resnet20 dense", seed=2, optim=0.2, **COMMON)
     first, other = (read_run(root / name).summary["config_hash"] for name in ("resnet20_dense/seed0", "other"))
     with pytest.raises(DataError) as caught:
         golden_table(root)
@@ -156,7 +156,7 @@ OTHER = COMMON | {"suite": "other", "cell": "dense"}
 
 def test_dense_runs_of_another_suite_count_if_they_trained_the_same(tmp_path, mine):
     write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
-    write_run(tmp_path / "lr", "dense", top1=80.0, lr=0.2, **OTHER)
+    write_run(tmp_path / "lr", "dense", top1=80.0, optim=0.2, **OTHER)
     write_run(tmp_path / "long", "dense", top1=80.0, epochs=9, **OTHER)
     assert pd.isna(mine(("a", "psap", 8)).rows["base_top1"][0])
     write_run(tmp_path / "same", "dense", top1=92.0, **OTHER)

@@ -73,9 +73,13 @@ def test_filters_of_earlier_steps_return_by_utility(rule):
                 assert min(utility[f] for f in back) >= max(utility[f] for f in part.pruned)
             grade = GRADE if rule is Rule.return_graded else 1.0
             for f in set(back) & set(earlier[name]):
-                tensors, row = filter_tensors(training.model, layer), snapshots[name].filters.index(f)
+                tensors = filter_tensors(training.model, layer, training.optimizer)
+                row = snapshots[name].filters.index(f)
                 saved = snapshots[name].rows
                 gamma, beta = (saved[affine][row] for affine in tensors.affine)
+                for affine in tensors.affine:
+                    state = f"{affine}:momentum_buffer"
+                    assert torch.equal(tensors.state[state][f], saved[state][row] * grade)
                 assert torch.equal(tensors.gamma[f], gamma * grade)
                 assert torch.equal(tensors.beta[f], beta * grade)
                 assert torch.equal(tensors.parameters[f"{name}.weight"][f], saved[f"{name}.weight"][row])
