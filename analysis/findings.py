@@ -5,7 +5,7 @@ python -m analysis.findings SUITE [--runs RUNS_DIR]    prints it, of the recorde
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -18,27 +18,27 @@ from analysis.suites import Suite, read_suites, runs_of_cells
 NOTES = (
     "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test. Seeds vary "
     "initialisation, order and augmentation; the training and validation images are one draw for all.",
-    "Difference: to {reference}, paired by seed. Interval: Student's, 95 %, of one cell.{pooled} All are compared with "
-    "the same runs, so they err together.",
-    "Verdict: what holds for all {intervals} intervals together (Bonferroni). What is to become a default needs fresh "
-    "seeds.",
-    "Plan: by how many filters the layers' widths differ from {reference}'s, summed, and which share of its pruned "
-    "filters a cell keeps; means over seeds, last plans. A cell that changes little cannot show much.",
+    "Difference: to the cell `against`, paired by seed, and its standard deviation. Interval: Student's, 95 %, of one "
+    "cell.{pooled} Cells that are compared with the same runs err together.",
+    "Verdict: what holds for all intervals of its kind together when every cell has run (Bonferroni: {inside} of "
+    "{method} and variants, {outside} others). What is to become a default needs fresh seeds.",
+    "Plan: by how many filters the layers' widths differ from those of `against`, summed, and which share of its "
+    "pruned filters a cell keeps; means over seeds, last plans. A cell that changes little cannot show much.",
     "Test: top-1 of the exported networks on the test images; this study chooses nothing by it.",
 )
 POOLED = (
-    " Cells of {method} have one standard deviation, {sd:.2f} points once the means of cells and seeds are taken off "
-    "({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, which start from "
-    "other weights, their own."
+    " Cells of {method} and its variants have one standard deviation, {sd:.2f} points once the means of cells and "
+    "seeds are off ({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, "
+    "which share less with it, their own."
 )
-COLUMNS = "cell", "n", "accuracy [%]", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
+COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
 def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]]:
     """One row per cell, as text, and what a reader must know.
 
     Raises:
-        DataError: the suite has no reference, or runs of the reference have no validation accuracy.
+        DataError: the suite has no reference, runs have no validation accuracy, or start from weights.
     """
     if suite.reference is None:
         raise DataError(f"the suite {suite.name} has no reference: name a cell in its file")
@@ -48,26 +48,24 @@ def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]
     method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
     family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
     sd, degrees = residual_spread([accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()])
-    differences = {
-        name: [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
-        for name, values in accuracy.items()
-        if name != suite.reference
-    }
-    spreads = {name: (2**0.5 * sd, degrees) if name in family else (_sd(values), len(values) - 1)
-               for name, values in differences.items()}  # fmt: skip
-    spreads = {name: (spread, free) for name, (spread, free) in spreads.items() if differences[name] and free > 0}
+    kinds = {"inside": len(family) - 1, "outside": len(suite.cells) - len(family)}
     rows = []
-    for name, found in of_cells.items():
-        row = dict.fromkeys(COLUMNS, "") | {"cell": name, "n": f"{len(found)} of {len(suite.seeds)}"}
-        row |= _standing(found, accuracy[name])
-        if differences.get(name):
-            row["difference"] = f"{fmean(differences[name]):+.2f}"
-            row["plan"] = _moved(found, of_cells[suite.reference]) if name in family else ""
-        if name in spreads:
-            row |= _judged(differences[name], *spreads[name], len(spreads))
+    for cell in suite.cells:
+        found, against = of_cells[cell.name], cell.against or suite.reference
+        row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(suite.seeds)}"}
+        row |= _standing(found, accuracy[cell.name])
+        ours, theirs = accuracy[cell.name], accuracy[against]
+        differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+        if differences and cell.name != suite.reference:
+            row |= {"against": against, "difference": f"{fmean(differences):+.2f}{_plus_minus(differences)}"}
+            row["plan"] = _moved(found, of_cells[against])
+            if cell.name in family and degrees:
+                row |= _judged(differences, 2**0.5 * sd, degrees, kinds["inside"])
+            elif cell.name not in family and len(differences) > 1:
+                row |= _judged(differences, stdev(differences), len(differences) - 1, kinds["outside"])
         rows.append(row)
     every = [run for found in of_cells.values() for run in found.values()]
-    facts = {"reference": suite.reference, "method": method, "sd": sd, "degrees": degrees, "intervals": len(spreads)}
+    facts = {"reference": suite.reference, "method": method, "sd": sd, "degrees": degrees} | kinds
     facts["pooled"] = POOLED.format(**facts) if degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
@@ -86,8 +84,8 @@ def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     return float((residuals**2).to_numpy().sum() / degrees) ** 0.5, degrees
 
 
-def _sd(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
+def _plus_minus(values: Collection[float]) -> str:
+    return f" ± {stdev(values):.2f}" if len(values) > 1 else ""
 
 
 def _named(names: Iterable[str]) -> str:
@@ -98,16 +96,15 @@ def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[st
     """What a cell reached, seen alone."""
     if not runs:
         return {"accuracy [%]": "not run"}
-    spread = f" ± {stdev(accuracy.values()):.2f}" if len(runs) > 1 else ""
     return {
-        "accuracy [%]": f"{fmean(accuracy.values()):.2f}{spread}",
+        "accuracy [%]": f"{fmean(accuracy.values()):.2f}{_plus_minus(accuracy.values())}",
         "test [%]": f"{fmean(run.summary['top1'] for run in runs.values()):.2f}",
         "MACs cut [%]": f"{100 * fmean(run.summary['macs_cut'] for run in runs.values()):.1f}",
     }
 
 
 def _judged(differences: Sequence[float], sd: float, degrees: int, intervals: int) -> dict[str, str]:
-    """The interval of a mean difference, and what all intervals together allow to say."""
+    """The interval of a mean difference, and what so many intervals together allow to say."""
     mean, n = fmean(differences), len(differences)
     half, together = (student_half_width(n, sd, degrees, number) for number in (1, intervals))
     verdict = "better" if mean > together else "worse" if mean < -together else "not shown"
@@ -115,17 +112,20 @@ def _judged(differences: Sequence[float], sd: float, degrees: int, intervals: in
 
 
 def _moved(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
-    """How far the last plans of two cells lie apart."""
+    """How far the last plans of two cells lie apart; nothing without plans of the same layers."""
     widths, others = [], []
     for seed in ours.keys() & theirs.keys():
-        pairs = [*zip(_pruned(ours[seed]), _pruned(theirs[seed]), strict=True)]
-        widths.append(sum(abs(len(a) - len(b)) for a, b in pairs))
-        others.append(sum(len(b - a) for a, b in pairs) / sum(len(b) for _, b in pairs))
+        pruned, before = _pruned(ours[seed]), _pruned(theirs[seed])
+        if pruned.keys() != before.keys() or not any(before.values()):
+            return ""
+        widths.append(sum(abs(len(pruned[name]) - len(filters)) for name, filters in before.items()))
+        kept = sum(len(filters - pruned[name]) for name, filters in before.items())
+        others.append(kept / sum(map(len, before.values())))
     return f"{fmean(widths):.0f} filters, {100 * fmean(others):.0f} %"
 
 
-def _pruned(run: Run) -> list[set[int]]:
-    return [set(layer["pruned"]) for layer in (run.plan or {})["layers"]]
+def _pruned(run: Run) -> dict[str, set[int]]:
+    return {layer["name"]: set(layer["pruned"]) for layer in run.plan["layers"]} if run.plan else {}
 
 
 def _validation(run: Run) -> float:

@@ -62,13 +62,15 @@ class Setting:
 class Cell:
     """One row of a table; for a thin network of another cell's plan, the target is that cell's.
 
-    `config` is the whole configuration, as `compose` makes it.
+    `config` is the whole configuration, as `compose` makes it; `against` the cell that a study compares it with, where
+    that is not the suite's reference.
     """
 
     name: str
     setting: Setting
     target: float | None
     config: Mapping[str, Any] = field(default_factory=dict)
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,12 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         configs = {entry["name"]: compose(entry["recipe"], entry["overrides"], conf) for entry in content["cells"]}
         settings = {name: setting_of(config) for name, config in configs.items()}
         plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
-        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name]) for name in settings]
+        against = {entry["name"]: entry.get("against") for entry in content["cells"]}
+        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name])
+                 for name in settings]  # fmt: skip
         title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
-        if reference not in {None, *settings}:
-            raise ValueError(f"its reference {reference!r} is no cell")
+        if unknown := {reference, *against.values()} - {None, *settings}:
+            raise ValueError(f"its reference {unknown.pop()!r} is no cell")
         return Suite(path.stem, title, seeds, tuple(cells), reference)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
@@ -157,7 +161,7 @@ def _differences(run: Run, cell: Cell) -> list[str]:
     pairs = {key: (value, asdict(cell.setting)[key]) for key, value in asdict(setting_of(run.config)).items()}
     for section in ("data", "model", "method", "optim"):
         wanted = cell.config.get(section, {})
-        known = {key for key in wanted.keys() & run.config[section].keys() if not _is_open(wanted[key])}
+        known = {key for key in wanted.keys() & run.config.get(section, {}).keys() if not _is_open(wanted[key])}
         known -= {"name", *pairs}
         pairs |= {f"{section}.{key}": (run.config[section][key], wanted[key]) for key in sorted(known)}
     return [f"{key} {found}, not {wanted}" for key, (found, wanted) in pairs.items() if found != wanted]
@@ -210,9 +214,9 @@ def compose(recipe: str, overrides: list[str], conf: Path = EXPERIMENTS / "conf"
     Hydra's composition as far as this suite's files use it: defaults lists, groups, and overrides `key=value`.
     """
     config = _merge(_load(conf / "base.yaml", conf), _load(conf / "experiment" / f"{recipe}.yaml", conf))
-    for override in overrides:
-        key, _, text = str(override).lstrip("+").partition("=")
-        value = yaml.safe_load(text)
+    pairs = [str(override).lstrip("+").partition("=")[::2] for override in overrides]
+    for key, text in sorted(pairs, key=lambda pair: not (conf / pair[0]).is_dir()):  # choices of groups first
+        value = float(text) if re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", text) else yaml.safe_load(text)
         if (conf / key).is_dir():
             config[key] = _load(conf / key / f"{value}.yaml", conf)
             continue

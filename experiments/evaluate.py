@@ -7,6 +7,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -39,7 +40,7 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         model, normalisation = models.open_exported(Path(cfg.run) / "export")
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     batches = dataset.evaluation("test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world))
-    return evaluate(model.to(device), batches, world)
+    return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
 
 
 def recorded_data(folder: Path, root: str) -> DataConfig:

@@ -9,7 +9,8 @@
 `python -m experiments.suite latency <suite>`         measure the exported networks of its finished runs, here
 
 A suite is a name in experiments/suites, or a path of such a file. Overrides after these arguments hold for
-every run. The index counts the seeds of the first cell, then those of the second.
+every run; tables leave out runs whose data, model, method or optim are not those of the suite's file. The
+index counts the seeds of the first cell, then those of the second.
 """
 
 import argparse
@@ -36,13 +37,15 @@ SUITES = Path(__file__).parent / "suites"
 class Cell:
     """One row of a table: a recipe of conf/experiment, and overrides (the method among them).
 
-    `plan_of` names the cell whose exported architecture a thin_plan cell trains, seed by seed.
+    `plan_of` names the cell whose exported architecture a thin_plan cell trains, seed by seed; `against` the one that
+    a study compares this one with, where that is not the suite's reference.
     """
 
     name: str
     recipe: str
     overrides: tuple[str, ...]
     plan_of: str | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,9 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
     try:
         cells = tuple(_cell(entry) for entry in content.pop("cells"))
         suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
-        if content.pop("reference", None) not in {None, *(cell.name for cell in cells)}:
-            raise ValueError("its `reference` is no cell")
+        names = {None, *(cell.name for cell in cells)}
+        if not {content.pop("reference", None), *(cell.against for cell in cells)} <= names:
+            raise ValueError("its `reference`, or what a cell is `against`, is no cell")
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
             raise ValueError(
                 "it has a `title`, `seeds`, a list of integers, `cells`, each at least one, perhaps a `reference`, "
@@ -193,11 +197,12 @@ def content(cell: Cell) -> tuple[object, ...]:
 
 
 def _cell(entry: Any) -> Cell:
-    if not {"name", "recipe", "overrides"} <= {*entry} <= {"name", "recipe", "overrides", "plan_of"}:
-        raise ValueError(f"a cell has name, recipe, overrides and perhaps plan_of, not {sorted(entry)}")
+    if not {"name", "recipe", "overrides"} <= {*entry} <= {"name", "recipe", "overrides", "plan_of", "against"}:
+        raise ValueError(f"a cell has name, recipe, overrides and perhaps plan_of and against, not {sorted(entry)}")
     if not re.fullmatch(r"[\w%.-]+( [\w%.-]+)*", entry["name"]):
         raise ValueError(f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -")
-    return Cell(entry["name"], entry["recipe"], tuple(map(str, entry["overrides"])), entry.get("plan_of"))
+    overrides = tuple(map(str, entry["overrides"]))
+    return Cell(entry["name"], entry["recipe"], overrides, entry.get("plan_of"), entry.get("against"))
 
 
 def print_status(suite: Suite) -> None:

@@ -26,7 +26,8 @@ def weight_sparsity_ratio(
         reference: `network` for R as above; `layer`, the ablation's control, for the layer's own R.
 
     Returns:
-        Layer name to s_l, in [0, 1]; unchanged when all weights are multiplied by one number.
+        Layer name to s_l, in [0, 1], counted in float32: exact up to 2^24 weights a layer. It is unchanged when all
+        weights are multiplied by one number.
     """
     norms = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights.values()]).double()
     scale = norms.new_tensor([_he_scale(w, fan) for w in weights.values()])

@@ -43,28 +43,36 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     assert by_cell.loc["psap", "accuracy [%]"] == "90.75 ± 2.65"
     assert by_cell.loc["psap", "test [%]"] == "92.00"
     assert by_cell.loc["psap", "difference"] == ""
-    # Differences -10, -10, -9: Student's own interval, 4.303 * 0.5774 / sqrt(3); two intervals, 6.205 instead.
+    # Differences -10, -10, -9: Student's own interval, 4.303 * 0.5774 / sqrt(3).
     assert by_cell.loc["thin", ["n", "difference", "95 %", "verdict", "plan"]].tolist() == [
-        "3 of 3", "-9.67", "[-11.10, -8.23]", "worse", "",
+        "3 of 3", "-9.67 ± 0.58", "[-11.10, -8.23]", "worse", "",
     ]  # fmt: skip
     # Differences 0.5, -1, 0.2; with psap a residual sd of 0.5612 with 2 degrees; 4.303 * 0.5612 * sqrt(2 / 3).
     assert by_cell.loc["without protection", ["difference", "95 %", "verdict", "plan"]].tolist() == [
-        "-0.10", "[-2.07, +1.87]", "not shown", "0 filters, 0 %",
+        "-0.10 ± 0.79", "[-2.07, +1.87]", "not shown", "0 filters, 0 %",
     ]  # fmt: skip
     assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == ["0 of 3", "not run", ""]
-    assert "Cells of psap have one standard deviation, 0.56 points" in notes[1]
-    assert "for all 2 intervals together" in notes[2]
+    assert "Cells of psap and its variants have one standard deviation, 0.56 points" in notes[1]
+    assert "(Bonferroni: 2 of psap and variants, 1 others)" in notes[2]
     assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; commits: 0123456."
 
 
-def test_a_verdict_holds_for_all_intervals_together(study):
+def test_a_verdict_holds_for_all_intervals_of_its_kind_together(study):
     suite, runs = study
-    alone = findings(suite, [run for run in runs if run.cell != "without protection"])[0].set_index("cell")
-    assert alone.loc["thin", "95 %"] == findings(suite, runs)[0].set_index("cell").loc["thin", "95 %"]
     close = [run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs]
-    one = [run for run in close if run.cell != "without protection"]  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
-    assert findings(suite, one)[0].set_index("cell").loc["thin", "verdict"] == "worse"
-    assert findings(suite, close)[0].set_index("cell").loc["thin", "verdict"] == "not shown"
+    thin = next(cell for cell in suite.cells if cell.name == "thin")
+    more = replace(suite, cells=(*suite.cells, replace(thin, name="thinner")))
+    for asked, verdict in ((suite, "worse"), (more, "not shown")):  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
+        found = findings(asked, close)[0].set_index("cell").loc["thin"]
+        assert found[["difference", "95 %", "verdict"]].tolist() == ["-1.47 ± 0.58", "[-2.90, -0.03]", verdict]
+
+
+def test_a_cell_may_be_compared_with_another_one_than_the_reference(study):
+    suite, runs = study
+    cells = [replace(c, against="thin") if c.name == "without protection" else c for c in suite.cells]
+    found = findings(replace(suite, cells=tuple(cells)), runs)[0].set_index("cell")
+    assert found.loc["without protection", ["against", "difference", "plan"]].tolist() == ["thin", "+9.57 ± 0.81", ""]
+    assert found.loc["thin", "against"] == "psap"
 
 
 def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
@@ -112,7 +120,7 @@ def test_without_two_runs_of_a_cell_there_is_no_interval(study):
     assert rows.set_index("cell").loc["thin", ["n", "difference", "95 %", "verdict"]].tolist() == [
         "1 of 3", "-10.00", "", "",
     ]  # fmt: skip
-    assert "standard deviation" not in notes[1]
+    assert "one standard deviation" not in notes[1]
 
 
 def test_only_a_study_has_findings(study, tmp_path):
