@@ -120,7 +120,6 @@ def _onnx(network: nn.Module, plan: PrunePlan) -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait slow the others
-        options.add_session_config_entry("session.dynamic_block_base", "4")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})
 
