@@ -53,7 +53,7 @@ def unknown_method(folder, said, **_) -> str:
 def hash_of_another_configuration(folder, said, **_) -> str:
     runs = a_run(folder)
     config = runs / "dense" / "config.yaml"
-    config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
+    config.write_text(config.read_text().replace("made_up: 0.1", "made_up: 0.2"))
     return said(tables.main, "demo_table", "--runs", runs)
 
 
