@@ -4,7 +4,7 @@ stage_width     s_l of eq. 1 becomes the mean over the layers of as many filters
 permuted        Every layer gets the s_l of the next one in a ring, whose order is drawn once, from the run's seed.
 return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: those of earlier steps,
                 after an epoch of recovery, and those proposed anew compete for the same places, where a count grows.
-return_graded   The same, but a filter of an earlier step comes back with GRADE times its affine (and that's momentum).
+return_graded   The same, but a filter of an earlier step returns with GRADE times its affine and the affine's momentum.
 """
 
 from collections import defaultdict
