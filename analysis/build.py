@@ -16,15 +16,11 @@ import pandas as pd
 from analysis.collect import RESULTS, DataError, Run, plain_exits, scan
 from analysis.findings import write_findings
 from analysis.published import PEERS, read_published
-from analysis.stats import student
 from analysis.suites import read_suites
 from analysis.tables import Table, make_table, write_tables
 
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
-RULE = (
-    "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none); it is wider than the "
-    "bootstrap's in the tables, which is too narrow for few seeds."
-)
+RULE = "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none)."
 
 
 def verdicts(table: Table) -> pd.DataFrame:
@@ -73,10 +69,9 @@ def _verdict(row: dict[str, Any], published: float | None) -> str:
         return "nothing to compare with"
     if row["top1_n"] == 1:
         return "one run, no interval"
-    low, high = student(row["top1_n"], row["top1"], row["top1_sd"])
-    if low <= published <= high:
+    if row["top1_low"] <= published <= row["top1_high"]:
         return "within the interval"
-    return "above" if low > published else "below"
+    return "above" if row["top1_low"] > published else "below"
 
 
 def recorded_runs(results: Path) -> list[Run]:

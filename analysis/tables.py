@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs
 from analysis.published import read_published, usable
-from analysis.stats import SMALL_N, Estimate, estimate, paired_difference
+from analysis.stats import Estimate, estimate, paired_difference
 from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, refuse_different, runs_of_cells
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
@@ -31,11 +31,11 @@ COLUMNS = [
     "start_stated", "commits", "devices", "source_url", "source_note",
 ]  # fmt: skip
 LEGEND = [
-    SMALL_N,
+    "Mean ± standard deviation over seeds and, in brackets, Student's 95 % interval of the mean.",
     "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
-    "Drop: base - top-1. Base: the network that a pretrained run starts from, else the mean of our dense runs of the "
-    "row's seeds (of all, if it shares none). "
-    "To thin, to dense: paired differences over common seeds. Training MACs: forward MACs of the network in training.",
+    "Base: the network that a pretrained run starts from, else our dense run of the same seed. "
+    "Drop (base - top-1), to thin, to dense: paired over common seeds. "
+    "Training MACs: forward MACs of the network in training; the batches of PSAP's pulses are not in them.",
 ]
 PUBLISHED_LEGEND = [
     f"Published rows: same data set, network and start, and a FLOPs cut within {TOLERANCE:g} points of our target. "
@@ -188,21 +188,21 @@ def _ours(
     }  # fmt: skip
     if not runs:
         return row
-    starts = [start for start in _values(runs, "start_top1").values() if start is not None]
-    same_seeds = {seed: run for seed, run in dense.items() if seed in runs} or dense
-    base = _mean(starts if cell.setting.pretrained else [] if runs is dense else _values(same_seeds, "top1").values())
-    top1, train_macs = _values(runs, "top1"), fmean(_values(runs, "train_macs").values())
+    top1, dense_top1 = _values(runs, "top1"), _values(dense, "top1")
+    base = _values(runs, "start_top1") if cell.setting.pretrained else {} if runs is dense else dense_top1
+    drop = paired_difference(base, top1)
+    train_macs = fmean(_values(runs, "train_macs").values())
     dense_train_macs = _mean(_values(dense, "train_macs").values())
     row |= _flat("top1", estimate([top1[seed] for seed in sorted(top1)]))
     if runs is not thin:
         row |= _flat("to_thin", paired_difference(top1, _values(thin, "top1")))
     if runs is not dense:
-        row |= _flat("to_dense", paired_difference(top1, _values(dense, "top1")))
+        row |= _flat("to_dense", paired_difference(top1, dense_top1))
     return row | {
         "masked_top1": fmean(_values(runs, "masked_top1").values()),
         "macs_cut": fmean(_values(runs, "macs_cut").values()),
-        "base_top1": base,
-        "drop": None if base is None else base - row["top1"],
+        "base_top1": _mean(base[seed] for seed in base.keys() & runs.keys()),
+        "drop": drop and drop.mean,
         "params": fmean(_values(runs, "params").values()),
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
@@ -265,7 +265,7 @@ def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
     devices = ", ".join(sorted({run.manifest["device"] for run in runs})) or "none"
     commits = ", ".join(sorted({run.commit for run in runs})) or "none"
     return (
-        f"n = {len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
+        f"{len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
         f"{every - len(runs)} not run; hardware: {devices}; commits: {commits}."
     )
 

@@ -14,7 +14,6 @@ from analysis import build, tables
 from analysis.build import verdicts
 from analysis.collect import DataError, read_run, read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
-from analysis.stats import SMALL_N
 from analysis.suites import read_suite
 from analysis.tables import display, make_table, markdown, to_csv, write_tables
 from tests.analysis.runs import write_run
@@ -105,7 +104,7 @@ def test_cells_that_were_not_run_and_partly_run_show(rows, table):
     assert rows.loc["resnet20 sfp 54", "top1_n"] == 0
     text = markdown(table)
     assert re.search(r"\| sfp +\| ours +\| 0 of 3 \| not run ", text)
-    assert "| 2 of 3 | 91.20 ± 0.14 [91.10, 91.30]" in text
+    assert "| 2 of 3 | 91.20 ± 0.14 [89.93, 92.47]" in text
     assert "| 1 of 3 | 90.90  " in text
     assert "runs: 15 of 27, 12 not run; hardware: x86_64 CPU, 2 cores; commits: 0123456." in table.head
 
@@ -181,11 +180,14 @@ def test_rows_of_different_length_stand_in_sections_of_their_own(tmp_path, mine)
     assert [pd.isna(base) or base for base in ours["base_top1"]] == [True, 93.0, True]
 
 
-def test_without_a_common_seed_the_base_is_the_mean_of_all_dense_runs(tmp_path, mine):
-    write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
-    for seed, top1 in ((1, 92.0), (2, 94.0)):
+def test_base_and_drop_are_of_common_seeds(tmp_path, mine):
+    for seed, top1 in ((0, 90.0), (1, 20.0)):
+        write_run(tmp_path / f"a{seed}", "psap", cell="a", top1=top1, seed=seed, **MINE)
+    assert mine(("a", "psap", 8)).rows.loc[0, ["base_top1", "drop"]].isna().all()
+    for seed, top1 in ((0, 92.0), (2, 50.0)):
         write_run(tmp_path / f"dense{seed}", "dense", top1=top1, seed=seed, **OTHER)
-    assert mine(("a", "psap", 8)).rows["base_top1"][0] == 93.0
+    row = mine(("a", "psap", 8)).rows.iloc[0]
+    assert (row["base_top1"], row["drop"], row["top1"]) == (92.0, 2.0, 55.0)
 
 
 def test_a_note_says_where_our_rows_are_not_at_one_cut(tmp_path, mine):
@@ -223,7 +225,6 @@ def test_published_rows_are_comparable_and_the_others_are_named_with_their_reaso
     assert "ResNet-32" not in notes
     assert not any("16 pixels" in section for section in of)
     assert "No published rows: published figures of CIFAR-10 are of 32 pixels, all training images" in notes
-    assert SMALL_N in table.notes
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_verdicts_say_where_the_interval_lies(table):
 @pytest.mark.parametrize(
     ("top1", "verdict"),
     [
-        ((90.2, 90.4), "within the interval"),  # though below it, 90.3 ± 0.1, in the tables
+        ((90.2, 90.4), "within the interval"),
         ((90.2, 90.21), "below"),
         ((91.2, 91.21), "above"),
         ((91.2,), "one run, no interval"),
