@@ -8,7 +8,7 @@ from psap_core.layers import PrunableLayer, find_layers
 from psap_core.plan import LayerPlan, PrunePlan, make_plan
 from psap_core.pruner import PSAP, PruneStep
 from psap_core.schedule import Schedule, make_schedule
-from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
+from psap_core.scoring import filter_norms, propose, pulse_margin
 from psap_core.sparsity import weight_sparsity_ratio
 from psap_core.supervision import PULSE_EPSILON, Supervision, choose_restored, pulse
 from psap_core.suspension import FilterTensors, Silence, Snapshot, apply_, filter_tensors, freeze_, restore_, suspend_
@@ -19,5 +19,5 @@ __all__ = [
     "choose_restored", "export", "export_error", "export_onnx", "filter_counts", "filter_floors", "filter_norms",
     "filter_tensors", "filters_cost_model", "find_layers", "freeze_", "layer_prune_ratios", "layer_table",
     "load_exported", "macs", "macs_cost_model", "make_plan", "make_schedule", "params", "propose", "pulse",
-    "pulse_margin", "read_spec", "relative_norms", "restore_", "save_exported", "suspend_", "weight_sparsity_ratio",
+    "pulse_margin", "read_spec", "restore_", "save_exported", "suspend_", "weight_sparsity_ratio",
 ]

@@ -31,8 +31,11 @@ class ScatteredBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         thin = super().forward(input)
-        full = thin.new_zeros(thin.shape[0], self.width, *thin.shape[2:])
-        return full.index_copy(1, self.kept, thin)
+        channels_last = thin.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        shape = thin.shape[0], self.width, *thin.shape[2:]
+        full = torch.empty(shape, dtype=thin.dtype, device=thin.device, memory_format=layout).zero_()
+        return full.index_copy_(1, self.kept, thin)
 
 
 def export(model: nn.Module, plan: PrunePlan) -> nn.Module:

@@ -16,7 +16,7 @@ from psap_core.errors import InputError
 from psap_core.layers import Scope, find_layers
 from psap_core.plan import PrunePlan, Unit, make_plan
 from psap_core.schedule import make_schedule
-from psap_core.scoring import filter_norms, propose, pulse_margin, relative_norms
+from psap_core.scoring import filter_norms, propose, pulse_margin
 from psap_core.sparsity import Fan, Reference, weight_sparsity_ratio
 from psap_core.supervision import MakeLosses, Supervision, choose_restored, pulse
 from psap_core.suspension import FilterTensors, Silence, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
@@ -166,7 +166,7 @@ class PSAP:
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = self._sparsity(weights)
         kept = filter_counts([*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha)
-        norms = self._relative_norms(weights)
+        norms = self._norms(weights)
         anew = self._propose(norms, kept)
         snapshots = {name: suspend_(tensors[name], filters, self._snapshots[name]) for name, filters in anew.items()}
         proposed = {name: tuple(sorted(snapshot.filters)) for name, snapshot in snapshots.items()}
@@ -201,10 +201,9 @@ class PSAP:
     def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
         return weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
 
-    def _relative_norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
-        parts = zip(self.plan.layers, torch.split(norms, list(self._macs.filters)), strict=True)
-        return {part.name: relative_norms(norm, part.pruned) for part, norm in parts}
+        return dict(zip(weights, torch.split(norms, list(self._macs.filters)), strict=True))
 
     def _propose(self, norms: dict[str, Tensor], kept: list[int]) -> Filters:
         anew = {}
@@ -238,8 +237,8 @@ class PSAP:
         """
         ours = self._settings()
         for name, theirs in state["settings"].items():
-            if ours[name] != theirs:
-                raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours[name]}")
+            if ours.get(name) != theirs:
+                raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours.get(name)}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
         device = next(self.model.parameters()).device

@@ -12,12 +12,6 @@ def filter_norms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight.detach(), dim=(1, 2, 3))
 
 
-def relative_norms(norms: Tensor, suspended: Collection[int]) -> Tensor:
-    """Filter norms [O] over the mean norm of the layer's live filters: unchanged by rescaling the layer."""
-    live = norms[sorted(set(range(len(norms))).difference(suspended))] if suspended else norms
-    return norms / live.mean()
-
-
 def pulse_margin(pruned: int, kept: int, floor: int, margin: float) -> int:
     """m_l: how many filters beyond the `pruned` ones are proposed for the pulse to choose from."""
     return min(max(1, math.floor(margin * pruned)), kept - floor)
@@ -27,7 +21,7 @@ def propose(scores: Tensor, suspended: Collection[int], pruned: int, margin: int
     """The live filters proposed anew: the lowest scores first, ties by index.
 
     Args:
-        scores: relative norm of each filter, [O].
+        scores: of each filter, [O]; PSAP: its L2 norm, compared within the layer only.
         suspended: filters that are suspended already; they stay proposed.
         pruned: n_l, how many filters must be suspended.
         margin: m_l, how many more to propose; none where no new filter is needed.

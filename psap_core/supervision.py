@@ -39,7 +39,7 @@ def pulse(
 
     While it lasts, suspended filters stand at PULSE_EPSILON times their saved affine: at exactly zero a
     following ReLU would hide their gradient. They must hold their saved weights (`suspension.refresh_`).
-    Statistics, generators and module modes come out as they were; gradients come out cleared.
+    Statistics and generators come out as they were, gradients cleared; no module mode is changed.
 
     Args:
         model: the network whose gradients are read, in the modes in which it is trained.

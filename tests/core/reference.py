@@ -163,7 +163,7 @@ def norms(weight: Weight) -> list[float]:
 
 
 def relative_norms(weight: Weight, suspended: Collection[int]) -> list[float]:
-    """Norm of every filter over the mean norm of the live ones."""
+    """Norm of every filter over the mean norm of the live ones: the same ranks within a layer."""
     own = norms(weight)
     live = [own[f] for f in range(len(own)) if f not in suspended]
     mean = sum(live) / len(live)

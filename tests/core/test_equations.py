@@ -30,7 +30,6 @@ from psap_core import (
     make_plan,
     make_schedule,
     propose,
-    relative_norms,
     weight_sparsity_ratio,
 )
 
@@ -215,16 +214,12 @@ def test_a_budget_below_the_floors_is_refused() -> None:
 def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: set[int]) -> None:
     weight = network(seed)["layer2"]
     live = [f for f in range(len(weight)) if f not in suspended]
-    scores = relative_norms(filter_norms(weight), suspended)
-    assert torch.equal(relative_norms(filter_norms(weight * factor), suspended), scores)
-    assert scores[live].mean().item() == pytest.approx(1, rel=1e-5)
-    # A suspended filter's norm changes no live filter's score.
+    lowest = sorted(live, key=lambda f: weight[f].norm().item())[:2]
+    # Nor does a suspended filter's norm.
     louder = weight.clone()
     louder[sorted(suspended)] *= 3
-    assert torch.equal(relative_norms(filter_norms(louder), suspended)[live], scores[live])
-    count = len(suspended) + 2
-    lowest = sorted(live, key=lambda f: weight[f].norm().item())[:2]
-    assert list(propose(scores, suspended, count, 0)) == sorted(lowest)
+    for changed in (weight, weight * factor, louder):
+        assert list(propose(filter_norms(changed), suspended, len(suspended) + 2, 0)) == sorted(lowest)
 
 
 # ---------------------------------------------------------------------------- when
