@@ -45,7 +45,7 @@ class OnCorrupt(StrEnum):
 
 
 class Precision(StrEnum):
-    float32 = "float32"
+    float32 = "float32"  # on a GPU that has TF32, convolutions compute in it, as is torch's default
     auto = "auto"  # bfloat16 autocast where the GPU has it, float32 elsewhere
 
 

@@ -1,7 +1,7 @@
 """Where a run stands: `python -m experiments.status experiment=<recipe> [key=value ...]`, as for training.
 
-Prints done, interrupted and when (the same command continues it), failed (it began, and is neither: it broke, or it is
-training now), or not launched. Touches nothing.
+Prints its state: done, running, interrupted and when, failed, refused, incomplete (killed, or running on another
+machine) or not launched. Whatever is not done or running, training's same command begins or continues. Touches nothing.
 """
 
 from experiments.harness.entry import entry_point

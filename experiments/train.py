@@ -3,7 +3,7 @@
 On several GPUs: `torchrun --nproc-per-node=4 -m experiments.train experiment=<recipe> [key=value ...]`.
 
 The same command again continues a run that was stopped, and prints the summary of one that is done.
-SIGTERM and SIGUSR1 write a checkpoint after the current step and leave with exit code 75.
+SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and leave with exit code 75.
 """
 
 import json

@@ -62,7 +62,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     network = starting_network(cfg, channels, dataset.classes, size)
     model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
     if isinstance(cfg.method, ThinPlanConfig):
-        models.initialise_(model, cfg.model.fan)
+        models.initialise_(model, cfg.model.fan, cfg.model.name)
     model.to(device).to(memory_format=torch.channels_last)
     seeding.seed_rank(cfg.seed, world.rank)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
@@ -88,6 +88,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     pulse_batches = images.batches * cfg.optim.accumulate
     method = make_method(cfg, model, optimizer, example, pulse_losses, pulse_batches, save_step)
     steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
+    world.settle(steps.net, example)
     facts = {
         "data_sha256": dataset.digest,
         "device": device_name(device),

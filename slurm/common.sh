@@ -39,6 +39,7 @@ train() {
   trap '' TERM USR1 # nothing to stop yet, nor to lose
   before=$(python -m experiments.status "$@") || exit 2
   if [ "$before" = "done" ]; then
+    python -m experiments.train "$@" >/dev/null || exit 2 # if it was trained for no suite, now it counts for this one
     say "done already"
     exit 0
   fi
@@ -60,10 +61,10 @@ train() {
   case $status in
     done) say "done"; exit 0 ;;
     "not launched" | refused) say "refused before it began: the error is above"; exit 2 ;;
-    "$before") say "failed before it continued: the error is above"; exit 1 ;; # an older interruption is no reason
-    interrupted*) requeue ;;
-    *) say "failed: the error is above"; exit 1 ;;
+    interrupted*) [ "$status" = "$before" ] || requeue ;; # an older interruption is no reason
   esac
+  say "failed: the error is above"
+  exit 1
 }
 
 # Who gets a signal that Slurm sends to the step depends on its ProctrackType: with cgroup (the usual one) this shell

@@ -233,10 +233,10 @@ def _convert_cifar10(root: Path, path: Path) -> None:
 def _stratified_order(labels: Tensor) -> Tensor:
     """A fixed random order [N] of which every prefix holds equally many of each class, as they last."""
     order = torch.randperm(len(labels), generator=generator("split"))
+    by_class = labels[order].argsort(stable=True)
+    sizes = labels.long().bincount()
     rank = torch.empty_like(order)  # of an image among those of its class
-    for label in range(int(labels.max()) + 1):
-        members = (labels[order] == label).nonzero().flatten()
-        rank[members] = torch.arange(len(members))
+    rank[by_class] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     return order[rank.argsort(stable=True)]
 
 

@@ -74,6 +74,15 @@ class World:
         """The network whose backward pass averages gradients over the ranks."""
         return DistributedDataParallel(net) if self.size > 1 else net
 
+    def settle(self, net: nn.Module, example: Tensor) -> None:
+        """Let a wrapped network see a backward pass, after which DistributedDataParallel orders its sums anew.
+
+        Otherwise more than two ranks would round a continued run's first step as they round no other.
+        """
+        if self.size > 1:
+            net.eval()(example).sum().backward()
+            net.zero_grad()
+
     def synchronised(self, net: nn.Module, now: bool) -> AbstractContextManager[None]:
         """Inside, a backward pass averages gradients over the ranks, or leaves them to a later one."""
         return nullcontext() if now or not isinstance(net, DistributedDataParallel) else net.no_sync()

@@ -119,13 +119,14 @@ def _first_paragraph(error: BaseException) -> str:
 
 
 class StopSignals:
-    """While entered, SIGTERM and SIGUSR1 only set `received`; the loop asks for it after every step."""
+    """While entered, SIGTERM, SIGUSR1 and a first Ctrl-C only set `received`; the loop asks after every step."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,3 +135,5 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)

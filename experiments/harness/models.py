@@ -108,13 +108,19 @@ class VGG(nn.Module):
         return logits
 
 
-def initialise_(model: nn.Module, fan: Fan) -> None:
-    """Fresh weights: He et al.'s for convolutions and, with fan in, linear layers; torch's own for the others."""
+def initialise_(model: nn.Module, fan: Fan, name: str = "") -> None:
+    """Fresh weights: He et al.'s for convolutions and, with fan in, linear layers; torch's own for the others.
+
+    MobileNetV2's classifier, by the network's name, is torchvision's: normal with a standard deviation of 0.01.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and fan.value == "in"):
             nn.init.kaiming_normal_(module.weight, mode=f"fan_{fan.value}", nonlinearity="relu")  # type: ignore[arg-type]
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and name == "mobilenet_v2":
+            nn.init.normal_(module.weight, 0, 0.01)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.BatchNorm2d)):
             module.reset_parameters()
 
@@ -136,12 +142,13 @@ def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:
                 inputs, thinner(module.out_channels), module.kernel_size, module.stride,  # type: ignore[arg-type]
                 module.padding, groups=groups, bias=False,  # type: ignore[arg-type]
             )  # fmt: skip
-            nn.init.kaiming_normal_(thin.weight, mode="fan_out", nonlinearity="relu")
             network.set_submodule(path, thin)
         elif isinstance(module, nn.BatchNorm2d):
             network.set_submodule(path, nn.BatchNorm2d(thinner(module.num_features)))
         elif isinstance(module, nn.Linear):
             network.set_submodule(path, nn.Linear(thinner(module.in_features), module.out_features))
+    if width != 1:
+        initialise_(network, Fan("out"), name)
     return network
 
 

@@ -118,7 +118,7 @@ class Record:
     def begin(self, cfg: Config, facts: Mapping[str, Any]) -> None:
         """Make the folder, lock it until `close`, and write config.yaml and manifest.json.
 
-        The manifest holds `facts` and one more entry in its list of sessions.
+        The manifest holds `facts`, of devices all that the run had, and one more entry in its list of sessions.
 
         Raises:
             InputError: a file stands in the folder's place, another process uses it or has just finished the run,
@@ -142,6 +142,8 @@ class Record:
                         "back, or move the folder away"
                     )
             earlier = manifest["sessions"]
+            devices = dict.fromkeys([*manifest["device"].split("; "), facts["device"]])
+            facts = {**facts, "device": "; ".join(devices)}
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
         session = {"started": _now(), "command": sys.orig_argv, **code_version()}
         own = {"config_hash": self.config_hash, "seed": self.seed, "identity": identity(cfg)}

@@ -201,9 +201,9 @@ def test_thin_plan_trains_the_architecture_of_another_run_from_fresh_weights(tmp
     weights = []
     initialise_ = models.initialise_
 
-    def remember(model: nn.Module, fan: Fan) -> None:
+    def remember(model: nn.Module, fan: Fan, name: str = "") -> None:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        initialise_(model, fan)
+        initialise_(model, fan, name)
         weights.append((before, {name: tensor.clone() for name, tensor in model.state_dict().items()}))
 
     monkeypatch.setattr("experiments.harness.models.initialise_", remember)

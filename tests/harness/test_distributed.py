@@ -124,6 +124,32 @@ def test_random_killed_ranks(number: int, tmp_path, uninterrupted) -> None:
     kill_one_then_all(tmp_path, uninterrupted, random.Random(number))
 
 
+TWO_EQUAL_STEPS = """
+import torch
+from experiments.benchmarks import cifar_resnet
+from experiments.harness.distributed import join
+with join() as world:
+    torch.manual_seed(0)
+    net = world.wrap(cifar_resnet(20).eval())
+    images, gradients = torch.randn(world.size, 8, 3, 16, 16)[world.rank], []
+    world.settle(net, images)
+    for _ in range(2):
+        net.zero_grad()
+        net(images).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert all(map(torch.equal, *gradients))
+"""
+
+
+@pytest.mark.long
+def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
+    """Or a continued run, whose first step it is, would differ from one that was never stopped."""
+    (tmp_path / "steps.py").write_text(TWO_EQUAL_STEPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*command, str(tmp_path / "steps.py")], check=True, timeout=300, env=environment)
+
+
 @pytest.fixture(scope="module")
 def digests() -> dict[str, list[list[str]]]:
     """Plan digests of every rank in trainings of five pruning steps; see tests/harness/ranks.py."""

@@ -162,6 +162,10 @@ def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisa
             assert narrow.out_channels == wide.out_channels // 2, path
             fan_out = narrow.weight[:, 0].numel()  # as torch counts it, depthwise or not
             assert narrow.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), path
+        elif isinstance(wide, torch.nn.Linear):
+            shrunk = 1 if name == "mobilenet_v2" else (narrow.in_features / wide.in_features) ** 0.5  # torch's own
+            assert narrow.weight.std().item() * shrunk == pytest.approx(wide.weight.std().item(), rel=0.1)
+            assert bool(narrow.bias.any()) == bool(wide.bias.any())
     assert cost_share(cfg, thin_model(cfg, 0.5, 3, 10, 32)) <= 0.5
 
 

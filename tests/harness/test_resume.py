@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from experiments import train, training
-from experiments.harness.entry import Interrupted
+from experiments.harness.entry import Interrupted, StopSignals, compose
 from experiments.harness.loop import Callback
+from experiments.harness.record import Record
 from psap_core import InputError
 from tests.harness.helpers import small, state_of
 
@@ -55,15 +56,17 @@ def test_killed_and_continued_equals_uninterrupted(method, point, killed, uninte
     assert len(sessions) == 2
 
 
-@pytest.mark.parametrize("method", ["sfp", "psap"])
-def test_a_signal_stops_after_the_step_and_the_same_command_continues(method, tmp_path, uninterrupted, monkeypatch):
+@pytest.mark.parametrize(("method", "number"), [("sfp", signal.SIGTERM), ("psap", signal.SIGINT)])
+def test_a_signal_stops_after_the_step_and_the_same_command_continues(
+    method, number, tmp_path, uninterrupted, monkeypatch
+):
     steps = 0
 
     def after_step(self):
         nonlocal steps
         steps += 1
         if steps == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Callback, "after_step", after_step)
@@ -71,6 +74,14 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(method, tm
             train.run(small(tmp_path, method))
     assert steps == 7
     assert state_of(train.run(small(tmp_path, method))) == uninterrupted[method]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_default_generators_continue_too(tmp_path, monkeypatch):
@@ -103,9 +114,6 @@ def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
 
 
 def test_a_second_process_is_refused(tmp_path, monkeypatch):
-    from experiments.harness.entry import compose
-    from experiments.harness.record import Record
-
     cfg = compose("train", small(tmp_path, "dense"))
     first, second = Record(cfg), Record(cfg)
     first.begin(cfg, {})
@@ -114,6 +122,14 @@ def test_a_second_process_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked"))
     with pytest.raises(InputError, match="another process"):
         train.run(small(tmp_path, "dense"))
+
+
+def test_the_manifest_names_every_device_of_a_run(tmp_path):
+    record = Record(cfg := compose("train", small(tmp_path, "dense")))
+    for device in ("a GPU", "x86_64 CPU, 2 cores", "a GPU"):
+        record.begin(cfg, {"device": device})
+        record.close()
+    assert json.loads((record.folder / "manifest.json").read_text())["device"] == "a GPU; x86_64 CPU, 2 cores"
 
 
 def started(runs_dir, method):

@@ -141,9 +141,10 @@ def test_an_imagenet_job_trains_exports_and_is_done(checkout):
     assert (summary["model"], summary["method"], summary["train_images"]) == ("resnet50", "psap", images)
     assert (folder / "export" / "weights.safetensors").exists()
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    again = checkout.submit(*command)
+    again = checkout.submit(*command, "suite=mine", "cell=psap")
     assert checkout.finish(again) == "0"
     assert checkout.log(again).endswith("done already\n")
+    assert json.loads((folder / "summary.json").read_text())["suite"] == "mine"
 
 
 def test_a_job_starts_from_given_weights(checkout):
