@@ -27,7 +27,7 @@ COLUMNS = [
     "section", "dataset", "model", "start", "epochs", "target", "kind", "method", "year", "peer", "cell",
     "method_name", "seeds",
     *(f"{name}{part}" for name in ESTIMATES for part in ("", "_sd", "_low", "_high", "_n")),
-    "masked_top1", "macs_cut", "base_top1", "drop", "params", "params_cut", "train_macs", "train_macs_share",
+    "masked_top1", "macs_cut", "base_top1", "drop", "drop_n", "params", "params_cut", "train_macs", "train_macs_share",
     "start_stated", "commits", "devices", "source_url", "source_note",
 ]  # fmt: skip
 LEGEND = [
@@ -189,7 +189,8 @@ def _ours(
     if not runs:
         return row
     top1, dense_top1 = _values(runs, "top1"), _values(dense, "top1")
-    base = _values(runs, "start_top1") if cell.setting.pretrained else {} if runs is dense else dense_top1
+    starts = {seed: start for seed, start in _values(runs, "start_top1").items() if start is not None}
+    base = starts if cell.setting.pretrained else {} if runs is dense else dense_top1
     drop = paired_difference(base, top1)
     train_macs = fmean(_values(runs, "train_macs").values())
     dense_train_macs = _mean(_values(dense, "train_macs").values())
@@ -203,6 +204,7 @@ def _ours(
         "macs_cut": fmean(_values(runs, "macs_cut").values()),
         "base_top1": _mean(base[seed] for seed in base.keys() & runs.keys()),
         "drop": drop and drop.mean,
+        "drop_n": drop and drop.n,
         "params": fmean(_values(runs, "params").values()),
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
@@ -296,7 +298,7 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
         "masked [%]": f"{row['masked_top1']:.2f}" if "masked_top1" in known else "",
         "MACs cut [%]": f"{100 * row['macs_cut']:.1f}" + (" ‡" if others else "") if "macs_cut" in known else "",
         "base [%]": f"{row['base_top1']:.2f}" if "base_top1" in known else "",
-        "drop": f"{row['drop']:.2f}" if "drop" in known else "",
+        "drop": f"{row['drop']:.2f}{_other_n(row, 'drop')}" if "drop" in known else "",
         "parameters": params or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
         "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}" if "train_macs_share" in known else "",
         "to thin": _spread(row, "to_thin", "+.2f") if "to_thin" in known else "",
@@ -306,9 +308,14 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
 
 def _spread(row: Mapping[str, Any], name: str, form: str) -> str:
     """Mean ± sd [interval], and n where it is not the row's."""
-    mean, sd, low, high, n = (row[f"{name}{part}"] for part in ("", "_sd", "_low", "_high", "_n"))
+    mean, sd, low, high = (row[f"{name}{part}"] for part in ("", "_sd", "_low", "_high"))
     spread = "" if pd.isna(sd) else f" ± {sd:.2f} [{low:{form}}, {high:{form}}]"
-    return f"{mean:{form}}{spread}" + ("" if pd.isna(n) or n == row["top1_n"] else f" (n = {n:.0f})")
+    return f"{mean:{form}}{spread}{_other_n(row, name)}"
+
+
+def _other_n(row: Mapping[str, Any], name: str) -> str:
+    n = row[f"{name}_n"]
+    return "" if pd.isna(n) or n == row["top1_n"] else f" (n = {n:.0f})"
 
 
 def markdown(table: Table) -> str:

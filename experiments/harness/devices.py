@@ -9,8 +9,6 @@ from experiments.harness.distributed import World
 from experiments.schema import RuntimeConfig
 from psap_core import InputError
 
-MOST_WORKERS = 16  # unless runtime.workers says more: each keeps batches in shared memory
-
 
 def configure(runtime: RuntimeConfig, world: World) -> torch.device:
     """Set torch's threads and say which device this process uses: with several processes, each its own GPU."""
@@ -44,8 +42,7 @@ def reading_workers(runtime: RuntimeConfig, world: World) -> int:
     if runtime.workers is not None:
         return runtime.workers
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // here), MOST_WORKERS)
+    return max(1, len(os.sched_getaffinity(0)) // here) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:

@@ -118,7 +118,7 @@ class Record:
     def begin(self, cfg: Config, facts: Mapping[str, Any]) -> None:
         """Make the folder, lock it until `close`, and write config.yaml and manifest.json.
 
-        The manifest holds `facts`, of devices all that the run had, and one more entry in its list of sessions.
+        The manifest holds `facts`, every device that its first process had, and one more entry in its list of sessions.
 
         Raises:
             InputError: a file stands in the folder's place, another process uses it or has just finished the run,
@@ -134,7 +134,7 @@ class Record:
         self._forget_ending()
         earlier = []
         if (path := self.folder / "manifest.json").exists():
-            manifest = read_json(path, "sessions")
+            manifest = read_json(path, "sessions", "device")
             for key, what in FIXED_FACTS.items():
                 if key in facts and manifest.get(key) != facts[key]:
                     raise InputError(

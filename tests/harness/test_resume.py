@@ -77,11 +77,22 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
-    with StopSignals() as signals:
+    received = []
+
+    def keep_pressing():
+        with StopSignals() as signals:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                received.append(signals.received)
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_pressing()
+    assert received == [True]
+
+
+def test_a_ctrl_c_after_the_last_step_ends_what_comes_next():
+    with pytest.raises(KeyboardInterrupt), StopSignals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_default_generators_continue_too(tmp_path, monkeypatch):
