@@ -59,7 +59,7 @@ def test_where_a_run_stands(tmp_path):
     cfg = compose("train", [*SMALL, f"runs_dir={tmp_path}"])
     record = Record(cfg)
     assert record.state is State.not_launched
-    record.begin(cfg, {})
+    record.begin(cfg, {"device": "a GPU"})
     assert Record(cfg).state is State.running
     record.close()
     assert record.state is State.incomplete
@@ -70,7 +70,7 @@ def test_where_a_run_stands(tmp_path):
     assert record.interrupted_at != first
     record.fail("no reason")
     assert (record.state, record.error) == (State.failed, "no reason")
-    record.begin(cfg, {})
+    record.begin(cfg, {"device": "a GPU"})
     record.close()
     assert record.state is State.incomplete
     record.finish()
@@ -80,7 +80,7 @@ def test_where_a_run_stands(tmp_path):
 def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, monkeypatch):
     """A job that only asks whether it was interrupted would be requeued for ever."""
     record = Record(compose("train", [*SMALL, f"runs_dir={tmp_path}"]))
-    record.begin(compose("train", [*SMALL, f"runs_dir={tmp_path}"]), {"data_sha256": "of other data"})
+    record.begin(compose("train", [*SMALL, f"runs_dir={tmp_path}"]), {"device": "CPU", "data_sha256": "of other data"})
     record.interrupt()
     record.close()
     assert "began with the data of" in refusal(train.main, [*SMALL, f"runs_dir={tmp_path}"], monkeypatch)
@@ -108,11 +108,11 @@ def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypa
     assert listed[-1] == "two: 1 refused, 3 not launched"
 
 
-def test_a_cell_lives_in_one_suite_only():
-    homes: dict[str, list[str]] = {}
+def test_a_run_lives_in_one_suite_only():
+    homes: dict[tuple[str, int], list[str]] = {}
     for path in sorted(suite.SUITES.glob("*.yaml")):
-        for cell in suite.read_suite(path.stem).cells:
-            homes.setdefault(str(suite.content(cell)), []).append(f"{path.stem}: {cell.name}")
+        for run in suite.read_suite(path.stem).runs:
+            homes.setdefault((str(suite.content(run.cell)), run.seed), []).append(f"{path.stem}: {run.cell.name}")
     assert [found for found in homes.values() if len(found) > 1] == []
 
 
