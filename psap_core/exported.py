@@ -31,8 +31,7 @@ class ScatteredBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         thin = super().forward(input)
-        channels_last = thin.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = torch.contiguous_format if thin.is_contiguous() else torch.channels_last
         shape = thin.shape[0], self.width, *thin.shape[2:]
         full = torch.empty(shape, dtype=thin.dtype, device=thin.device, memory_format=layout).zero_()
         return full.index_copy_(1, self.kept, thin)
