@@ -6,6 +6,7 @@ python -m analysis.findings SUITE [--runs RUNS_DIR]    prints it, of the recorde
 import argparse
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -34,8 +35,57 @@ POOLED = (
 COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
-def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """One row per cell, as text, and what a reader must know.
+@dataclass(frozen=True)
+class Difference:
+    """How a cell differs from the one it is compared with, in points of validation accuracy, paired by seed.
+
+    Attributes:
+        half: half of the 95 % interval of this cell alone; None without a spread.
+        together: half of the interval that holds for all intervals of its kind together (Bonferroni).
+    """
+
+    against: str
+    by_seed: Mapping[int, float]
+    half: float | None
+    together: float | None
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.by_seed.values())
+
+    @property
+    def verdict(self) -> str:
+        if self.together is None:
+            return ""
+        return "better" if self.mean > self.together else "worse" if self.mean < -self.together else "not shown"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A suite with a reference, its runs, and every cell's difference to the reference or to what it names.
+
+    Attributes:
+        runs, accuracy: by cell and seed; the accuracy in percent of the last epoch on the validation images.
+        differences: by cell, of those with a seed in common with the other.
+        method: the reference's; its cells and its variants' share the spread `sd` with `degrees` of freedom.
+        inside, outside: number of comparisons of cells with and without that spread.
+        left_out: which runs claim to be the suite's and are not, and why.
+    """
+
+    suite: Suite
+    runs: Mapping[str, Mapping[int, Run]]
+    accuracy: Mapping[str, Mapping[int, float]]
+    differences: Mapping[str, Difference]
+    method: str
+    sd: float
+    degrees: int
+    inside: int
+    outside: int
+    left_out: Sequence[str]
+
+
+def compare(suite: Suite, runs: Iterable[Run]) -> Study:
+    """What the runs of a suite with a reference say of its cells.
 
     Raises:
         DataError: the suite has no reference, runs have no validation accuracy, or start from weights.
@@ -48,30 +98,42 @@ def findings(suite: Suite, runs: Iterable[Run]) -> tuple[pd.DataFrame, list[str]
     method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
     family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
     sd, degrees = residual_spread([accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()])
-    kinds = {"inside": len(family) - 1, "outside": len(suite.cells) - len(family)}
-    rows = []
+    inside, outside = len(family) - 1, len(suite.cells) - len(family)
+    differences = {}
     for cell in suite.cells:
-        found, against = of_cells[cell.name], cell.against or suite.reference
-        row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(suite.seeds)}"}
-        row |= _standing(found, accuracy[cell.name])
+        against = cell.against or suite.reference
         ours, theirs = accuracy[cell.name], accuracy[against]
-        differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        if differences and cell.name != suite.reference:
-            row |= {"against": against, "difference": f"{fmean(differences):+.2f}{_plus_minus(differences)}"}
-            row["plan"] = _moved(found, of_cells[against])
-            if cell.name in family and degrees:
-                row |= _judged(differences, 2**0.5 * sd, degrees, kinds["inside"])
-            elif cell.name not in family and len(differences) > 1:
-                row |= _judged(differences, stdev(differences), len(differences) - 1, kinds["outside"])
+        by_seed = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+        if not by_seed or cell.name == suite.reference:
+            continue
+        halves: list[float | None] = [None, None]
+        if cell.name in family and degrees:
+            halves = [student_half_width(len(by_seed), 2**0.5 * sd, degrees, number) for number in (1, inside)]
+        elif cell.name not in family and (n := len(by_seed)) > 1:
+            halves = [student_half_width(n, stdev(by_seed.values()), n - 1, number) for number in (1, outside)]
+        differences[cell.name] = Difference(against, by_seed, *halves)
+    return Study(suite, of_cells, accuracy, differences, method, sd, degrees, inside, outside, left_out)
+
+
+def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
+    """One row per cell, as text, and what a reader must know."""
+    rows = []
+    for cell in study.suite.cells:
+        found = study.runs[cell.name]
+        row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(study.suite.seeds)}"}
+        row |= _standing(found, study.accuracy[cell.name])
+        if difference := study.differences.get(cell.name):
+            row |= _compared(difference) | {"plan": _moved(found, study.runs[difference.against])}
         rows.append(row)
-    every = [run for found in of_cells.values() for run in found.values()]
-    facts = {"reference": suite.reference, "method": method, "sd": sd, "degrees": degrees} | kinds
-    facts["pooled"] = POOLED.format(**facts) if degrees else ""
+    every = [run for found in study.runs.values() for run in found.values()]
+    facts = {name: getattr(study, name) for name in ("method", "sd", "degrees", "inside", "outside")}
+    facts["reference"] = study.suite.reference
+    facts["pooled"] = POOLED.format(**facts) if study.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
         notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; commits: "
                      f"{_named(run.commit for run in every)}.")  # fmt: skip
-    return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in left_out]
+    return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
 
 
 def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
@@ -103,12 +165,14 @@ def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[st
     }
 
 
-def _judged(differences: Sequence[float], sd: float, degrees: int, intervals: int) -> dict[str, str]:
-    """The interval of a mean difference, and what so many intervals together allow to say."""
-    mean, n = fmean(differences), len(differences)
-    half, together = (student_half_width(n, sd, degrees, number) for number in (1, intervals))
-    verdict = "better" if mean > together else "worse" if mean < -together else "not shown"
-    return {"95 %": f"[{mean - half:+.2f}, {mean + half:+.2f}]", "verdict": verdict}
+def _compared(difference: Difference) -> dict[str, str]:
+    mean, half = difference.mean, difference.half
+    return {
+        "against": difference.against,
+        "difference": f"{mean:+.2f}{_plus_minus(difference.by_seed.values())}",
+        "95 %": "" if half is None else f"[{mean - half:+.2f}, {mean + half:+.2f}]",
+        "verdict": difference.verdict,
+    }
 
 
 def _moved(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
@@ -139,10 +203,10 @@ def _validation(run: Run) -> float:
     return float(run.metrics["eval/top1"].iloc[-1])
 
 
-def markdown(suite: Suite, runs: Iterable[Run]) -> str:
-    rows, notes = findings(suite, runs)
+def markdown(study: Study) -> str:
+    rows, notes = findings(study)
     table = rows.to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join([f"# {suite.title}", table, "\n".join(f"- {note}" for note in notes)]) + "\n"
+    return "\n\n".join([f"# {study.suite.title}", table, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
 
 def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> list[Path]:
@@ -151,7 +215,7 @@ def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> l
     for suite in suites:
         if suite.reference is not None:
             written.append(out / f"{suite.name}_findings.md")
-            written[-1].write_text(markdown(suite, runs), encoding="utf-8")
+            written[-1].write_text(markdown(compare(suite, runs)), encoding="utf-8")
     return written
 
 
@@ -164,7 +228,7 @@ def main(arguments: Sequence[str]) -> None:
         suites = {suite.name: suite for suite in read_suites()}
         if given.suite not in suites:
             raise DataError(f"there is no suite {given.suite!r}: it must be one of {', '.join(suites)}")
-        print(markdown(suites[given.suite], read_runs(given.runs)))
+        print(markdown(compare(suites[given.suite], read_runs(given.runs))))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.collect import RESULTS, DataError, Run, plain_exits, read_run
+from analysis.findings import Difference, Study, compare
 from analysis.published import read_published, usable
-from analysis.suites import runs_of_suite, setting_of, target_of
+from analysis.suites import find_suite, runs_of_suite, setting_of, target_of
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
@@ -64,6 +65,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "from scratch": {"color": "#888888", "marker": "x", "markersize": 4},
     "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
 }
+# A study's differences, by their verdicts, and what the seeds show singly.
+JUDGED: dict[str, dict[str, Any]] = {
+    "not shown": {"color": "#666666", "marker": "o", "linewidth": 3},
+    "better": {"color": "#0072B2", "marker": "D", "linewidth": 3},
+    "worse": {"color": "#D55E00", "marker": "D", "linewidth": 3},
+}
+SEED: dict[str, Any] = {"color": "#000000", "marker": "|", "linestyle": "", "markersize": 7}
 MAP_COLUMNS = 3
 RESTORED = "who was restored (white: nothing was suspended)"
 REACH = 20  # percentage points: a panel of accuracies is not fitted to cells further below the best one
@@ -412,6 +420,60 @@ def _of_psap(runs: Sequence[Run]) -> list[Cell]:
     return found
 
 
+def study_differences(runs: Sequence[Run]) -> Figure:
+    """A study at a glance: every cell's difference to what it is compared with, in the order of the suite."""
+    suite = find_suite(runs[0].suite or "")
+    if suite is None or suite.reference is None:
+        raise NothingToDrawError("the suite is no study")
+    study = compare(suite, runs)
+    if not study.differences:
+        raise NothingToDrawError("no cell has run beside the one that it is compared with")
+    return draw_study(study)
+
+
+def draw_study(study: Study) -> Figure:
+    cells = [cell for cell in study.suite.cells if cell.name != study.suite.reference]
+    figure = Figure(figsize=(9, 1.6 + 0.27 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    for place, cell in enumerate(cells):
+        if found := study.differences.get(cell.name):
+            _draw_difference(axes, place, found)
+        else:
+            axes.annotate("not run", (0, place), (4, 0), textcoords="offset points", va="center", color="#888888")
+    axes.axvline(0, color="#000000", linewidth=0.8)
+    axes.set_yticks(range(len(cells)), [_row(study, cell.name) for cell in cells])
+    axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(cells) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+    title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
+    figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
+    figure.legend(
+        [Line2D([], [], **style) for style in [*JUDGED.values(), SEED]], [*JUDGED, "a seed"],
+        loc="outside lower center", ncols=4,
+        title="mean; thick: 95 % interval of this one; thin: intervals that hold all together (Bonferroni)",
+    )  # fmt: skip
+    return figure
+
+
+def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
+    style = JUDGED[found.verdict or "not shown"]
+    for half, width in ((found.together, 1), (found.half, 3)):
+        if half is not None:
+            axes.hlines(place, found.mean - half, found.mean + half, color=style["color"], linewidth=width)
+    seeds = list(found.by_seed.values())
+    axes.plot(seeds, [place] * len(seeds), zorder=4, **SEED)
+    axes.plot([found.mean], [place], zorder=3, **style)
+
+
+def _row(study: Study, name: str) -> str:
+    """A cell; what it is compared with, if not with the reference, and its number of seeds, if not all have run."""
+    found, label = study.differences.get(name), name
+    if found and found.against != study.suite.reference:
+        label = f"{name.removeprefix(f'{found.against} and ')}, against {found.against}"
+    if found and len(found.by_seed) < len(study.suite.seeds):
+        label += f" (n = {len(found.by_seed)})"
+    return label
+
+
 def _title(cell: Cell) -> str:
     return f"{cell.network}\n{cell.label}, {100 * (cell.target or 0):g} % of the MACs cut"
 
@@ -449,7 +511,7 @@ FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
     make.__name__: make
     for make in (
         accuracy_against_macs, training_curves, training_loss, mask_churn, layer_prune_ratios,
-        weight_sparsity_ratios, pulses, kept_filters,
+        weight_sparsity_ratios, pulses, kept_filters, study_differences,
     )
 }  # fmt: skip
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.collect import DataError, read_run
-from analysis.findings import findings, markdown, residual_spread, write_findings
+from analysis.findings import compare, findings, markdown, residual_spread, write_findings
+from analysis.plots import draw_study
 from analysis.stats import student_half_width
 from analysis.suites import Cell, Suite, setting_of
 from tests.analysis.runs import write_run
@@ -38,7 +39,7 @@ def run_of(run, top1):
 
 
 def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed(study):
-    rows, notes = findings(*study)
+    rows, notes = findings(compare(*study))
     by_cell = rows.set_index("cell")
     assert by_cell.loc["psap", "accuracy [%]"] == "90.75 ± 2.65"
     assert by_cell.loc["psap", "test [%]"] == "92.00"
@@ -57,20 +58,33 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; commits: 0123456."
 
 
+def test_the_picture_shows_every_difference_and_its_two_intervals(study):
+    suite, runs = study
+    (axes,) = draw_study(compare(suite, [run for run in runs if (run.cell, run.seed) != ("thin", 2)])).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["thin (n = 2)", "without protection", "never"]
+    bars = [sorted(bar.get_segments()[0].tolist()) for bar in axes.collections]
+    # Bonferroni of two, then the interval of this one: 6.205 and 4.303, times 0.5612 * sqrt(2 / 3).
+    assert bars[-2:] == [[[pytest.approx(-0.1 - half, abs=0.01), 1], [pytest.approx(-0.1 + half, abs=0.01), 1]]
+                         for half in (2.84, 1.97)]  # fmt: skip
+    seeds = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    assert [list(values) for values in seeds] == [[-10, -10], pytest.approx([0.5, -1, 0.2])]
+    assert [text.get_text() for text in axes.texts] == ["not run"]
+
+
 def test_a_verdict_holds_for_all_intervals_of_its_kind_together(study):
     suite, runs = study
     close = [run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs]
     thin = next(cell for cell in suite.cells if cell.name == "thin")
     more = replace(suite, cells=(*suite.cells, replace(thin, name="thinner")))
     for asked, verdict in ((suite, "worse"), (more, "not shown")):  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
-        found = findings(asked, close)[0].set_index("cell").loc["thin"]
+        found = findings(compare(asked, close))[0].set_index("cell").loc["thin"]
         assert found[["difference", "95 %", "verdict"]].tolist() == ["-1.47 ± 0.58", "[-2.90, -0.03]", verdict]
 
 
 def test_a_cell_may_be_compared_with_another_one_than_the_reference(study):
     suite, runs = study
     cells = [replace(c, against="thin") if c.name == "without protection" else c for c in suite.cells]
-    found = findings(replace(suite, cells=tuple(cells)), runs)[0].set_index("cell")
+    found = findings(compare(replace(suite, cells=tuple(cells)), runs))[0].set_index("cell")
     assert found.loc["without protection", ["against", "difference", "plan"]].tolist() == ["thin", "+9.57 ± 0.81", ""]
     assert found.loc["thin", "against"] == "psap"
 
@@ -81,7 +95,7 @@ def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
     pruned = sum(len(layer["pruned"]) for layer in first)
     other = [{**layer, "pruned": layer["pruned"][1:]} for layer in first]  # one filter a layer stays
     moved = [replace(run, plan={"layers": other}) if "without" in run.cell else run for run in runs]
-    found = findings(suite, moved)[0].set_index("cell").loc["without protection", "plan"]
+    found = findings(compare(suite, moved))[0].set_index("cell").loc["without protection", "plan"]
     assert found == f"{len(first)} filters, {100 * len(first) / pruned:.0f} %"
 
 
@@ -108,7 +122,7 @@ def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):
     cells = [replace(c, config={"method": {"alpha": 4.0}}) if "without" in c.name else c for c in suite.cells]
     for run in runs:
         run.config["method"]["alpha"] = 1.0
-    rows, notes = findings(replace(suite, cells=tuple(cells)), runs)
+    rows, notes = findings(compare(replace(suite, cells=tuple(cells)), runs))
     assert rows.set_index("cell").loc["without protection", "n"] == "0 of 3"
     reason = "without protection, seed 0: it was not trained as the suite says (method.alpha 1.0, not 4.0)"
     assert f"Left out: {reason}." in notes
@@ -116,7 +130,7 @@ def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):
 
 def test_without_two_runs_of_a_cell_there_is_no_interval(study):
     suite, runs = study
-    rows, notes = findings(suite, [run for run in runs if run.seed == 0])
+    rows, notes = findings(compare(suite, [run for run in runs if run.seed == 0]))
     assert rows.set_index("cell").loc["thin", ["n", "difference", "95 %", "verdict"]].tolist() == [
         "1 of 3", "-10.00", "", "",
     ]  # fmt: skip
@@ -128,20 +142,20 @@ def test_only_a_study_has_findings(study, tmp_path):
     plain = Suite(suite.name, suite.title, suite.seeds, suite.cells)
     assert write_findings([plain], runs, tmp_path) == []
     assert [path.name for path in write_findings([suite, plain], runs, tmp_path)] == ["study_findings.md"]
-    assert (tmp_path / "study_findings.md").read_text() == markdown(suite, runs)
+    assert (tmp_path / "study_findings.md").read_text() == markdown(compare(suite, runs))
     with pytest.raises(DataError, match="the suite study has no reference"):
-        findings(plain, runs)
+        compare(plain, runs)
 
 
 def test_a_run_without_validation_images_is_refused(tmp_path):
     run = read_run(write_run(tmp_path / "other", "psap", dataset="cifar10", suite="study", cell="psap"))
     cells = (Cell("psap", setting_of(run.config), None),)
     with pytest.raises(DataError, match="psap, seed 0 of study was trained without validation images"):
-        findings(Suite("study", "A study", (0,), cells, "psap"), [run])
+        compare(Suite("study", "A study", (0,), cells, "psap"), [run])
 
 
 def test_a_run_from_weights_that_may_have_seen_the_validation_images_is_refused(tmp_path):
     run = read_run(write_run(tmp_path / "run", "psap", weights="trained", suite="study", cell="psap"))
     cells = (Cell("psap", setting_of(run.config), None),)
     with pytest.raises(DataError, match="psap, seed 0 of study starts from weights that may have seen its validation"):
-        findings(Suite("study", "A study", (0,), cells, "psap"), [run])
+        compare(Suite("study", "A study", (0,), cells, "psap"), [run])

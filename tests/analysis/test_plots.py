@@ -369,7 +369,8 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
     (tmp_path / "results" / "table").mkdir(parents=True)
     (tmp_path / "results" / "table" / "latency.json").write_text(json.dumps(latencies(psap={"0": 1.0})))
     first, second = (plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b"))
-    expected = {f"table/{name}.{kind}" for name in [*FIGURES, "accuracy_against_latency"] for kind in ("png", "pdf")}
+    names = {*FIGURES, "accuracy_against_latency"} - {"study_differences"}  # the suite is no study
+    expected = {f"table/{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {str(path.relative_to(tmp_path / "a")) for path in first} == expected
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -402,6 +403,7 @@ def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys)
     said = capsys.readouterr().out
     for name in ("mask_churn", "layer_prune_ratios", "weight_sparsity_ratios", "pulses", "kept_filters"):
         assert f"table: {name} is left out: no run" in said
+    assert "table: study_differences is left out: the suite is no study" in said
     assert "table: accuracy_against_latency is left out: there is no table/latency.json" in said
     assert plots.drawn("pulses", []) == "pulses is left out: not run"
     (tmp_path / "table").mkdir()
