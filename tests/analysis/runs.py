@@ -18,6 +18,7 @@ def write_run(
     image_size: int = 8, model: str = "resnet20", macs_cut: float = 0.6, suite: str | None = None,
     cell: str | None = None, recipe: str | None = None, weights: str | None = None, protection: bool = True,
     train_images: int | None = None, target: float | None = None, optim: float = 0.1, width: float = 1.0,
+    validation_images: int | None = None,
 ) -> Path:  # fmt: skip
     """A finished run; all paths in it are below /data/somebody.
 
@@ -37,11 +38,13 @@ def write_run(
         for epoch in range(1, 5):
             pulse = PULSE_SUSPENDED | {"utility": [u * epoch for u in PULSE_SUSPENDED["utility"]], "restored": [0]}
             _write_json(folder / "pulses" / f"epoch_{epoch:04d}.json", dict.fromkeys(LAYERS, pulse))
+    if validation_images is None:
+        validation_images = 180 if dataset == "digits" else 0
     config: dict[str, Any] = {
         "name": recipe or f"{dataset}_{model}", "epochs": epochs, "seed": seed, "suite": suite, "cell": cell,
         "target_macs_cut": macs_cut, "runs_dir": "/data/somebody/runs",
         "data": {"name": dataset, "root": "/data/somebody/data", "image_size": image_size, "train_images": train_images,
-                 "validation_images": 180 if dataset == "digits" else 0},
+                 "validation_images": validation_images},
         "model": {"name": model, "width": width, "weights": weights and f"/data/somebody/weights/{weights}"},
         "method": {"name": method},
         "optim": {"made_up": optim},

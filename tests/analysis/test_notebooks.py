@@ -13,7 +13,9 @@ from tests.analysis.runs import write_run
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
-(SUITE,) = {re.search(r'"SUITE = \\"(\w+)\\"', path.read_text()).group(1) for path in NOTEBOOKS}  # that all choose
+CHOSEN = [re.search(r'"SUITE = \\"(\w+)\\"', path.read_text()).group(1) for path in NOTEBOOKS]
+STUDY = "small_study"
+(SUITE,) = {*CHOSEN} - {STUDY}
 
 
 @pytest.fixture
@@ -50,17 +52,25 @@ def test_notebooks_show_what_was_recorded(workplace):
         folder = workplace / "results" / SUITE / cell.replace(" ", "_") / "seed0"
         write_run(folder, cell.split()[0], cell=cell, protection="without" not in cell, top1=61.23, **how)
     write_run(folder.with_name("seed99"), "psap", cell=cell, protection=False, seed=99, **how)
+    how |= {"macs_cut": 0.85, "validation_images": 10000}
+    for method, top1 in (("psap", 61.0), ("thin", 59.5)):
+        write_run(
+            workplace / "results" / STUDY / method / "seed0", method, cell=method, top1=top1, **how | {"suite": STUDY}
+        )
     texts, images = execute(workplace / "notebooks")
     assert images == len(FIGURES)
-    assert texts.count(f"{SUITE}: 3 finished runs") == len(NOTEBOOKS) - 1
-    assert texts.count(f"{cell}, seed 99: the suite has no such cell and seed") == len(NOTEBOOKS)
+    assert texts.count(f"{SUITE}: 3 finished runs") == CHOSEN.count(SUITE) - 1
+    assert texts.count(f"{cell}, seed 99: the suite has no such cell and seed") == CHOSEN.count(SUITE)
+    assert f"{STUDY}: 2 finished runs" in texts
+    assert "| psap      | -1.50 " in texts
     assert texts.count("| 1 of 5 | 61.23 ") == 4  # in the table; dense in both of its sections
 
 
 def test_without_results_notebooks_say_not_run(workplace):
     texts, images = execute(workplace / "notebooks")
     assert images == 0
-    assert texts.count(f"{SUITE}: not run") == len(NOTEBOOKS) - 1
+    assert texts.count(f"{SUITE}: not run") == CHOSEN.count(SUITE) - 1
+    assert f"{STUDY}: not run" in texts
     assert "runs: 0 of 75, 75 not run" in texts
     assert texts.count("is left out: not run") == len(FIGURES)
 
