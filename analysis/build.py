@@ -92,10 +92,11 @@ def main(arguments: Sequence[str]) -> None:
     with plain_exits(DataError):
         runs = recorded_runs(given.results)
         if given.what == "figures":
-            from analysis import growth, plots  # the others need none of what they import
+            from analysis import growth, plots, utility  # the others need none of what they import
 
             written = plots.write_figures(runs, out, given.results)
             written += growth.write_growth(given.results, out / "benchmark")
+            written += utility.write_pictures(given.results, out / "utility")
             print("\n".join(map(str, written)) or "no recorded run: no figure")
             return
         published = read_published()
