@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -73,7 +73,7 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
 
     Raises:
         InputError: jobs is not positive.
-        Interrupted: Ctrl-C or SIGTERM; every run has written a checkpoint.
+        Interrupted: Ctrl-C or SIGTERM; every run has written a checkpoint. Another Ctrl-C kills them.
     """
     if jobs < 1:
         raise InputError(f"--jobs={jobs} must be at least 1")
@@ -101,10 +101,7 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
         except KeyboardInterrupt:
             raise Interrupted from None
         finally:  # whatever ends the launcher lets its runs write their checkpoints
-            for process in training:
-                process.terminate()
-            for process in training:
-                process.wait()
+            _stop(training)
     print_status(suite)
     return 0 if all(run.state is State.done for run in suite.runs) else 1
 
@@ -131,6 +128,18 @@ def _start(run: SuiteRun, device: str | None, threads: str) -> "subprocess.Popen
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
         )
+
+
+def _stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
+    """Let runs write their checkpoints and leave; kill them at a Ctrl-C."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
 
 
 def _ended(run: SuiteRun, code: int) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     assert [sessions(run) for run in (thin_plan, psap, dense)] == [1, 3, 2]
     summary = json.loads((thin_plan.record.folder / "summary.json").read_text())
     assert summary["params"] == json.loads((psap.record.folder / "summary.json").read_text())["params"]
+
+
+def test_a_second_ctrl_c_kills_what_does_not_stop():
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    deaf = [sys.executable, "-c", program]
+    processes = [subprocess.Popen(deaf, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        process.stdout.readline()  # it is deaf now
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    launch._stop(processes)
+    assert [process.wait(10) for process in processes] == [-signal.SIGKILL] * 2
 
 
 def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd):
