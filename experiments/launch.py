@@ -73,7 +73,7 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
 
     Raises:
         InputError: jobs is not positive.
-        Interrupted: Ctrl-C or SIGTERM; every run has written a checkpoint. Another Ctrl-C kills them.
+        Interrupted: Ctrl-C or SIGTERM; every run has written a checkpoint. Another one kills them.
     """
     if jobs < 1:
         raise InputError(f"--jobs={jobs} must be at least 1")
@@ -131,15 +131,17 @@ def _start(run: SuiteRun, device: str | None, threads: str) -> "subprocess.Popen
 
 
 def _stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
-    """Let runs write their checkpoints and leave; kill them at a Ctrl-C."""
-    for process in processes:
-        process.terminate()
+    """Let runs write their checkpoints and leave; kill them at a Ctrl-C or SIGTERM."""
     try:
+        for process in processes:
+            process.terminate()
         for process in processes:
             process.wait()
     except KeyboardInterrupt:
         for process in processes:
             process.kill()
+        for process in processes:
+            process.wait()
 
 
 def _ended(run: SuiteRun, code: int) -> str:

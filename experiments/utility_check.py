@@ -2,18 +2,20 @@
 
     python -m experiments.utility_check experiment=cifar10_small_study method=psap --seeds 0 1 2 --after 5 10 15
 
-Trains as `experiments.train` does. After these epochs and their pruning steps (0: at the start) it suspends a SHARE of
-every layer's live filters, drawn at random, and lets a pulse measure their utilities. Then it gives each of them back
-alone, exactly, to see by how much the loss of the pulse's batches falls. At last all come back, and the training goes
-on as if nothing had been. Writes `{"machine": {...}, "recipe": [...], "share": s, "batches": k, "filters": [{seed,
-epoch, layer, filter, norm, gamma, utility, standard_error, reduction}, ...]}`: norm and |gamma| as they were saved, the
-reduction of the loss.
+Trains eagerly, in float32, and stops after these epochs and their pruning steps (0: at the start) to look at every live
+filter. It divides every layer's live filters into GROUPS by lot. For one group after the other it suspends all of the
+group and lets a pulse measure their utilities on `--batches` batches; then it gives each filter back alone, exactly, to
+see by how much the loss of as many other batches falls. The training goes on as if nothing had been. (PSAP's own pulse
+looks at filters with small norms, these are all.) Writes `{"machine": {...}, "recipe": [...], "batches": k, "filters":
+[{seed, epoch, layer, filter, norm, gamma, utility, standard_error, reduction}, ...]}` after every seed: norm and
+|gamma| as they were saved, the reduction of the loss.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from experiments.harness import data, models, seeding
 from experiments.harness.batches import Sharing
 from experiments.harness.callbacks import Method
-from experiments.harness.data import Normalisation
+from experiments.harness.data import Normalisation, SplitName
 from experiments.harness.devices import configure, device_name
 from experiments.harness.distributed import World
 from experiments.harness.entry import compose, plain_exits
@@ -34,37 +36,40 @@ from experiments.harness.progress import RunProgress
 from experiments.harness.record import code_version
 from experiments.harness.steps import Steps
 from experiments.methods import make_method
-from experiments.schema import Config, DataConfig
+from experiments.schema import Config, DataConfig, PSAPConfig
 from psap_core import FilterTensors, InputError, Snapshot, filter_norms, filter_tensors, pulse, restore_, suspend_
 
-SHARE = 0.2
+GROUPS = 5
 Rows = list[dict[str, Any]]
+Batch = tuple[Tensor, Tensor]
 
 
 def check(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], chosen: Mapping[str, Sequence[int]], batches: Sequence[Any]
-) -> Rows:
+    model: nn.Module, tensors: Mapping[str, FilterTensors], chosen: Mapping[str, Sequence[int]],
+    pulse_batches: Sequence[Batch], other_batches: Sequence[Batch],
+) -> Rows:  # fmt: skip
     """Utility and true loss reduction of every chosen filter; the network comes out as it was.
 
     Args:
         model: the network, in the modes in which it is trained.
         tensors: layer name to its live tensors, every prunable layer.
         chosen: the same layers to filters, which must be live.
-        batches: images and labels; the pulse and the true losses use all of them.
+        pulse_batches: images and labels of which the utilities are.
+        other_batches: those of which the reductions are.
     """
     norms = {name: filter_norms(layer.parameters[f"{name}.weight"]) for name, layer in tensors.items()}
     saved = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in chosen.items()}
     try:
-        losses = (F.cross_entropy(model(images), labels) for images, labels in batches)
-        seen = pulse(model, tensors, saved, lambda: losses, len(batches))
-        without = mean_loss(model, batches)
+        losses = (F.cross_entropy(model(images), labels) for images, labels in pulse_batches)
+        seen = pulse(model, tensors, saved, lambda: losses, len(pulse_batches))
+        without = mean_loss(model, other_batches)
         rows = []
         for name, filters in chosen.items():
             layer, rows_of = tensors[name], saved[name].rows
             for place, f in enumerate(filters):
                 gamma, beta = (rows_of[affine][place] for affine in layer.affine)
                 _set_affine(layer, f, gamma, beta)
-                reduction = without - mean_loss(model, batches)
+                reduction = without - mean_loss(model, other_batches)
                 _set_affine(layer, f, 0.0, 0.0)
                 utility, error = seen.utility[name][f]
                 rows.append({"layer": name, "filter": f, "norm": norms[name][f].item(), "gamma": gamma.abs().item(),
@@ -76,7 +81,7 @@ def check(
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
+def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
     """Over the batches, in the model's modes; its statistics come out as they were."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     losses = [F.cross_entropy(model(images), labels).item() for images, labels in batches]
@@ -91,16 +96,17 @@ def _set_affine(layer: FilterTensors, f: int, gamma: Tensor | float, beta: Tenso
 
 
 class Checked(Callback):
-    """A method that is interrupted by checks after some epochs."""
+    """A method that is interrupted by checks after some epochs; half of a check's batches are the pulse's."""
 
-    def __init__(self, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, seed: int,
-                 after: Sequence[int]) -> None:  # fmt: skip
+    def __init__(
+        self, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer,
+        batches: Callable[[int], Iterable[Batch]], seed: int, after: Collection[int],
+    ) -> None:  # fmt: skip
         self.method, self.model, self.optimizer, self.batches = method, model, optimizer, batches
         self.seed, self.after = seed, after
         self.rows: Rows = []
 
     def before_train(self) -> None:
-        self.method.before_train()
         self._check(0)
 
     def end_epoch(self, epochs_done: int) -> Metrics:
@@ -109,48 +115,59 @@ class Checked(Callback):
         return metrics
 
     def _check(self, epochs_done: int) -> None:
-        if epochs_done in self.after:
-            draw = seeding.generator(self.seed, "utility check", epochs_done)
-            tensors = {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.method.layers}
-            chosen = {}
-            for part in self.method.plan.layers:
-                live = sorted({*range(part.filters)} - {*part.pruned})
-                order = torch.randperm(len(live), generator=draw)[: max(1, round(SHARE * len(live)))]
-                chosen[part.name] = [live[place] for place in order]
-            rows = check(self.model, tensors, chosen, [*self.batches(epochs_done)])
+        if epochs_done not in self.after:
+            return
+        draw = seeding.generator(self.seed, "utility check", epochs_done)
+        tensors = {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.method.layers}
+        orders = {}
+        for part in self.method.plan.layers:
+            live = sorted({*range(part.filters)} - {*part.pruned})
+            orders[part.name] = [live[place] for place in torch.randperm(len(live), generator=draw)]
+        batches = [*self.batches(epochs_done)]
+        for group in range(GROUPS):
+            chosen = {name: order[group::GROUPS] for name, order in orders.items()}
+            rows = check(self.model, tensors, chosen, batches[::2], batches[1::2])
             self.rows += [{"seed": self.seed, "epoch": epochs_done} | row for row in rows]
 
 
-def train_and_check(cfg: Config, after: Sequence[int], batches: int) -> Rows:
-    """Train as configured until the last check, on this process's device; what all checks found.
+def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
+    """Train as configured until the last check, on the configured device; what all checks found.
 
     Raises:
-        InputError: the recipe's data is not made for devices.
+        InputError: the recipe's data is not made for devices, its method is not PSAP, its network has dropout, or an
+            epoch has too few batches.
     """
-    if type(cfg.data) is not DataConfig:
-        raise InputError("the check needs the digits or CIFAR-10")
+    if type(cfg.data) is not DataConfig or not isinstance(cfg.method, PSAPConfig):
+        raise InputError("the check needs the digits or CIFAR-10, and method=psap")
     world = World()
     device = configure(cfg.runtime, world)
     seeding.seed_everything(cfg.seed)
     dataset = data.load_resident(cfg.data).to(device)
     channels, _, size = dataset.image_shape
     model, normalisation = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
+    if any(isinstance(module, nn.Dropout) for module in model.modules()):
+        raise InputError("the check needs a network without dropout: losses that differ by chance say nothing")
     model.to(device).to(memory_format=torch.channels_last)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     optimizer = make_optimizer(model, cfg.optim)
-    images = dataset.training(Sharing(cfg.optim.batch_size), normalisation, cfg.seed, device, 0)
+    sharing = Sharing(cfg.optim.batch_size, accumulate=cfg.optim.accumulate)
+    images = dataset.training(sharing, normalisation, cfg.seed, device, 0)
     example = torch.zeros(1, channels, size, size, device=device)
+    parts = images.batches * cfg.optim.accumulate
+    if parts < 2 * batches:
+        raise InputError(f"--batches={batches} needs {2 * batches} batches, an epoch has {parts}")
 
-    def drawn(stream: str, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def drawn(stream: str, epoch: int) -> Iterator[Batch]:
         return (part for batch in images.epoch(stream, epoch) for part in batch.parts)
 
     def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
         return (F.cross_entropy(model(x), y) for x, y in drawn("pulse", epochs_done))
 
-    def check_batches(epochs_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return (part for part, _ in zip(drawn("utility check", epochs_done), range(batches), strict=False))
+    def check_batches(epochs_done: int) -> Iterator[Batch]:
+        return islice(drawn("utility check", epochs_done), 2 * batches)
 
-    method = make_method(cfg, model, optimizer, example, pulse_losses, images.batches, lambda *_: None)
+    curve: SplitName = "validation" if dataset.count("validation") else "test"
+    method = make_method(cfg, model, optimizer, example, pulse_losses, parts, lambda *_: None)
     checked = Checked(method, model, optimizer, check_batches, cfg.seed, after)
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"
     with RunProgress(title, max(after), images.batches, 0, quiet=False) as progress:
@@ -161,7 +178,7 @@ def train_and_check(cfg: Config, after: Sequence[int], batches: int) -> Rows:
             callback=checked,
             epochs=max(after),
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: evaluate(model, dataset.evaluation("test", 0, 1, normalisation, device, 0), world).top1,
+            evaluate=lambda: evaluate(model, dataset.evaluation(curve, 0, 1, normalisation, device, 0), world).top1,
             log=progress.epoch,
             save=lambda: None,
             stop_requested=lambda: False,
@@ -169,6 +186,33 @@ def train_and_check(cfg: Config, after: Sequence[int], batches: int) -> Rows:
             position=Position(),
         ).train()
     return checked.rows
+
+
+def check_seeds(recipe: Sequence[str], seeds: Sequence[int], after: Collection[int], batches: int, out: Path) -> None:
+    """Check one seed after the other; every one's filters are written when it is done.
+
+    Raises:
+        InputError: an argument is out of its range, or see `train_and_check`.
+    """
+    if any(override.startswith("seed=") for override in recipe) or len({*seeds}) < len(seeds):
+        raise InputError("seeds stand behind --seeds, each once")
+    if batches < 2:
+        raise InputError(f"--batches={batches} must be at least 2")
+    configs: list[Config] = [compose("train", [*recipe, f"seed={seed}"]) for seed in seeds]
+    if not all(0 <= epoch <= configs[0].epochs for epoch in after):
+        raise InputError(f"--after must be completed epochs, from 0 to {configs[0].epochs}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise InputError(f"--out={out} is a folder")
+    rows: Rows = []
+    for cfg in configs:
+        rows += train_and_check(cfg, after, batches)
+        device = configure(cfg.runtime, World())
+        machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        report = {"machine": machine | code_version(), "recipe": [*recipe], "batches": batches}
+        text = ",\n".join(json.dumps({key: _short(value) for key, value in row.items()}) for row in rows)
+        out.write_text(json.dumps(report)[:-1] + f', "filters": [\n{text}\n]}}\n')
+        print(f"{out}: {len(rows)} filters", file=sys.stderr)
 
 
 def main() -> None:
@@ -180,14 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/utility.json"))
     given = parser.parse_intermixed_args()
     with plain_exits():
-        configs = [compose("train", [*given.recipe, f"seed={seed}"]) for seed in given.seeds]
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for cfg in configs for row in train_and_check(cfg, given.after, given.batches)]
-        machine = {"device": device_name(torch.device("cpu")), "torch": torch.__version__, **code_version()}
-        report = {"machine": machine, "recipe": given.recipe, "share": SHARE, "batches": given.batches}
-        text = ",\n".join(json.dumps({key: _short(value) for key, value in row.items()}) for row in rows)
-        given.out.write_text(json.dumps(report)[:-1] + f', "filters": [\n{text}\n]}}\n')
-        print(f"{given.out}: {len(rows)} filters", file=sys.stderr)
+        check_seeds(given.recipe, given.seeds, given.after, given.batches, given.out)
 
 
 def _short(value: Any) -> Any:

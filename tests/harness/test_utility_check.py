@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from experiments.harness.entry import compose
 from experiments.schema import Fan, ResNetConfig, Shortcut
 from psap_core import Snapshot, filter_tensors, find_layers, suspend_
 
-DIGITS = ["experiment=digits_small", "method=psap", "data.train_images=128", "optim.batch_size=64"]
+DIGITS = ["experiment=digits_small", "method=psap", "data.train_images=320", "optim.batch_size=64"]
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def network():
     torch.manual_seed(0)
     model = models.build(ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a), 1, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    batches = [(torch.randn(16, 1, 8, 8), torch.randint(10, (16,))) for _ in range(3)]
+    batches = [(torch.randn(16, 1, 8, 8), torch.randint(10, (16,))) for _ in range(4)]
     for images, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
@@ -37,14 +38,14 @@ def network():
 def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
     model, tensors, batches, layers = network
     chosen = {layer.name: [1, 3] for layer in layers}
-    rows = utility_check.check(model, tensors, chosen, batches)
+    rows = utility_check.check(model, tensors, chosen, batches[:2], batches[2:])
     assert [(row["layer"], row["filter"]) for row in rows] == [(name, f) for name in chosen for f in (1, 3)]
 
     def loss_without(suspended):
         other = copy.deepcopy(model)
         for layer in layers:
             suspend_(filter_tensors(other, layer), suspended[layer.name], Snapshot())
-        return sum(F.cross_entropy(other(images), labels).item() for images, labels in batches) / len(batches)
+        return sum(F.cross_entropy(other(images), labels).item() for images, labels in batches[2:]) / 2
 
     for row in rows[::7]:
         name, f = row["layer"], row["filter"]
@@ -59,38 +60,62 @@ def test_the_network_and_its_optimiser_come_out_as_they_were(network):
     everything = [t for layer in tensors.values() for part in (layer.parameters, layer.buffers, layer.state)
                   for t in part.values()]  # fmt: skip
     before = [tensor.clone() for tensor in everything]
-    utility_check.check(model, tensors, {name: [0, 2] for name in tensors}, batches)
+    utility_check.check(model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:])
     assert all(torch.equal(tensor, saved) for tensor, saved in zip(everything, before, strict=True))
     assert model.training
 
 
-def test_a_check_changes_nothing_of_the_training_and_takes_live_filters_only(monkeypatch):
-    seen = []
+def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(monkeypatch):
+    silent = []
     original = utility_check.check
 
-    def spied(model, tensors, chosen, batches):
-        seen.append([(name, f) for name, filters in chosen.items() for f in filters if tensors[name].gamma[f] == 0])
-        return original(model, tensors, chosen, batches)
+    def spied(model, tensors, chosen, *batches):
+        silent.extend((name, f) for name, filters in chosen.items() for f in filters if tensors[name].gamma[f] == 0)
+        return original(model, tensors, chosen, *batches)
 
     monkeypatch.setattr(utility_check, "check", spied)
     cfg = compose("train", DIGITS)
-    several, one = (utility_check.train_and_check(cfg, after, 2) for after in ([0, 2, 3], [3]))
-    assert seen == [[]] * 4
-    assert {row["epoch"] for row in several} == {0, 2, 3}
+    several, one = (utility_check.train_and_check(cfg, after, 2) for after in ([0, 3], [3]))
+    assert silent == []
     assert [row for row in several if row["epoch"] == 3] == one
+    filters = [(row["layer"], row["filter"]) for row in several if row["epoch"] == 0]
+    assert len(filters) == len({*filters}) == 344  # all of half a ResNet-20
+    assert 40 < len(one) < 344
 
 
 def test_the_command_writes_every_seeds_filters(tmp_path):
     command = [sys.executable, "-m", "experiments.utility_check", *DIGITS, "--seeds", "0", "1", "--after", "0"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "new" / "out.json")], capture_output=True, text=True)
+    command += ["--batches", "2", "--out", str(tmp_path / "new" / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "new" / "out.json").read_text())
-    assert report["recipe"] == DIGITS
-    assert {row["seed"] for row in report["filters"]} == {0, 1}
-    assert f"{len(report['filters'])} filters" in done.stderr
+    assert (report["recipe"], report["batches"]) == (DIGITS, 2)
+    assert [sum(row["seed"] == seed for row in report["filters"]) for seed in (0, 1)] == [344, 344]
+    assert "out.json: 688 filters" in done.stderr
 
 
-def test_photographs_are_refused():
-    cfg = compose("train", ["experiment=imagenette_resnet18"])
-    with pytest.raises(utility_check.InputError, match="the check needs the digits or CIFAR-10"):
-        utility_check.train_and_check(cfg, [0], 2)
+@pytest.mark.parametrize(
+    ("recipe", "how", "sentence"),
+    [
+        (["experiment=imagenette_resnet18"], {}, "the check needs the digits or CIFAR-10, and method=psap"),
+        (["experiment=digits_small", "method=thin"], {}, "the check needs the digits or CIFAR-10, and method=psap"),
+        (DIGITS, {"batches": 3}, "--batches=3 needs 6 batches, an epoch has 5"),
+        (DIGITS, {"batches": 1}, "--batches=1 must be at least 2"),
+        (DIGITS, {"after": [2, 9]}, "--after must be completed epochs, from 0 to 8"),
+        (DIGITS, {"after": [-1]}, "--after must be completed epochs, from 0 to 8"),
+        ([*DIGITS, "seed=3"], {}, "seeds stand behind --seeds, each once"),
+        (DIGITS, {"seeds": [1, 1]}, "seeds stand behind --seeds, each once"),
+        (DIGITS, {"out": Path(__file__).parent}, "is a folder"),
+    ],
+)
+def test_refusals_before_anything_is_trained(recipe, how, sentence, tmp_path):
+    arguments = {"seeds": [0], "after": [1], "batches": 2, "out": tmp_path / "out.json"} | how
+    with pytest.raises(utility_check.InputError, match=sentence):
+        utility_check.check_seeds(recipe, **arguments)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_dropout_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "start", lambda *_, **__: (torch.nn.Sequential(torch.nn.Dropout()), None))
+    with pytest.raises(utility_check.InputError, match="the check needs a network without dropout"):
+        utility_check.train_and_check(compose("train", DIGITS), [1], 2)
