@@ -65,11 +65,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "from scratch": {"color": "#888888", "marker": "x", "markersize": 4},
     "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
 }
-# A study's differences, by their verdicts, and what the seeds show singly.
+# A study's differences, by their verdicts (none without an interval), and what the seeds show singly.
 JUDGED: dict[str, dict[str, Any]] = {
     "not shown": {"color": "#666666", "marker": "o", "linewidth": 3},
     "better": {"color": "#0072B2", "marker": "D", "linewidth": 3},
     "worse": {"color": "#D55E00", "marker": "D", "linewidth": 3},
+    "": {"color": "#666666", "marker": "o", "linestyle": "", "fillstyle": "none"},
 }
 SEED: dict[str, Any] = {"color": "#000000", "marker": "|", "linestyle": "", "markersize": 7}
 MAP_COLUMNS = 3
@@ -439,7 +440,8 @@ def draw_study(study: Study) -> Figure:
         if found := study.differences.get(cell.name):
             _draw_difference(axes, place, found)
         else:
-            axes.annotate("not run", (0, place), (4, 0), textcoords="offset points", va="center", color="#888888")
+            missing = "not run" if not study.runs[cell.name] else "no seed in common"
+            axes.annotate(missing, (0, place), (4, 0), textcoords="offset points", va="center", color="#888888")
     axes.axvline(0, color="#000000", linewidth=0.8)
     axes.set_yticks(range(len(cells)), [_row(study, cell.name) for cell in cells])
     axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(cells) - 0.5, -0.5))
@@ -447,15 +449,16 @@ def draw_study(study: Study) -> Figure:
     title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
     figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
     figure.legend(
-        [Line2D([], [], **style) for style in [*JUDGED.values(), SEED]], [*JUDGED, "a seed"],
-        loc="outside lower center", ncols=4,
-        title="mean; thick: 95 % interval of this one; thin: intervals that hold all together (Bonferroni)",
+        [Line2D([], [], **style) for style in [*JUDGED.values(), SEED]],
+        [*(verdict or "no interval" for verdict in JUDGED), "a seed"], loc="outside lower center", ncols=5,
+        title="mean; thick: 95 % interval of this one; thin: of all of its kind together (Bonferroni)\n"
+        f"cells of {study.method} and its variants share one spread, others have their own",
     )  # fmt: skip
     return figure
 
 
 def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
-    style = JUDGED[found.verdict or "not shown"]
+    style = JUDGED[found.verdict]
     for half, width in ((found.together, 1), (found.half, 3)):
         if half is not None:
             axes.hlines(place, found.mean - half, found.mean + half, color=style["color"], linewidth=width)

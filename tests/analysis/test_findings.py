@@ -71,6 +71,16 @@ def test_the_picture_shows_every_difference_and_its_two_intervals(study):
     assert [text.get_text() for text in axes.texts] == ["not run"]
 
 
+def test_the_picture_tells_no_interval_and_nothing_to_compare_with_from_not_run(study):
+    suite, runs = study
+    (axes,) = draw_study(compare(suite, [run for run in runs if run.seed == 0])).axes
+    assert not axes.collections
+    assert {line.get_fillstyle() for line in axes.lines if line.get_marker() == "o"} == {"none"}
+    cells = [replace(c, against="never") if c.name == "thin" else c for c in suite.cells]
+    (axes,) = draw_study(compare(replace(suite, cells=tuple(cells)), runs)).axes
+    assert [text.get_text() for text in axes.texts] == ["no seed in common", "not run"]
+
+
 def test_a_verdict_holds_for_all_intervals_of_its_kind_together(study):
     suite, runs = study
     close = [run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs]
