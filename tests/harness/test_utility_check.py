@@ -2,7 +2,6 @@
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from experiments.harness.entry import compose
 from experiments.schema import Fan, ResNetConfig, Shortcut
 from psap_core import Snapshot, filter_tensors, find_layers, suspend_
 
-DIGITS = ["experiment=digits_small", "method=psap", "data.train_images=320", "optim.batch_size=64"]
+DIGITS = ["experiment=digits_small", "method=psap", "model.width=0.25", "data.train_images=80", "optim.batch_size=16"]
 
 
 @pytest.fixture
@@ -75,23 +74,33 @@ def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(mo
 
     monkeypatch.setattr(utility_check, "check", spied)
     cfg = compose("train", DIGITS)
-    several, one = (utility_check.train_and_check(cfg, after, 2) for after in ([0, 3], [3]))
+    several, one = (utility_check.train_and_check(cfg, after, 2) for after in ([0, 2], [2]))
     assert silent == []
-    assert [row for row in several if row["epoch"] == 3] == one
+    assert [row for row in several if row["epoch"] == 2] == one
     filters = [(row["layer"], row["filter"]) for row in several if row["epoch"] == 0]
-    assert len(filters) == len({*filters}) == 344  # all of half a ResNet-20
-    assert 40 < len(one) < 344
+    assert len(filters) == len({*filters}) == 172  # all of a quarter of a ResNet-20
+    assert 20 < len(one) < 172
 
 
-def test_the_command_writes_every_seeds_filters(tmp_path):
-    command = [sys.executable, "-m", "experiments.utility_check", *DIGITS, "--seeds", "0", "1", "--after", "0"]
-    command += ["--batches", "2", "--out", str(tmp_path / "new" / "out.json")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "new" / "out.json").read_text())
+def test_the_command_writes_after_every_seed(tmp_path, monkeypatch, capsys):
+    out, written = tmp_path / "new" / "out.json", []
+
+    def checked(cfg, after, batches):
+        written.append(out.exists() and len(json.loads(out.read_text())["filters"]))
+        return [{"seed": cfg.seed, "epoch": epoch, "utility": batches / 3} for epoch in after]
+
+    monkeypatch.setattr(utility_check, "train_and_check", checked)
+    arguments = [*DIGITS, "--seeds", "0", "4", "--after", "1", "2", "--batches", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["utility_check", *arguments])
+    utility_check.main()
+    report = json.loads(out.read_text())
     assert (report["recipe"], report["batches"]) == (DIGITS, 2)
-    assert [sum(row["seed"] == seed for row in report["filters"]) for seed in (0, 1)] == [344, 344]
-    assert "out.json: 688 filters" in done.stderr
+    assert report["machine"].keys() >= {"device", "threads", "torch", "commit", "dirty_diff_sha256"}
+    assert [(row["seed"], row["epoch"], row["utility"]) for row in report["filters"]] == [
+        (0, 1, 0.66667), (0, 2, 0.66667), (4, 1, 0.66667), (4, 2, 0.66667),
+    ]  # fmt: skip
+    assert written == [False, 2]
+    assert "out.json: 4 filters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
