@@ -5,8 +5,10 @@ python -m analysis.findings SUITE [--runs RUNS_DIR]    prints it, of the recorde
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,7 +24,7 @@ NOTES = (
     "Difference: to the cell `against`, paired by seed, and its standard deviation. Interval: Student's, 95 %, of one "
     "cell.{pooled} Cells that are compared with the same runs err together.",
     "Verdict: what holds for all intervals of its kind together when every cell has run (Bonferroni: {inside} of "
-    "{method} and variants, {outside} others). What is to become a default needs fresh seeds.",
+    "{method} and variants, {outside} others{effects}). What is to become a default needs fresh seeds.",
     "Plan: by how many filters the layers' widths differ from those of `against`, summed, and which share of its "
     "pruned filters a cell keeps; means over seeds, last plans. A cell that changes little cannot show much.",
     "Test: top-1 of the exported networks on the test images; this study chooses nothing by it.",
@@ -32,19 +34,19 @@ POOLED = (
     "seeds are off ({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, "
     "which share less with it, their own."
 )
+EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict"
 COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How a cell differs from the one it is compared with, in points of validation accuracy, paired by seed.
+    """A cell less another, or the mean of such pairs, in points of validation accuracy, seed by seed.
 
     Attributes:
-        half: half of the 95 % interval of this cell alone; None without a spread.
+        half: half of the 95 % interval of this one alone; None without a spread.
         together: half of the interval that holds for all intervals of its kind together (Bonferroni).
     """
 
-    against: str
     by_seed: Mapping[int, float]
     half: float | None
     together: float | None
@@ -62,11 +64,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Study:
-    """A suite with a reference, its runs, and every cell's difference to the reference or to what it names.
+    """A suite with a reference, its runs, and what they say of its cells and of its effects.
 
     Attributes:
         runs, accuracy: by cell and seed; the accuracy in percent of the last epoch on the validation images.
-        differences: by cell, of those with a seed in common with the other.
+        differences: by cell, to the one it is compared with; None without a seed in common.
+        effects: by name; None without a seed that all its cells have.
         method: the reference's; its cells and its variants' share the spread `sd` with `degrees` of freedom.
         inside, outside: number of comparisons of cells with and without that spread.
         left_out: which runs claim to be the suite's and are not, and why.
@@ -75,7 +78,8 @@ class Study:
     suite: Suite
     runs: Mapping[str, Mapping[int, Run]]
     accuracy: Mapping[str, Mapping[int, float]]
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, Difference | None]
+    effects: Mapping[str, Difference | None]
     method: str
     sd: float
     degrees: int
@@ -99,20 +103,30 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
     family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
     sd, degrees = residual_spread([accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()])
     inside, outside = len(family) - 1, len(suite.cells) - len(family)
-    differences = {}
-    for cell in suite.cells:
-        against = cell.against or suite.reference
-        ours, theirs = accuracy[cell.name], accuracy[against]
-        by_seed = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
-        if not by_seed or cell.name == suite.reference:
-            continue
-        halves: list[float | None] = [None, None]
-        if cell.name in family and degrees:
-            halves = [student_half_width(len(by_seed), 2**0.5 * sd, degrees, number) for number in (1, inside)]
-        elif cell.name not in family and (n := len(by_seed)) > 1:
-            halves = [student_half_width(n, stdev(by_seed.values()), n - 1, number) for number in (1, outside)]
-        differences[cell.name] = Difference(against, by_seed, *halves)
-    return Study(suite, of_cells, accuracy, differences, method, sd, degrees, inside, outside, left_out)
+
+    def mean_difference(pairs: Sequence[tuple[str, str]], comparisons: int) -> Difference | None:
+        weights: dict[str, float] = defaultdict(float)
+        for one, other in pairs:
+            weights[one] += 1 / len(pairs)
+            weights[other] -= 1 / len(pairs)
+        seeds = sorted(set.intersection(*(set(accuracy[name]) for name in weights)))
+        if not seeds:
+            return None
+        by_seed = {seed: sum(weight * accuracy[name][seed] for name, weight in weights.items()) for seed in seeds}
+        if weights.keys() <= family:
+            own, freedom = hypot(*weights.values()) * sd, degrees
+        else:
+            own, freedom = (stdev(by_seed.values()) if len(seeds) > 1 else 0.0), len(seeds) - 1
+        halves = [student_half_width(len(seeds), own, freedom, k) if freedom else None for k in (1, comparisons)]
+        return Difference(by_seed, *halves)
+
+    differences = {
+        cell.name: mean_difference([(cell.name, cell.against)], inside if cell.name in family else outside)
+        for cell in suite.cells
+        if cell.against is not None
+    }
+    effects = {name: mean_difference(pairs, len(suite.effects)) for name, pairs in suite.effects.items()}
+    return Study(suite, of_cells, accuracy, differences, effects, method, sd, degrees, inside, outside, left_out)
 
 
 def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
@@ -122,18 +136,31 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
         found = study.runs[cell.name]
         row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(study.suite.seeds)}"}
         row |= _standing(found, study.accuracy[cell.name])
-        if difference := study.differences.get(cell.name):
-            row |= _compared(difference) | {"plan": _moved(found, study.runs[difference.against])}
+        if cell.against is not None and (difference := study.differences[cell.name]):
+            row |= {"against": cell.against, "plan": _moved(found, study.runs[cell.against])} | _compared(difference)
         rows.append(row)
     every = [run for found in study.runs.values() for run in found.values()]
     facts = {name: getattr(study, name) for name in ("method", "sd", "degrees", "inside", "outside")}
     facts["reference"] = study.suite.reference
+    facts["effects"] = f", {len(study.effects)} effects" if study.effects else ""
     facts["pooled"] = POOLED.format(**facts) if study.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
         notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; commits: "
                      f"{_named(run.commit for run in every)}.")  # fmt: skip
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
+
+
+def effect_rows(study: Study) -> pd.DataFrame:
+    """One row per effect, as text."""
+    rows = []
+    for name, pairs in study.suite.effects.items():
+        mean_of = "; ".join(f"{one} - {other}" for one, other in pairs)
+        row = dict.fromkeys(EFFECT_COLUMNS, "") | {"effect": name, "mean of": mean_of, "n": "0"}
+        if difference := study.effects[name]:
+            row |= {"n": str(len(difference.by_seed))} | _compared(difference)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
@@ -168,7 +195,6 @@ def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[st
 def _compared(difference: Difference) -> dict[str, str]:
     mean, half = difference.mean, difference.half
     return {
-        "against": difference.against,
         "difference": f"{mean:+.2f}{_plus_minus(difference.by_seed.values())}",
         "95 %": "" if half is None else f"[{mean - half:+.2f}, {mean + half:+.2f}]",
         "verdict": difference.verdict,
@@ -205,8 +231,9 @@ def _validation(run: Run) -> float:
 
 def markdown(study: Study) -> str:
     rows, notes = findings(study)
-    table = rows.to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join([f"# {study.suite.title}", table, "\n".join(f"- {note}" for note in notes)]) + "\n"
+    tables = [rows, effect_rows(study)] if study.effects else [rows]
+    parts = [table.to_markdown(index=False, disable_numparse=True) for table in tables]
+    return "\n\n".join([f"# {study.suite.title}", *parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
 
 def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> list[Path]:

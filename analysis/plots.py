@@ -422,29 +422,34 @@ def _of_psap(runs: Sequence[Run]) -> list[Cell]:
 
 
 def study_differences(runs: Sequence[Run]) -> Figure:
-    """A study at a glance: every cell's difference to what it is compared with, in the order of the suite."""
+    """A study at a glance: every cell's difference to what it is compared with, then every effect."""
     suite = find_suite(runs[0].suite or "")
     if suite is None or suite.reference is None:
         raise NothingToDrawError("the suite is no study")
     study = compare(suite, runs)
-    if not study.differences:
+    if not any(study.differences.values()):
         raise NothingToDrawError("no cell has run beside the one that it is compared with")
     return draw_study(study)
 
 
 def draw_study(study: Study) -> Figure:
-    cells = [cell for cell in study.suite.cells if cell.name != study.suite.reference]
-    figure = Figure(figsize=(9, 1.6 + 0.27 * len(cells)), layout="constrained")
+    cells = [cell for cell in study.suite.cells if cell.name in study.differences]
+    rows = [(_compared(study, cell.name, str(cell.against)), study.differences[cell.name]) for cell in cells]
+    rows += [(f"effect of {name}", effect) for name, effect in study.effects.items()]
+    not_run = {number for number, cell in enumerate(cells) if not study.runs[cell.name]}
+    figure = Figure(figsize=(9, 1.6 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, cell in enumerate(cells):
-        if found := study.differences.get(cell.name):
+    for place, (_, found) in enumerate(rows):
+        if found:
             _draw_difference(axes, place, found)
         else:
-            missing = "not run" if not study.runs[cell.name] else "no seed in common"
+            missing = "not run" if place in not_run else "no seed in common"
             axes.annotate(missing, (0, place), (4, 0), textcoords="offset points", va="center", color="#888888")
     axes.axvline(0, color="#000000", linewidth=0.8)
-    axes.set_yticks(range(len(cells)), [_row(study, cell.name) for cell in cells])
-    axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(cells) - 0.5, -0.5))
+    if study.effects:
+        axes.axhline(len(cells) - 0.5, color="#BBBBBB", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [label + _seeds(study, found) for label, found in rows])
+    axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
     figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
@@ -467,14 +472,14 @@ def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
     axes.plot([found.mean], [place], zorder=3, **style)
 
 
-def _row(study: Study, name: str) -> str:
-    """A cell; what it is compared with, if not with the reference, and its number of seeds, if not all have run."""
-    found, label = study.differences.get(name), name
-    if found and found.against != study.suite.reference:
-        label = f"{name.removeprefix(f'{found.against} and ')}, against {found.against}"
-    if found and len(found.by_seed) < len(study.suite.seeds):
-        label += f" (n = {len(found.by_seed)})"
-    return label
+def _compared(study: Study, cell: str, against: str) -> str:
+    """A cell, and what it is compared with, if not with the reference."""
+    return cell if against == study.suite.reference else f"{cell.removeprefix(f'{against} and ')}, against {against}"
+
+
+def _seeds(study: Study, found: Difference | None) -> str:
+    """The number of seeds, if not all have run."""
+    return f" (n = {len(found.by_seed)})" if found and len(found.by_seed) < len(study.suite.seeds) else ""
 
 
 def _title(cell: Cell) -> str:

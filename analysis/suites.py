@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,8 +62,7 @@ class Setting:
 class Cell:
     """One row of a table; for a thin network of another cell's plan, the target is that cell's.
 
-    `config` is the whole configuration, as `compose` makes it; `against` the cell that a study compares it with, where
-    that is not the suite's reference.
+    `config` is the whole configuration, as `compose` makes it; `against` the cell that a study compares it with.
     """
 
     name: str
@@ -75,11 +74,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
+    """A suite's file.
+
+    Attributes:
+        reference: the cell that a study compares all others with.
+        effects: by name, the pairs of cells of which a study averages the first minus the second.
+    """
+
     name: str
     title: str
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-    reference: str | None = None  # the cell that a study compares all others with
+    reference: str | None = None
+    effects: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 def setting_of(config: Mapping[str, Any]) -> Setting:
@@ -111,13 +118,17 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         configs = {entry["name"]: compose(entry["recipe"], entry["overrides"], conf) for entry in content["cells"]}
         settings = {name: setting_of(config) for name, config in configs.items()}
         plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
-        against = {entry["name"]: entry.get("against") for entry in content["cells"]}
+        title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
+        against = {entry["name"]: entry.get("against", reference) for entry in content["cells"]}
+        if reference is not None:
+            against[reference] = None
         cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name])
                  for name in settings]  # fmt: skip
-        title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
-        if unknown := {reference, *against.values()} - {None, *settings}:
-            raise ValueError(f"its reference {unknown.pop()!r} is no cell")
-        return Suite(path.stem, title, seeds, tuple(cells), reference)
+        effects = {name: [(one, other) for one, other in pairs] for name, pairs in content.get("effects", {}).items()}
+        paired = {name for pairs in effects.values() for pair in pairs for name in pair}
+        if unknown := {reference, *against.values(), *paired} - {None, *settings}:
+            raise ValueError(f"{unknown.pop()!r}, which it compares, is no cell")
+        return Suite(path.stem, title, seeds, tuple(cells), reference, effects)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:

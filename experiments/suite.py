@@ -161,12 +161,16 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
         cells = tuple(_cell(entry) for entry in content.pop("cells"))
         suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
         names = {None, *(cell.name for cell in cells)}
-        if not {content.pop("reference", None), *(cell.against for cell in cells)} <= names:
-            raise ValueError("its `reference`, or what a cell is `against`, is no cell")
+        effects = list(content.pop("effects", {}).values())
+        if not all(pairs and all(len(pair) == 2 for pair in pairs) for pairs in effects):
+            raise ValueError("an effect has pairs of cells, the first less the second, at least one")
+        paired = {name for pairs in effects for pair in pairs for name in pair}
+        if not {content.pop("reference", None), *(cell.against for cell in cells), *paired} <= names:
+            raise ValueError("its `reference`, what a cell is `against`, or what an effect compares, is no cell")
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
             raise ValueError(
-                "it has a `title`, `seeds`, a list of integers, `cells`, each at least one, perhaps a `reference`, "
-                "and nothing else"
+                "it has a `title`, `seeds`, a list of integers, `cells`, each at least one, perhaps a `reference` and "
+                "`effects`, and nothing else"
             )
         counts = Counter([*(cell.name for cell in cells), *suite.seeds])
         if twice := [what for what, number in counts.items() if number > 1]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.collect import DataError, read_run
-from analysis.findings import compare, findings, markdown, residual_spread, write_findings
+from analysis.findings import compare, effect_rows, findings, markdown, residual_spread, write_findings
 from analysis.plots import draw_study
 from analysis.stats import student_half_width
 from analysis.suites import Cell, Suite, setting_of
@@ -27,7 +27,8 @@ def study(tmp_path):
                                            protection="without" not in cell)))  # fmt: skip
     settings = {run.cell: setting_of(run.config) for run in runs}
     settings["never"] = settings["psap"]
-    cells = tuple(Cell(name, setting, setting.target) for name, setting in settings.items())
+    cells = tuple(Cell(name, setting, setting.target, against="psap" if name != "psap" else None)
+                  for name, setting in settings.items())  # fmt: skip
     return Suite("study", "A study", (0, 1, 2), cells, "psap"), runs
 
 
@@ -71,6 +72,17 @@ def test_the_picture_shows_every_difference_and_its_two_intervals(study):
     assert [text.get_text() for text in axes.texts] == ["not run"]
 
 
+def test_the_picture_has_the_effects_below_the_cells(study):
+    suite, runs = study
+    effects = {"pruning": [("psap", "thin")], "nothing": [("never", "psap")]}
+    (axes,) = draw_study(compare(replace(suite, effects=effects), runs)).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["thin", "without protection", "never", "effect of pruning", "effect of nothing"]
+    ends = [bar.get_segments()[0][:, 1].tolist() for bar in axes.collections]
+    assert [place for place, _ in ends] == [0, 0, 1, 1, 3, 3]
+    assert [text.get_text() for text in axes.texts] == ["not run", "no seed in common"]
+
+
 def test_the_picture_tells_no_interval_and_nothing_to_compare_with_from_not_run(study):
     suite, runs = study
     (axes,) = draw_study(compare(suite, [run for run in runs if run.seed == 0])).axes
@@ -97,6 +109,31 @@ def test_a_cell_may_be_compared_with_another_one_than_the_reference(study):
     found = findings(compare(replace(suite, cells=tuple(cells)), runs))[0].set_index("cell")
     assert found.loc["without protection", ["against", "difference", "plan"]].tolist() == ["thin", "+9.57 ± 0.81", ""]
     assert found.loc["thin", "against"] == "psap"
+
+
+def test_an_effect_is_the_mean_of_its_pairs(study):
+    suite, runs = study
+    again = [replace(run, summary=run.summary | {"cell": "never"}) for run in runs if run.cell == "psap"]
+    again = [run_of(run, top1=run.summary["top1"] + move) for run, move in zip(again, (1, 2, 4), strict=True)]
+    effects = {
+        "inside": [("psap", "without protection"), ("never", "without protection")],
+        "outside": [("thin", "psap")],
+        "no seed": [("never", "psap")],
+    }
+    asked = replace(suite, effects=effects)
+    # psap - without protection is -0.5, 1, -0.2; never is 1, 2, 4 above psap; two pairs weigh 1/2, 1/2, 1.
+    found = compare(asked, [*runs, *again])
+    assert found.effects["inside"].by_seed == pytest.approx({0: 0.0, 1: 2.0, 2: 1.8})
+    for number, half in ((1, found.effects["inside"].half), (3, found.effects["inside"].together)):
+        assert half == pytest.approx(student_half_width(3, 1.5**0.5 * found.sd, found.degrees, number))
+    assert found.effects["outside"].half == found.differences["thin"].half  # their own spread
+    shown = effect_rows(found).set_index("effect").loc["inside"]
+    assert shown["mean of"] == "psap - without protection; never - without protection"
+    assert shown[["n", "difference"]].tolist() == ["3", "+1.27 ± 1.10"]
+    lacking = effect_rows(compare(asked, runs)).set_index("effect")
+    assert lacking.loc["no seed", ["n", "difference", "verdict"]].tolist() == ["0", "", ""]
+    assert "| inside " in markdown(found)
+    assert "2 of psap and variants, 1 others, 3 effects" in markdown(found)
 
 
 def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):

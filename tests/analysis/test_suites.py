@@ -45,6 +45,19 @@ def test_all_suites_are_read_in_order_and_a_thin_network_of_a_plan_has_that_plan
     assert suite.cells[0].setting.target is None
 
 
+def test_a_study_compares_cells_with_its_reference_or_with_what_they_name_and_has_effects(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "seeds: [5]\nreference: a\neffects: {pruning: [[a, b], [c, b]]}\ncells:\n"
+        "  - {name: a, recipe: cifar10_small, overrides: [method=psap]}\n"
+        "  - {name: b, recipe: cifar10_small, overrides: [method=dense]}\n"
+        "  - {name: c, recipe: cifar10_small, overrides: [method=l1], against: b}\n"
+    )
+    suite = read_suite(path)
+    assert [(cell.name, cell.against) for cell in suite.cells] == [("a", None), ("b", "a"), ("c", "b")]
+    assert suite.effects == {"pruning": [("a", "b"), ("c", "b")]}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,6 +65,8 @@ def test_all_suites_are_read_in_order_and_a_thin_network_of_a_plan_has_that_plan
         ("[", "cannot be read"),
         ("seeds: [0]\ncells: [{name: a, recipe: none, overrides: []}]", "cannot be read: .*none.yaml"),
         ("seeds: [0]\ncells: [{name: a, recipe: cifar10_small, overrides: [], plan_of: b}]", "is no suite"),
+        ("seeds: [0]\nreference: b\ncells: [{name: a, recipe: cifar10_small, overrides: []}]", "is no suite: .*'b'"),
+        ("seeds: [0]\neffects: {e: [[a, b]]}\ncells: [{name: a, recipe: cifar10_small, overrides: []}]", ".*'b'"),
     ],
 )
 def test_what_is_no_suite_is_refused(tmp_path, text, message):
