@@ -93,7 +93,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(tmp_path,
     assert state_of(folder_of(tmp_path)) == uninterrupted
 
 
-def kill_one_then_all(runs_dir: Path, uninterrupted: dict, draw: random.Random) -> None:
+def kill_one(runs_dir: Path, draw: random.Random) -> None:
     process = torchrun(runs_dir)
     wait_for(process, "epoch 1/8")
     time.sleep(draw.uniform(0, 0.5))
@@ -102,6 +102,8 @@ def kill_one_then_all(runs_dir: Path, uninterrupted: dict, draw: random.Random) 
     assert process.returncode != 0
     assert state_word(runs_dir) in (State.failed, State.incomplete)
 
+
+def kill_all(runs_dir: Path, draw: random.Random) -> None:
     process = torchrun(runs_dir)
     wait_for(process, "epoch ")
     time.sleep(draw.uniform(0, 0.5))
@@ -109,19 +111,25 @@ def kill_one_then_all(runs_dir: Path, uninterrupted: dict, draw: random.Random) 
         os.kill(pid, signal.SIGKILL)
     process.wait()
 
+
+def continue_to_the_end(runs_dir: Path, uninterrupted: dict) -> None:
     ended(torchrun(runs_dir))
     assert state_word(runs_dir) is State.done
     assert state_of(folder_of(runs_dir)) == uninterrupted
 
 
-def test_killed_ranks(tmp_path, uninterrupted) -> None:
-    kill_one_then_all(tmp_path, uninterrupted, random.Random(0))
+def test_a_killed_rank(tmp_path, uninterrupted) -> None:
+    kill_one(tmp_path, random.Random(0))
+    continue_to_the_end(tmp_path, uninterrupted)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(1, 11))
 def test_random_killed_ranks(number: int, tmp_path, uninterrupted) -> None:
-    kill_one_then_all(tmp_path, uninterrupted, random.Random(number))
+    draw = random.Random(number)
+    kill_one(tmp_path, draw)
+    kill_all(tmp_path, draw)
+    continue_to_the_end(tmp_path, uninterrupted)
 
 
 TWO_EQUAL_STEPS = """
