@@ -69,14 +69,14 @@ def params(model: nn.Module) -> int:
 
 
 def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
-    """MACs for one input and parameters of every convolution and linear layer, in module order."""
+    """MACs for one input and parameters of every convolution, transposed or not, and linear layer, in module order."""
     # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
     with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
         copy.deepcopy(model).eval()(example_input)
     counts, flops = counter.get_flop_counts(), defaultdict[nn.Module, int](int)
     for name, module in model.named_modules(remove_duplicate=False):  # a module may have several names
         flops[module] += sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
-    counted = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    counted = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
     return [LayerCost(name, type(m).__name__, flops[m] // 2 // len(example_input), params(m)) for name, m in counted]
 
 
@@ -85,8 +85,7 @@ def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_i
     writes = {member: l for l, layer in enumerate(layers) for member in layer.members}
     reads = {consumer: l for l, layer in enumerate(layers) for consumer in layer.consumers}
     filters = tuple(layer.filters for layer in layers)
-    fixed, linear = 0, [0] * len(layers)
-    bilinear: list[tuple[int, int, int]] = []
+    fixed, linear, bilinear = 0, [0] * len(layers), list[tuple[int, int, int]]()
     for row in layer_table(model, example_input):
         touched = [side[row.name] for side in (writes, reads) if row.name in side]
         coefficient = row.macs // math.prod(filters[l] for l in touched)

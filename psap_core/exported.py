@@ -14,34 +14,41 @@ from psap_core.errors import InputError
 from psap_core.layers import PrunableLayer, analyse
 from psap_core.plan import PrunePlan
 
-SPEC_FORMAT = "psap-exported-1"
+SPEC_FORMAT = "psap-exported-2"
 MAX_RELATIVE_ERROR = 1e-9
 
 
 class ScatteredBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the kept channels, scattered into the full-width stream: [N, kept, H, W] -> [N, width, H, W]."""
+    """BatchNorm over the kept channels, scattered into the full-width stream: [N, kept, H, W] -> [N, width, H, W].
+
+    Other channels are what `norm` made of zeros: zero behind a silenced affine, a constant behind zeroed weights alone.
+    Convert to SyncBatchNorm before pruning, not after: a conversion would make this a plain one.
+    """
 
     kept: Tensor
+    constant: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, kept: Tensor) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        like: Any = {"device": norm.weight.device, "dtype": norm.weight.dtype}
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, **like)
         before = getattr(norm, "kept", torch.arange(norm.num_features, device=kept.device))  # exported once already?
         self.register_buffer("kept", before[kept], persistent=False)
-        self.width = getattr(norm, "width", norm.num_features)
+        zeros = torch.zeros(2, norm.num_features, 1, 1, device=kept.device, dtype=torch.float64)
+        self.register_buffer("constant", copy.deepcopy(norm).double().eval()(zeros)[0].flatten().detach())
 
     def forward(self, input: Tensor) -> Tensor:
         thin = super().forward(input)
         layout = torch.contiguous_format if thin.is_contiguous() else torch.channels_last
-        shape = thin.shape[0], self.width, *thin.shape[2:]
-        full = torch.empty(shape, dtype=thin.dtype, device=thin.device, memory_format=layout).zero_()
-        return full.index_copy_(1, self.kept, thin)
+        full = self.constant.to(thin.dtype)[:, None, None].expand(thin.shape[0], -1, *thin.shape[2:])
+        return full.clone(memory_format=layout).index_copy_(1, self.kept, thin)
 
 
 def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
     """The network without the plan's filters: inner ones removed, outputs of residual ones scattered.
 
     The model's pruned filters must be silent already, as PSAP leaves them; a plan from elsewhere is applied
-    with `apply_` first. The result is verified on the CPU in float64 against the model as given.
+    with `apply_` first. Of residual ones zero weights are enough: what their BatchNorm makes of zeros stays.
+    The result is verified on the CPU in float64 against the model as given.
 
     Returns:
         A new network, in the model's modes, on its device; the model is untouched.
@@ -66,7 +73,7 @@ def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
 def save_exported(folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}) -> None:
     """Write `spec.json` (the plan, and `extra` JSON values) and `weights.safetensors` into a folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
-    spec = {"format": SPEC_FORMAT, "plan": json.loads(plan.to_json()), **extra}
+    spec = {**extra, "format": SPEC_FORMAT, "plan": json.loads(plan.to_json())}
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "weights.safetensors").write_bytes(safetensors.torch.save(tensors, {"plan": plan.digest}))
     (Path(folder) / "spec.json").write_text(json.dumps(spec, indent=1))
@@ -126,15 +133,15 @@ def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
 def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
     if layer.role == "residual":
         norm: Any = model.get_submodule(layer.affine)
-        scattered = ScatteredBatchNorm2d(norm, kept).to(norm.weight).train(norm.training)
-        scattered.load_state_dict(norm.state_dict())
+        scattered = ScatteredBatchNorm2d(norm, kept).train(norm.training)
+        scattered.load_state_dict(norm.state_dict() | {"constant": scattered.constant})
         model.set_submodule(layer.affine, scattered)
     for member in layer.members:
         module = model.get_submodule(member)
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.detach()[kept], parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.ndim and name != "kept":
+            if buffer.ndim and name not in ("kept", "constant"):
                 setattr(module, name, buffer[kept])
         if isinstance(module, nn.Conv2d):
             module.out_channels = len(kept)

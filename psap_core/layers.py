@@ -68,25 +68,23 @@ def find_layers(
         InputError: the network cannot be traced, has no prunable layer, an excluded name is no convolution
             of the network, or a layer cannot be silenced by its affine and is not excluded.
     """
-    network = type(model).__name__
     convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if unknown := sorted(set(exclude) - convolutions):
-        raise InputError(f"excluded layer {unknown[0]!r} is not a convolution of {network}")
+        raise InputError(f"excluded layer {unknown[0]!r} is not a convolution of {type(model).__name__}")
     layers, refused = analyse(model, example_input)
     if refusals := {name: why for name, why in refused.items() if name not in exclude}:
         name, why = next(iter(refusals.items()))
         raise InputError(f"layer {name!r} cannot be pruned: {why}; exclude={sorted(refusals)} leaves such layers alone")
     found = [layer for layer in layers if layer.name not in exclude and (scope == "all" or layer.role == "inner")]
     if not found:
-        raise InputError(f"{network} has no prunable layer (convolution with BatchNorm) in scope {scope!r}")
+        raise InputError(f"{type(model).__name__} has no prunable layer (convolution, BatchNorm) in scope {scope!r}")
     return tuple(found)
 
 
 def analyse(model: nn.Module, example_input: Tensor) -> tuple[list[PrunableLayer], dict[str, str]]:
     """All prunable layers of a network, and the refused ones with the reason; see `find_layers`."""
     graph = _Graph(model, example_input)
-    layers: list[PrunableLayer] = []
-    refused: dict[str, str] = {}
+    layers, refused = list[PrunableLayer](), dict[str, str]()
     for node in graph.nodes:
         members = graph.members(node) if graph.is_dense_convolution(node) else []
         if not any(graph.is_batch_norm(member) for member in members):
@@ -114,8 +112,8 @@ class _Graph:
     """A traced network with the questions that the analysis asks of it."""
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
-        model = copy.deepcopy(model).eval()
         try:
+            model = copy.deepcopy(model).eval()
             graph = _Tracer().trace(model)
             with torch.no_grad():
                 images = example_input[:1].expand(2, *example_input.shape[1:])  # a batch of one could be squeezed
@@ -133,8 +131,7 @@ class _Graph:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def operation(self, node: fx.Node) -> str:
-        module = self.module(node)
-        target = type(module) if module is not None else node.target
+        target = type(self.module(node)) if node.op == "call_module" else node.target
         return str(getattr(target, "__name__", target)).lower().replace("_", "")
 
     def is_dense_convolution(self, node: fx.Node) -> bool:
@@ -149,11 +146,17 @@ class _Graph:
         module = self.module(node)
         return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
+    def is_plain(self, node: fx.Node) -> bool:
+        """Is its weight a parameter and, of a BatchNorm, the forward torch's or ours?"""
+        module = self.modules[str(node.target)]
+        foreign = not type(module).forward.__module__.startswith(("torch.", "psap_core."))
+        return "weight" in module._parameters and not (foreign and isinstance(module, BATCH_NORMS))
+
     def is_batch_norm(self, node: fx.Node) -> bool:
         return isinstance(self.module(node), BATCH_NORMS)
 
     def is_sum(self, node: fx.Node) -> bool:
-        return self.operation(node) in SUMS and len(node.all_input_nodes) + (node.args[0] is node.args[-1]) == 2
+        return self.operation(node) in SUMS and [*map(type, (*node.args, *node.kwargs.values()))].count(fx.Node) == 2
 
     def keeps_channels(self, node: fx.Node) -> bool:
         """Is this a channel-wise operation that maps 0 to 0?"""
@@ -188,15 +191,16 @@ class _Graph:
 
     def role(self, members: list[fx.Node]) -> tuple[Literal["inner", "residual"], tuple[str, ...]]:
         """Role and consumers of a layer; raises InputError with the reason if its affine cannot silence it."""
-        own_weight = "weight" in self.modules[str(members[0].target)]._parameters
-        if not own_weight or not getattr(self.module(members[-1]), "affine", False):
-            raise InputError(f"its weight, or the affine of a BatchNorm at {members[-1].target!r}, is no parameter")
+        if not all(map(self.is_plain, members)) or not getattr(self.module(members[-1]), "affine", False):
+            raise InputError(f"its weight is computed, or {members[-1].target!r} is no plain BatchNorm with an affine")
         if self.reused.intersection(member.target for member in members):
             raise InputError("its BatchNorm is called more than once")
         ends = [(tensor, end) for tensor, end in self.reads_of(members[-1]) if not self.keeps_channels(end)]
         for tensor, end in ends:
-            if not (self.is_sum(end) or self.is_dense_convolution(end) or self.is_linear(end, tensor)):
-                raise InputError(f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel")
+            reads = self.is_dense_convolution(end) or self.is_linear(end, tensor)
+            if not (self.is_sum(end) or (reads and self.is_plain(end))):
+                why = "computes its weight" if reads else "is not known to map 0 to 0 by channel"
+                raise InputError(f"its channels reach {str(end.target)!r}, which {why}")
         if any(self.is_sum(end) for _, end in ends):
             return "residual", ()
         return "inner", tuple(str(end.target) for _, end in ends)

@@ -61,12 +61,6 @@ class PrunePlan:
         return 1 - self.macs / self.dense_macs
 
     @property
-    def cut(self) -> float:
-        """The cut reached, in the unit of the target; cut - target_cut says how far off the plan is."""
-        kept, filters = sum(x.kept for x in self.layers), sum(x.filters for x in self.layers)
-        return self.macs_cut if self.unit == "macs" else 1 - kept / filters
-
-    @property
     def pruned(self) -> dict[str, tuple[int, ...]]:
         return {layer.name: layer.pruned for layer in self.layers}
 

@@ -1,5 +1,6 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from psap_core.supervision import MakeLosses, Supervision, choose_restored, puls
 from psap_core.suspension import FilterTensors, Silence, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
 
 Filters = dict[str, tuple[int, ...]]
+WRAPPERS = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class PSAP:
         interval: epochs between steps.
 
     Raises:
-        InputError: an argument is out of its range, the target cannot be reached, the model is wrapped or
-            has no prunable layer, or the optimiser lacks a pruned parameter.
+        InputError: an argument is out of its range, the target cannot be reached, the model is wrapped, in half
+            precision or without a prunable layer, or the optimiser lacks a pruned parameter.
     """
 
     def __init__(
@@ -92,7 +94,6 @@ class PSAP:
         min_filters: int = 2, min_filter_share: float = 0.05,
         start: int | float = 0.05, ramp_end: int | float = 0.40, freeze: int | float = 0.50, interval: int = 1,
     ) -> None:
-        _check_unwrapped(model)
         targets: dict[Unit, float | None] = {"macs": target_macs_cut, "filters": target_filters_cut}
         given = [(unit, cut) for unit, cut in targets.items() if cut is not None]
         if len(given) != 1:
@@ -100,11 +101,14 @@ class PSAP:
         self.unit, self.target_cut = given[0]
         for name, value, in_range, wanted in (
             (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
-            ("kappa", kappa, kappa > 0, "above 0"),
-            ("alpha", alpha, alpha >= 0, "at least 0"),
-            ("pulse_batches", pulse_batches, pulse_batches >= 2, "at least 2, for a standard error"),
+            ("model", type(model).__name__, not isinstance(model, WRAPPERS), "bare; make_losses may use a wrapper"),
+            ("parameters", (dtype := next(model.parameters()).dtype), dtype.itemsize >= 4, "of float32 or float64"),
+            ("exclude", exclude, not isinstance(exclude, str), "a list of names"),
+            ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
+            ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
+            ("pulse_batches", pulse_batches, isinstance(pulse_batches, int) and pulse_batches > 1, "an integer from 2"),
             ("margin", margin, 0 <= margin <= 1, "a share in [0, 1]"),
-            ("min_filters", min_filters, min_filters >= 1, "at least 1: a layer cannot vanish"),
+            ("min_filters", min_filters, isinstance(min_filters, int) and min_filters > 0, "an integer from 1"),
             ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1, "a share in [0, 1]"),
             ("sparsity_reference", sparsity_reference, sparsity_reference in ("network", "layer"), "network or layer"),
             ("fan", fan, fan in ("in", "out"), "in or out"),
@@ -129,28 +133,31 @@ class PSAP:
         self._silence = Silence(self._tensors())
         optimizer.register_step_post_hook(lambda *_: self._silence.hold_())
 
-    @property
-    def frozen(self) -> bool:
-        """Is the plan final?"""
-        return self.epochs_done >= self.schedule.freeze
-
     def end_epoch(self, make_losses: MakeLosses) -> PruneStep | None:
         """Count one completed epoch; if a pruning step is due, do it and say what it did.
 
         Args:
             make_losses: a function that yields the pulse's losses, one training batch each, at least 2 and up
-                to `pulse_batches`; called only at a pulse, inside a fork of torch's default generators. The
-                losses may come from a DistributedDataParallel or compiled wrapper of the model.
+                to `pulse_batches`; called only at a pulse, inside a fork of torch's default generators, without
+                autocast. The losses may come from a DistributedDataParallel or compiled wrapper of the model.
+                What else they pass through (a head, a learned temperature) gets no gradient from the pulse if
+                `optimizer` trains it; other optimisers' gradients, and statistics, are the caller's to clear.
 
         Raises:
-            InputError: make_losses is no function, too few losses came, a gradient is not finite, all epochs
-                are over, or the ranks of a distributed run disagree; the network is then as before the call.
+            InputError: make_losses is no function, too few losses came, a gradient is missing, it or a weight is
+                not finite, the model is in evaluation mode, something else than the optimiser wrote the affine of a
+                pruned filter, all epochs are over, or the ranks of a distributed run disagree; the network is then
+                as before the call.
         """
+        if not self._silence.holds():
+            raise InputError("a pruned filter came back to life: nothing but the optimizer's step may write parameters")
         if not callable(make_losses):
             raise InputError("make_losses must be a function: losses made beforehand were computed before the pulse")
         if self.epochs_done == self.schedule.total_epochs:
             raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
         due = self.epochs_done + 1 in self.schedule.steps
+        if due and not self.model.training:
+            raise InputError("call end_epoch before model.eval(): the pulse sees the network as the epoch trained it")
         step = self._step(self.epochs_done + 1, make_losses) if due else None
         self.epochs_done += 1
         return step
@@ -159,9 +166,8 @@ class PSAP:
         began = time.perf_counter()
         target = self.target_cut * self.schedule.ramp(epochs_done)
         tensors, earlier = self._tensors(), self.plan.pruned
-        for name, filters in earlier.items():
-            if filters:
-                refresh_(tensors[name], self._snapshots[name])
+        for name in [name for name, filters in earlier.items() if filters]:
+            refresh_(tensors[name], self._snapshots[name])
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = self._sparsity(weights)
@@ -182,6 +188,8 @@ class PSAP:
             for name, filters in anew.items():
                 restore_(tensors[name], snapshots[name].select(filters))
             raise
+        finally:
+            self.optimizer.zero_grad()  # also what the losses, but not the model, have as parameters
         self.plan = plan
         for name, pruned in plan.pruned.items():
             if restored[name]:
@@ -203,24 +211,23 @@ class PSAP:
 
     def _norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
+        if not norms.isfinite().all():
+            raise InputError("a weight is not finite: the training has diverged")
         return dict(zip(weights, torch.split(norms, list(self._macs.filters)), strict=True))
 
     def _propose(self, norms: dict[str, Tensor], kept: list[int]) -> Filters:
         anew = {}
         for part, k, floor in zip(self.plan.layers, kept, self._floors, strict=True):
-            pruned = part.filters - k
-            margin = pulse_margin(pruned, k, floor, self.margin) if self.protection else 0
-            anew[part.name] = propose(norms[part.name], part.pruned, pruned, margin)
+            margin = pulse_margin(part.filters - k, k, floor, self.margin) if self.protection else 0
+            anew[part.name] = propose(norms[part.name], part.pruned, part.filters - k, margin)
         return anew
 
     def _protect(self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]) -> Filters:
-        restored: Filters = dict.fromkeys(anew, ())
-        for part, k in zip(self.plan.layers, kept, strict=True):
-            suspended = (*part.pruned, *anew[part.name])
-            if len(suspended) > part.filters - k:
-                utility = seen.utility.get(part.name)  # without a pulse, the largest norms come back
-                scores = {f: utility[f][0] if utility else norms[part.name][f].item() for f in suspended}
-                restored[part.name] = choose_restored(scores, part.pruned, anew[part.name], part.filters - k)
+        restored = {}
+        for part, k, new in zip(self.plan.layers, kept, anew.values(), strict=True):
+            utility = seen.utility.get(part.name)  # without a pulse, the largest norms come back
+            scores = {f: utility[f][0] if utility else norms[part.name][f].item() for f in (*part.pruned, *new)}
+            restored[part.name] = choose_restored(scores, part.pruned, new, part.filters - k)
         return restored
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,21 +242,22 @@ class PSAP:
         Raises:
             InputError: the state is of another network or another configuration.
         """
-        ours = self._settings()
-        for name, theirs in state["settings"].items():
-            if ours.get(name) != theirs:
-                raise InputError(f"the pruner's state was saved with {name} {theirs}, this run has {ours.get(name)}")
+        theirs = state.get("settings", {})
+        for name, ours in self._settings().items():
+            if theirs.get(name) != ours:
+                raise InputError(f"the pruner's state was saved with {name} {theirs.get(name)}, this run has {ours}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
         device = next(self.model.parameters()).device
-        self._snapshots = {name: Snapshot() for name in self.plan.pruned}
-        for n, rows in state["snapshots"].items():
-            self._snapshots[n] = Snapshot(self.plan.pruned[n], {k: t.to(device, copy=True) for k, t in rows.items()})
+        for n, pruned in self.plan.pruned.items():
+            rows = {key: tensor.to(device, copy=True) for key, tensor in state["snapshots"].get(n, {}).items()}
+            self._snapshots[n] = Snapshot(pruned if rows else (), rows)
         self._silence.set_(self.plan.pruned)
 
     def _settings(self) -> dict[str, Any]:
         return {
             "layers": ", ".join(f"{layer.name}[{layer.filters}]" for layer in self.layers),
+            "input": list(self.plan.input_shape),
             "target": [self.target_cut, self.unit],
             "schedule": list(astuple(self.schedule)),
             "ratios": [self.kappa, self.sparsity_reference, self.fan, self.alpha, *self._floors],
@@ -258,11 +266,6 @@ class PSAP:
 
     def _tensors(self) -> dict[str, FilterTensors]:
         return {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers}
-
-
-def _check_unwrapped(model: nn.Module) -> None:
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule)):
-        raise InputError(f"pass the bare module, not the {type(model).__name__} around it, which make_losses may use")
 
 
 def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:

@@ -21,8 +21,8 @@ class Schedule:
     interval: int = 1
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise InputError(f"interval must be at least 1 epoch, not {self.interval}")
+        if not (isinstance(self.total_epochs, int) and isinstance(self.interval, int) and self.interval >= 1):
+            raise InputError(f"total_epochs and interval must be whole numbers, interval at least 1, not as in {self}")
         if not 1 <= self.start <= self.ramp_end <= self.freeze <= self.total_epochs:
             raise InputError(f"1 <= start <= ramp_end <= freeze <= total_epochs must hold (in epochs), not in {self}")
 

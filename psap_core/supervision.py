@@ -49,7 +49,7 @@ def pulse(
         batches: K, how many losses are used at most.
 
     Raises:
-        InputError: fewer than two losses came, or one has a gradient that is not finite.
+        InputError: fewer than two losses came, or one has no gradient or one that is not finite.
     """
     saved = {name: _saved_affine(layer, snapshots[name]) for name, layer in tensors.items()}
     saved_gamma, saved_beta = (torch.cat(parts) for parts in zip(*saved.values(), strict=True))
@@ -57,6 +57,8 @@ def pulse(
     with _standing(model, tensors, saved), torch.autocast(saved_gamma.device.type, enabled=False):
         for loss in islice(make_losses(), batches):
             loss.backward()
+            if lacking := [name for name, t in tensors.items() if t.gamma.grad is None or t.beta.grad is None]:
+                raise InputError(f"{lacking[0]!r} got no gradient: it is frozen, or make_losses uses another network")
             gamma_grad = torch.cat([layer.gamma.grad for layer in tensors.values()])  # type: ignore[misc]
             beta_grad = torch.cat([layer.beta.grad for layer in tensors.values()])  # type: ignore[misc]
             utilities.append(-(gamma_grad * saved_gamma + beta_grad * saved_beta))
@@ -72,11 +74,9 @@ def pulse(
     for name, u, e, g in zip(tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True):
         filters = sorted(snapshots[name].filters)
         result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}
-        is_live = torch.ones(len(g), dtype=torch.bool)
-        is_live[filters] = False
-        result.grad_norm_live[name] = g[is_live].mean().item()
+        result.grad_norm_live[name] = g[sorted({*range(len(g))}.difference(filters))].mean().item()
         if filters:
-            result.grad_norm_suspended[name] = g[~is_live].mean().item()
+            result.grad_norm_suspended[name] = g[filters].mean().item()
     return result
 
 
@@ -116,6 +116,7 @@ def _standing(
 def _saved_affine(layer: FilterTensors, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
     """Saved (gamma, beta), each [O], zero for live filters."""
     gamma, beta = (torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine)
-    for name, saved in zip(layer.affine if snapshot.filters else (), (gamma, beta), strict=False):
-        saved.index_copy_(0, layer.index(snapshot.filters), snapshot.rows[name])
+    for name, saved in zip(layer.affine, (gamma, beta), strict=True):
+        if snapshot.filters:
+            saved.index_copy_(0, layer.index(snapshot.filters), snapshot.rows[name])
     return gamma, beta

@@ -53,9 +53,7 @@ class FilterTensors:
 
 def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None) -> FilterTensors:
     """Everything that goes when a filter of `layer` is exported, and its optimiser state."""
-    parameters: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
-    state: dict[str, Tensor] = {}
+    parameters, buffers, state = (dict[str, Tensor]() for _ in range(3))
     for member in layer.members:
         module = attrgetter(member)(model)
         for key, parameter in module._parameters.items():
@@ -147,6 +145,11 @@ class Silence:
     def hold_(self) -> None:
         """To be called after every optimiser step."""
         torch._foreach_mul_(self._affines, self._multipliers)
+
+    def holds(self) -> bool:
+        """Are the affines of pruned filters zero?"""
+        pruned = torch.cat(self._affines).masked_fill(torch.cat(self._multipliers) != 0, 0.0)
+        return not pruned.nan_to_num().any()  # zero times a diverged value is no number, and no revival
 
 
 @torch.no_grad()

@@ -41,6 +41,11 @@ def test_by_hand() -> None:
         assert macs(model, example) == 25 * 4 * 3 * 9 + 100 * 7
 
 
+def test_a_transposed_convolution_counts() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, 2, 2))
+    assert macs(model, torch.zeros(1, 3, 6, 6)) == 36 * 3 * 4 + 36 * 4 * 5 * 4
+
+
 def test_a_module_with_two_names_counts_once() -> None:
     class Alias(nn.Module):
         def __init__(self) -> None:

@@ -95,9 +95,27 @@ def test_an_exported_network_trains_on() -> None:
 def test_export_refuses_a_model_whose_filters_are_not_silent() -> None:
     model, plan = small_masked()
     with torch.no_grad():
-        model.stem_bn.bias[4] = 0.1
+        model.inner_bn.bias[2] = 0.1
     with pytest.raises(InputError, match="apply_"):
         export(model, plan)
+
+
+def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> None:
+    """What a method leaves that zeroes weights alone, a second pruning of the exported network included."""
+    model, plan = small_masked()
+    with torch.no_grad():
+        for norm, f in ((model.stem_bn, 0), (model.stem_bn, 4), (model.project_bn, 3)):
+            norm.weight[f], norm.bias[f] = 0.7, 0.1 + f
+    small = export(model, plan)
+    assert export_error(model, small, plan) <= 1e-9
+    save_exported(tmp_path, small, plan)
+    assert export_error(model, load_exported(tmp_path, Small()), plan) <= 1e-9
+
+    layers = find_layers(small, small_example())
+    again = make_plan(layers, {"stem": [1]}, macs_cost_model(small, layers, small_example()), (3, 8, 8))
+    with torch.no_grad():
+        small.stem.weight[1] = 0.0
+    assert export_error(small, export(small, again), again) <= 1e-9
 
 
 def test_export_refuses_a_plan_of_another_network() -> None:

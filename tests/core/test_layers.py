@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from psap_core import InputError, find_layers
 from tests.core.networks import NETWORKS, SMALL_LAYERS, Small, by_topology, small_example
@@ -74,6 +75,19 @@ class Chain(nn.Module):
         return logits
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """Activation included, as in timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sigmoid()
+
+
+def with_(name: str, module: nn.Module) -> nn.Module:
+    model = Chain(nn.ReLU())
+    model.set_submodule(name, module)
+    return model
+
+
 class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * x.mean([2, 3], keepdim=True).sigmoid()
@@ -93,6 +107,8 @@ class Double(nn.Module):
         (Chain(Double()), "cat"),
         (Chain(nn.ReLU(), groups=2), "second"),
         (Chain(nn.ReLU(), affine=False), "first_bn"),
+        (with_("first_bn", NormAndActivation(4)), "first_bn"),
+        (with_("between", nn.Conv2d(4, 4, 3, groups=4)), "'between' is no plain BatchNorm"),
     ],
 )
 def test_a_layer_that_its_affine_cannot_silence_is_refused_by_name(model: nn.Module, says: str) -> None:
@@ -170,11 +186,36 @@ def test_a_sum_does_not_hide_an_operation_that_maps_0_elsewhere() -> None:
         find_layers(SumAndSigmoid(nn.Identity()), small_example())
 
 
-def test_a_weight_that_is_computed_is_refused() -> None:
-    model = Chain(nn.ReLU())
-    nn.utils.parametrizations.weight_norm(model.first)
-    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its weight"):
+@pytest.mark.parametrize("name", ["first", "between"])
+def test_a_weight_that_is_computed_is_refused(name: str) -> None:
+    """Of the layer itself, and of a depthwise convolution that goes with it."""
+    model = with_("between", nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4)))
+    weight_norm(model.between[0] if name == "between" else model.first)
+    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its weight is computed"):
         find_layers(model, small_example())
+
+
+def test_a_reader_that_computes_its_weight_is_refused() -> None:
+    with pytest.raises(InputError, match="'second' cannot be pruned: its channels reach 'linear', which computes"):
+        find_layers(with_("linear", weight_norm(nn.Linear(4, 2))), small_example())
+
+
+def test_a_subclass_with_the_forward_of_its_parent_is_fine() -> None:
+    class Named(nn.BatchNorm2d):
+        pass
+
+    assert len(find_layers(with_("first_bn", Named(4)), small_example())) == 2
+
+
+def test_a_sum_is_known_however_it_is_called() -> None:
+    class Named(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem_bn(self.stem(x)))
+            branch = self.outer_bn(self.outer(F.relu(self.inner_bn(self.inner(x)))))
+            return torch.add(input=x, other=branch)
+
+    roles = {layer.name: layer.role for layer in find_layers(Named(), small_example())}
+    assert roles == {"stem": "residual", "inner": "inner", "outer": "residual"}
 
 
 def test_a_network_with_two_outputs_is_refused() -> None:

@@ -124,6 +124,18 @@ def test_a_loss_that_is_not_finite() -> None:
         supervise(model, tensors, snapshots, 2, lambda: (loss_on(model, side=8) * float("nan") for _ in range(2)))
 
 
+def test_a_layer_without_a_gradient() -> None:
+    model, optimizer, tensors, snapshots = suspended_network()
+    before = everything(model, optimizer)
+    other, *_ = suspended_network()
+    with pytest.raises(InputError, match="'stem' got no gradient"):
+        supervise(model, tensors, snapshots, 2, lambda: (loss_on(other, side=8) for _ in range(2)))
+    model.inner_bn.bias.requires_grad_(False)
+    with pytest.raises(InputError, match="'inner' got no gradient: it is frozen"):
+        supervise(model, tensors, snapshots)
+    assert all(torch.equal(before[key], now) for key, now in everything(model, optimizer).items())
+
+
 def test_an_interrupted_pulse_is_undone() -> None:
     model, optimizer, tensors, snapshots = suspended_network()
     before = everything(model, optimizer)
