@@ -27,7 +27,7 @@ from experiments.harness.steps import choose_fast, make_steps
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
 from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
-from psap_core import InputError, PrunePlan, apply_, export, export_error, macs, params, save_exported
+from psap_core import InputError, PrunePlan, export, export_error, macs, params, save_exported
 
 if TYPE_CHECKING:
     from experiments.harness.photographs import Photographs
@@ -154,7 +154,7 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         loop.train()
 
     masked = accuracy(model, "test")
-    apply_(model, method.layers, method.plan)
+    method.finish()
     small = export(model, method.plan)
     exported = accuracy(small, "test")
     start_top1 = None

@@ -1,10 +1,10 @@
 """Filter Pruning via Geometric Median (He et al., CVPR 2019).
 
 The filters nearest to the layer's geometric median can be replaced by the others: the filter that has the smallest
-sum of Euclidean distances to all filters of its layer goes first. At the end of every epoch int(O * rate) filters of
-every layer are chosen and their convolution weights set to zero; from then on their gradients are masked. So they do
-not come back, and as zeros lie together, the same filters are chosen again. One rate for all layers. BatchNorm and
-momentum are left alone until the plan is applied at the end.
+sum of Euclidean distances to all filters of its layer goes first. At the end of every epoch the same share of every
+layer is chosen and their convolution weights set to zero; from then on their gradients are masked. So they do not come
+back, and as zeros lie together, the same filters are chosen again. BatchNorm and momentum are left alone; constants are
+exported as SFP's are.
 
 Different here: the official code also chooses before the first epoch, where a mask from scratch is a random one and
 stays for ever; the paper's algorithm, which is done here, chooses after each epoch. Its mixture with the norm

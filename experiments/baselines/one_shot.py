@@ -35,7 +35,7 @@ class OneShot(UniformMethod):
         prune_at: int, seed: int, save: SaveStep,
     ) -> None:  # fmt: skip
         super().__init__(model, example_input, target_macs_cut, save)
-        self.model, self.optimizer = model, optimizer
+        self.optimizer = optimizer
         self.score, self.prune_at = score, prune_at
         self.generator = torch.Generator().manual_seed(seed)
         self.silence = Silence({layer.name: filter_tensors(model, layer) for layer in self.layers})

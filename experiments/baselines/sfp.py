@@ -1,8 +1,9 @@
 """Soft Filter Pruning (He et al., IJCAI 2018), as its official code does it.
 
-At the end of every epoch the int(O * rate) filters of lowest L2 norm of every layer have their convolution
-weights set to zero. Gradients are not masked and momentum is kept, so filters may come back. One rate for all
-layers. BatchNorm's beta is left alone: a "pruned" channel is a constant until the plan is applied at the end.
+At the end of every epoch the filters of lowest L2 norm, the same share of every layer, have their convolution
+weights set to zero. Gradients are not masked and momentum is kept, so filters may come back. BatchNorm's beta is left
+alone: a "pruned" channel is a constant. The exported network keeps the constants of residual filters and drops those of
+inner ones, as the official small networks do; the accuracies they publish are of the masked network (`masked_top1`).
 
 Different here: the official code also prunes before the first epoch, and takes the best epoch's accuracy. With a
 ramp it is Asymptotic SFP (He et al., IEEE Trans. Cybernetics 2019), whose cut grows; there along an exponential through

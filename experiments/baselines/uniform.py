@@ -1,10 +1,13 @@
-"""One pruning rate for all layers: what SFP, FPGM and the one-shot methods share."""
+"""One pruning rate for all layers, within a filter: what SFP, FPGM and the one-shot methods share.
+
+Their papers take int(O * rate) filters of every layer, which meets a budget only roughly: the smallest rate that
+removes 54 % of ResNet-20's MACs removes 56.6 %. Here eq. 2 of psap_core sets the counts, with alpha 0, so that all
+methods are given the same budget, to the filter.
+"""
 
 import time
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,33 +15,7 @@ from torch import Tensor, nn
 
 from experiments.harness.callbacks import Method, SaveStep, plan_metrics
 from experiments.harness.loop import Metrics
-from psap_core import CostModel, InputError, PrunePlan, find_layers, macs_cost_model, make_plan
-
-
-def pruned_counts(filters: Sequence[int], rate: Fraction) -> list[int]:
-    """int(O * rate) filters of every layer."""
-    return [int(o * rate) for o in filters]
-
-
-def smallest_rate(cost: CostModel, target_macs_cut: float) -> Fraction:
-    """The smallest rate in [0, 1) whose exported network lacks at least `target_macs_cut` of the dense MACs.
-
-    Raises:
-        InputError: the target is outside [0, 1), or one filter per layer still costs more.
-    """
-    if not 0 <= target_macs_cut < 1:
-        raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
-    budget = cost.budget(target_macs_cut)
-    rates = sorted({Fraction(pruned, o) for o in cost.filters for pruned in range(o)})
-
-    def fits(rate: Fraction) -> bool:
-        counts = pruned_counts(cost.filters, rate)
-        return cost.cost([o - n for o, n in zip(cost.filters, counts, strict=True)]) <= budget
-
-    first = bisect_left(rates, True, key=fits)
-    if first == len(rates):
-        raise InputError(f"target_macs_cut={target_macs_cut} is unreachable with one rate for all layers")
-    return rates[first]
+from psap_core import InputError, PrunePlan, filter_counts, filter_tensors, find_layers, macs_cost_model, make_plan
 
 
 def lowest(scores: Tensor, count: int) -> list[int]:
@@ -48,7 +25,7 @@ def lowest(scores: Tensor, count: int) -> list[int]:
 
 
 class UniformMethod(Method, ABC):
-    """A method that prunes int(O * rate) filters of every layer; the rate follows from the target.
+    """A method that prunes the same share of every layer; the share follows from the target.
 
     Args:
         model: the bare network.
@@ -57,21 +34,25 @@ class UniformMethod(Method, ABC):
         save: takes every step's plan.
 
     Raises:
-        InputError: the target is unreachable.
+        InputError: the target is outside [0, 1), or one filter per layer still costs more.
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor, target_macs_cut: float, save: SaveStep) -> None:
+        if not 0 <= target_macs_cut < 1:
+            raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
+        self.model, self.target_cut = model, target_macs_cut
         self.layers = find_layers(model, example_input)
         self.cost = macs_cost_model(model, self.layers, example_input)
-        smallest_rate(self.cost, target_macs_cut)  # refuses now, not after some epochs
-        self.target_cut = target_macs_cut
+        self.counts(target_macs_cut)  # refuses now, not after some epochs
         self.weights = {layer.name: _weight(model, layer.name) for layer in self.layers}
         self.plan = make_plan(self.layers, {}, self.cost, example_input.shape[1:])
         self.save = save
 
     def counts(self, macs_cut: float) -> list[int]:
         """How many filters of every layer go for this cut."""
-        return pruned_counts(self.cost.filters, smallest_rate(self.cost, macs_cut))
+        filters = self.cost.filters
+        kept = filter_counts([0.0] * len(filters), self.cost, self.cost.budget(macs_cut), [1] * len(filters), alpha=0.0)
+        return [o - k for o, k in zip(filters, kept, strict=True)]
 
     def choose(self, counts: Sequence[int]) -> dict[str, list[int]]:
         """The filters to prune, so many of every layer, by the method's scores."""
@@ -98,6 +79,15 @@ class UniformMethod(Method, ABC):
         self.plan = plan
         self.save("plans", epochs_done, plan.to_json())
         return plan_metrics(plan, changed / sum(self.cost.filters), time.perf_counter() - began)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """As in the official small networks: inner filters go whole, of residual ones BatchNorm's constant stays."""
+        for layer, part in self.plan.match(self.layers):
+            tensors = filter_tensors(self.model, layer)
+            spared = tensors.affine if layer.role == "residual" else ()
+            for parameter in [tensor for name, tensor in tensors.parameters.items() if name not in spared]:
+                parameter.index_fill_(0, tensors.index(part.pruned), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"plan": self.plan.to_json()}

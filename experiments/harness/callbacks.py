@@ -18,6 +18,9 @@ class Method(Callback):
     layers: Sequence[PrunableLayer]
     plan: PrunePlan
 
+    def finish(self) -> None:
+        """Leave the network as `psap_core.export` takes it, when training is over."""
+
 
 class Unpruned(Method):
     """Prunes nothing: dense and thin networks."""

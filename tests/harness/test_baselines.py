@@ -134,6 +134,22 @@ def test_sfp_does_not_mask_them():
     assert any(weight.any() for weight in training.pruned_weights().values())
 
 
+@pytest.mark.parametrize("method", ["sfp", "fpgm"])
+def test_the_export_keeps_the_constants_of_residual_filters_and_drops_those_of_inner_ones(method):
+    training = Training(method)
+    training.method.end_epoch(1)
+    model, plan = training.model.eval(), training.method.plan
+    affines = {layer.name: model.get_submodule(layer.affine) for layer in training.method.layers}
+    before = {name: norm.bias[[*plan.pruned[name]]].detach().clone() for name, norm in affines.items()}
+    assert all(beta.any() for beta in before.values() if len(beta))
+    training.method.finish()
+    for layer in training.method.layers:
+        left = affines[layer.name].bias[[*plan.pruned[layer.name]]]
+        assert torch.equal(left, before[layer.name] * (layer.role == "residual"))
+    small = export(model, plan)
+    torch.testing.assert_close(small(training.images), model(training.images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["l1", "random"])
 def test_one_shot_prunes_once_and_for_good(method):
     training = Training(method)

@@ -118,7 +118,7 @@ def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd
     assert states(runs) == {"thin plan": State.not_launched, "psap": State.refused}
     suite.print_status(runs)
     said = capfd.readouterr().out
-    assert said.count("target_macs_cut=0.9999 is unreachable with one rate for all layers") == 3
+    assert said.count("a cut of 0.9999 is unreachable") == 3
     assert said.endswith("small: 1 refused, 1 not launched\n")
     assert "thin plan, seed 0: waits for psap, seed 0, which is not done" in said
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from experiments.baselines.sfp import SFP
 from experiments.baselines.thin import network_macs, thin_model
-from experiments.baselines.uniform import smallest_rate
 from experiments.evaluate import run as evaluate
 from experiments.harness import models
 from experiments.harness.files import weights_digest
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
-from psap_core import InputError, find_layers, macs, macs_cost_model, params
+from psap_core import InputError, find_layers, macs, params
 
 RESNET20 = ResNetConfig("resnet20", 1.0, None, Fan("in"), Shortcut.option_a)
 VGG16 = ModelConfig("vgg16_bn", 1.0, None, Fan("in"))
@@ -67,16 +67,16 @@ def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
 
 
 @pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
-def test_sfp_takes_the_smallest_rate_that_reaches_the_target(target):
+def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(target):
     model = models.build(RESNET20, 3, 10)
-    cost = macs_cost_model(model, find_layers(model, IMAGE), IMAGE)
-
-    def cut(rate):
-        return 1 - cost.cost([o - int(o * rate) for o in cost.filters]) / cost.dense
-
-    rate = smallest_rate(cost, target)
-    assert cut(rate) >= target
-    assert target == 0 or cut(rate - 1e-6) < target
+    method = SFP(model, IMAGE, target, 4, 1, lambda *_: None)
+    pruned, filters = method.counts(target), method.cost.filters
+    kept = [o - n for o, n in zip(filters, pruned, strict=True)]
+    left = method.cost.budget(target) - method.cost.cost(kept)
+    assert left >= 0
+    assert all(method.cost.marginal(kept, l) > left for l, o in enumerate(filters) if kept[l] < o)
+    shares = [(n / o, 1 / o) for n, o in zip(pruned, filters, strict=True)]
+    assert max(share - step for share, step in shares) <= min(share + step for share, step in shares)
 
 
 def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):
