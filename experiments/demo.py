@@ -6,6 +6,7 @@ Trains dense, SFP, a thin network and PSAP on the handwritten digits (finished r
 measures the exported networks, and writes report.json and what_happened.png to runs/demo/.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -191,5 +192,7 @@ def run(overrides: list[str]) -> Path:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="as in epochs=3")
     with plain_exits():
-        run(sys.argv[1:])
+        run(parser.parse_args().overrides)

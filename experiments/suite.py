@@ -132,10 +132,14 @@ class SuiteRun:
 
     @property
     def reason(self) -> str:
-        """Why it has failed or was refused; nothing in any other state."""
-        if self.refusal is None and self.state in (State.failed, State.refused):
+        """Why it has failed or was refused, or for which other suite it is done; nothing in any other state."""
+        if self.refusal is not None:
+            return self.refusal
+        if self.state in (State.failed, State.refused):
             return self.record.error
-        return self.refusal or ""
+        if self.counts and (other := read_summary(self.record.folder)["suite"]) != self.suite.name:
+            return f"in the table of {other}, and in no other"
+        return ""
 
     @property
     def counts(self) -> bool:

@@ -171,16 +171,21 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
     def scaled(widths: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(max(1, int(width * cfg.width)) for width in widths)
 
+    network: nn.Module
     if cfg.name in RESNET_BLOCKS and isinstance(cfg, ResNetConfig):
-        return ResNet(RESNET_BLOCKS[cfg.name], scaled(RESNET_WIDTHS), Shortcut(cfg.shortcut), channels, classes)
-    if cfg.name == "vgg16_bn":
-        return VGG(tuple(map(scaled, VGG16_WIDTHS)), channels, classes)
-    if cfg.name in TORCHVISION_WIDEST:
+        network = ResNet(RESNET_BLOCKS[cfg.name], scaled(RESNET_WIDTHS), Shortcut(cfg.shortcut), channels, classes)
+    elif cfg.name == "vgg16_bn":
+        network = VGG(tuple(map(scaled, VGG16_WIDTHS)), channels, classes)
+    elif cfg.name in TORCHVISION_WIDEST:
         if channels != RGB:
             raise InputError(f"model={cfg.name} takes colour images, these have {channels} channel")
-        return _torchvision_network(cfg.name, cfg.width, classes)
-    known = ", ".join([*RESNET_BLOCKS, "vgg16_bn", *TORCHVISION_WIDEST])
-    raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {known}")
+        network = _torchvision_network(cfg.name, cfg.width, classes)
+    else:
+        known = ", ".join([*RESNET_BLOCKS, "vgg16_bn", *TORCHVISION_WIDEST])
+        raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {known}")
+    if Fan(cfg.fan) is not Fan("out" if cfg.name in TORCHVISION_WIDEST else "in"):  # not what it has already
+        initialise_(network, Fan(cfg.fan), cfg.name)
+    return network
 
 
 def start(

@@ -66,6 +66,19 @@ def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
     assert target == 0 or cost(wider) > (1 - target) * cost(cfg)
 
 
+@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet18"])
+def test_the_fan_is_that_of_the_initialisation(name):
+    kind, more = (ResNetConfig, [Shortcut.option_a]) if name == "resnet20" else (ModelConfig, [])
+    for fan in Fan:
+        torch.manual_seed(0)
+        network = models.build(kind(name, 1.0, None, fan, *more), 3, 10)
+        own = models.build(kind(name, 1.0, None, fan, *more), 3, 10)
+        models.initialise_(own, fan, name)
+        for (path, weight), other in zip(network.named_parameters(), own.parameters(), strict=True):
+            if weight.numel() > 10_000:
+                assert weight.std().item() == pytest.approx(other.std().item(), rel=0.1), (fan, path)
+
+
 @pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
 def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(target):
     model = models.build(RESNET20, 3, 10)

@@ -51,6 +51,10 @@ def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, c
     assert listed[-1] == "two: 1 done, 3 not launched"
     run = suite.read_suite(str(file), extra).run(3)
     assert said(status.main, run.overrides, monkeypatch, capsys) == "done\n"
+    again = file.with_name("again.yaml")
+    again.write_text(FILE)
+    listed = said(suite.main, ["status", again, *extra], monkeypatch, capsys).splitlines()
+    assert listed[3].endswith("done: in the table of two, and in no other")
     planned = said(suite.main, ["plan", file, *extra], monkeypatch, capsys).splitlines()
     assert planned[3].endswith(f"{run.record.folder}")
 
