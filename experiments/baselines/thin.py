@@ -52,7 +52,7 @@ def thin_model(cfg: ModelConfig, target_macs_cut: float, channels: int, classes:
     """
     if not 0 <= target_macs_cut < 1:
         raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
-    step = 1 / models.widest(cfg.name)
+    step = 0.5 / models.widest(cfg.name)
     cost = network_macs(channels, classes, image_size)
     budget = (1 - target_macs_cut) * cost(cfg)
     steps = range(1, int(cfg.width / step) + 1)

@@ -132,7 +132,7 @@ def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:
     network: nn.Module = get_model(name, weights=None, num_classes=classes)
 
     def thinner(channels: int) -> int:
-        return max(1, int(channels * width))
+        return _scaled(channels, width)
 
     for path, module in list(network.named_modules()) if width != 1 else ():
         if isinstance(module, nn.Conv2d):
@@ -152,15 +152,19 @@ def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:
     return network
 
 
+def _scaled(channels: int, factor: float) -> int:
+    return max(1, int(channels * factor + 0.5))
+
+
 def widest(name: str) -> int:
-    """Channels of the widest layer at width 1: widths change only at multiples of 1 / widest."""
+    """Channels of the widest layer at width 1: networks change only at multiples of 1 / (2 widest)."""
     if name in TORCHVISION_WIDEST:
         return TORCHVISION_WIDEST[name]
     return RESNET_WIDTHS[-1] if name in RESNET_BLOCKS else max(map(max, VGG16_WIDTHS))
 
 
 def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
-    """A freshly initialised network; every width is floor(width * factor), at least 1.
+    """A freshly initialised network; every width is the nearest to width * factor, at least 1.
 
     Raises:
         InputError: unknown name, or a factor that is not positive.
@@ -169,7 +173,7 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
         raise InputError(f"model.width={cfg.width} must be above 0 and finite")
 
     def scaled(widths: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(max(1, int(width * cfg.width)) for width in widths)
+        return tuple(_scaled(width, cfg.width) for width in widths)
 
     network: nn.Module
     if cfg.name in RESNET_BLOCKS and isinstance(cfg, ResNetConfig):

@@ -1,5 +1,6 @@
 """Networks: published sizes, widths, shortcuts, weights files."""
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,19 @@ def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
     thin = thin_model(cfg, target, 3, 10, 32)
     cost = network_macs(3, 10, 32)
     assert cost(thin) <= (1 - target) * cost(cfg)
-    wider = replace(thin, width=thin.width + 1 / models.widest(cfg.name))
+    wider = replace(thin, width=thin.width + 0.5 / models.widest(cfg.name))
     assert target == 0 or cost(wider) > (1 - target) * cost(cfg)
+
+
+def test_widths_are_rounded_so_that_a_little_more_factor_is_a_little_more_network():
+    """Rounded down, all three stages would grow at once wherever the first one does."""
+    cost = network_macs(3, 10, 32)
+    factors = [step / 128 for step in range(64, 129)]
+    shares = [cost(replace(RESNET20, width=factor)) / cost(RESNET20) for factor in factors]
+    assert shares == sorted(shares)
+    assert max(b - a for a, b in itertools.pairwise(shares)) < 0.045
+    assert [models.build(replace(RESNET20, width=41.5 / 64), 3, 10).get_submodule(name).out_channels
+            for name in ("conv1", "layer2.0.conv1", "layer3.0.conv1")] == [10, 21, 42]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet18"])
