@@ -128,6 +128,8 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         paired = {name for pairs in effects.values() for pair in pairs for name in pair}
         if unknown := {reference, *against.values(), *paired} - {None, *settings}:
             raise ValueError(f"{unknown.pop()!r}, which it compares, is no cell")
+        if not all(effects.values()):
+            raise ValueError("an effect has no pair of cells")
         return Suite(path.stem, title, seeds, tuple(cells), reference, effects)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error

@@ -158,7 +158,7 @@ def _different_cuts(section: Setting, ours: Sequence[Mapping[str, Any]]) -> list
         return []
     return [
         f"Not at one cut: our rows of {_heading(section)}, cut between {min(cuts):.1f} and {max(cuts):.1f} %; thin "
-        "networks and methods with one ratio for all layers have coarse widths."
+        "networks have coarse widths."
     ]
 
 

@@ -166,10 +166,11 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
         suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
         names = {None, *(cell.name for cell in cells)}
         effects = list(content.pop("effects", {}).values())
-        if not all(pairs and all(len(pair) == 2 for pair in pairs) for pairs in effects):
+        if not all(pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) for pairs in effects):
             raise ValueError("an effect has pairs of cells, the first less the second, at least one")
         paired = {name for pairs in effects for pair in pairs for name in pair}
-        if not {content.pop("reference", None), *(cell.against for cell in cells), *paired} <= names:
+        reference = content.pop("reference", None)
+        if not {reference, *(cell.against for cell in cells), *paired} <= names or (paired and reference is None):
             raise ValueError("its `reference`, what a cell is `against`, or what an effect compares, is no cell")
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
             raise ValueError(

@@ -197,12 +197,12 @@ class _Graph:
             raise InputError("its BatchNorm is called more than once")
         ends = [(tensor, end) for tensor, end in self.reads_of(members[-1]) if not self.keeps_channels(end)]
         for tensor, end in ends:
-            reads = self.is_dense_convolution(end) or self.is_linear(end, tensor)
-            if not (self.is_sum(end) or (reads and self.is_plain(end))):
-                why = "computes its weight" if reads else "is not known to map 0 to 0 by channel"
-                raise InputError(f"its channels reach {str(end.target)!r}, which {why}")
+            if not (self.is_sum(end) or self.is_dense_convolution(end) or self.is_linear(end, tensor)):
+                raise InputError(f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel")
         if any(self.is_sum(end) for _, end in ends):
             return "residual", ()
+        if computed := [end.target for _, end in ends if not self.is_plain(end)]:
+            raise InputError(f"its channels reach {computed[0]!r}, which computes its weight")
         return "inner", tuple(str(end.target) for _, end in ends)
 
     def is_projection_shortcut(self, convolution: fx.Node, affine: fx.Node) -> bool:

@@ -23,7 +23,6 @@ from psap_core.supervision import MakeLosses, Supervision, choose_restored, puls
 from psap_core.suspension import FilterTensors, Silence, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
 
 Filters = dict[str, tuple[int, ...]]
-WRAPPERS = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class PSAP:
         interval: epochs between steps.
 
     Raises:
-        InputError: an argument is out of its range, the target cannot be reached, the model is wrapped, in half
-            precision or without a prunable layer, or the optimiser lacks a pruned parameter.
+        InputError: an argument is out of its range, the target cannot be reached, the model is wrapped or has no
+            prunable layer, or a pruned parameter is in half precision or not the optimiser's.
     """
 
     def __init__(
@@ -99,11 +98,10 @@ class PSAP:
         if len(given) != 1:
             raise InputError("give exactly one of target_macs_cut and target_filters_cut")
         self.unit, self.target_cut = given[0]
+        wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
         for name, value, in_range, wanted in (
             (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
-            ("model", type(model).__name__, not isinstance(model, WRAPPERS), "bare; make_losses may use a wrapper"),
-            ("parameters", (dtype := next(model.parameters()).dtype), dtype.itemsize >= 4, "of float32 or float64"),
-            ("exclude", exclude, not isinstance(exclude, str), "a list of names"),
+            ("model", type(model).__name__, not isinstance(model, wrappers), "bare; make_losses may use a wrapper"),
             ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
             ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
             ("pulse_batches", pulse_batches, isinstance(pulse_batches, int) and pulse_batches > 1, "an integer from 2"),
@@ -145,8 +143,8 @@ class PSAP:
 
         Raises:
             InputError: make_losses is no function, too few losses came, a gradient is missing, it or a weight is
-                not finite, the model is in evaluation mode, something else than the optimiser wrote the affine of a
-                pruned filter, all epochs are over, or the ranks of a distributed run disagree; the network is then
+                not finite, a pulse is due in evaluation mode, something else than the optimiser wrote the affine of
+                a pruned filter, all epochs are over, or the ranks of a distributed run disagree; the network is then
                 as before the call.
         """
         if not self._silence.holds():
@@ -156,8 +154,8 @@ class PSAP:
         if self.epochs_done == self.schedule.total_epochs:
             raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
         due = self.epochs_done + 1 in self.schedule.steps
-        if due and not self.model.training:
-            raise InputError("call end_epoch before model.eval(): the pulse sees the network as the epoch trained it")
+        if due and self.protection and not self.model.training:
+            raise InputError("call end_epoch before model.eval(): the pulse sees the network as it trains")
         step = self._step(self.epochs_done + 1, make_losses) if due else None
         self.epochs_done += 1
         return step
@@ -180,6 +178,7 @@ class PSAP:
             seen = Supervision({}, {}, {})
             if self.protection and any(proposed.values()):
                 seen = pulse(self.model, tensors, snapshots, make_losses, self.pulse_batches)
+                self.optimizer.zero_grad()  # also of what the losses pass through outside the model
             restored = self._protect(seen, norms, anew, kept)
             suspended = {name: set(filters).difference(restored[name]) for name, filters in proposed.items()}
             plan = make_plan(self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit)
@@ -187,9 +186,8 @@ class PSAP:
         except BaseException:
             for name, filters in anew.items():
                 restore_(tensors[name], snapshots[name].select(filters))
+            self.optimizer.zero_grad()
             raise
-        finally:
-            self.optimizer.zero_grad()  # also what the losses, but not the model, have as parameters
         self.plan = plan
         for name, pruned in plan.pruned.items():
             if restored[name]:
@@ -242,10 +240,10 @@ class PSAP:
         Raises:
             InputError: the state is of another network or another configuration.
         """
-        theirs = state.get("settings", {})
-        for name, ours in self._settings().items():
-            if theirs.get(name) != ours:
-                raise InputError(f"the pruner's state was saved with {name} {theirs.get(name)}, this run has {ours}")
+        mine, theirs = self._settings(), state.get("settings", {})
+        for name in [name for name in mine | theirs if theirs.get(name) != mine.get(name)]:
+            was, now = theirs.get(name), mine.get(name)
+            raise InputError(f"the pruner's state was saved with {name} {was}, this run has {now}")
         self.epochs_done = state["epochs_done"]
         self.plan = PrunePlan.from_json(state["plan"])
         device = next(self.model.parameters()).device
@@ -276,6 +274,8 @@ def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Fi
             raise InputError(f"{name!r} of a layer to be pruned is shared with another module; exclude that layer")
         if id(parameter) not in optimised or not parameter.requires_grad:
             raise InputError(f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer")
+        if parameter.dtype.itemsize < 4:
+            raise InputError(f"{name!r} is {parameter.dtype}: keep parameters in float32 and let autocast halve them")
 
 
 def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:

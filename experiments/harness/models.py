@@ -18,6 +18,7 @@ from experiments.harness.data import Normalisation
 from experiments.harness.files import is_published
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported, read_spec
+from psap_core.exported import ScatteredBatchNorm2d
 
 RGB = 3
 RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # per stage
@@ -114,6 +115,8 @@ def initialise_(model: nn.Module, fan: Fan, name: str = "") -> None:
     MobileNetV2's classifier, by the network's name, is torchvision's: normal with a standard deviation of 0.01.
     """
     for module in model.modules():
+        if isinstance(module, ScatteredBatchNorm2d):
+            module.constant.zero_()
         if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and fan.value == "in"):
             nn.init.kaiming_normal_(module.weight, mode=f"fan_{fan.value}", nonlinearity="relu")  # type: ignore[arg-type]
             if module.bias is not None:

@@ -66,6 +66,7 @@ def test_a_study_compares_cells_with_its_reference_or_with_what_they_name_and_ha
         ("seeds: [0]\ncells: [{name: a, recipe: none, overrides: []}]", "cannot be read: .*none.yaml"),
         ("seeds: [0]\ncells: [{name: a, recipe: cifar10_small, overrides: [], plan_of: b}]", "is no suite"),
         ("seeds: [0]\nreference: b\ncells: [{name: a, recipe: cifar10_small, overrides: []}]", "is no suite: .*'b'"),
+        ("seeds: [0]\neffects: {e: []}\ncells: [{name: a, recipe: cifar10_small, overrides: []}]", ".* no pair"),
         ("seeds: [0]\neffects: {e: [[a, b]]}\ncells: [{name: a, recipe: cifar10_small, overrides: []}]", ".*'b'"),
     ],
 )

@@ -193,7 +193,7 @@ def test_base_and_drop_are_of_common_seeds(tmp_path, mine):
 def test_a_note_says_where_our_rows_are_not_at_one_cut(tmp_path, mine):
     note = (
         "Not at one cut: our rows of CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut, "
-        "cut between 54.0 and 57.4 %; thin networks and methods with one ratio for all layers have coarse widths."
+        "cut between 54.0 and 57.4 %; thin networks have coarse widths."
     )
     cells = ("dense", "dense", 8), ("a", "psap", 8), ("b", "thin", 8)
     write_run(tmp_path / "dense", "dense", cell="dense", **MINE)

@@ -198,6 +198,9 @@ def test_a_weight_that_is_computed_is_refused(name: str) -> None:
 def test_a_reader_that_computes_its_weight_is_refused() -> None:
     with pytest.raises(InputError, match="'second' cannot be pruned: its channels reach 'linear', which computes"):
         find_layers(with_("linear", weight_norm(nn.Linear(4, 2))), small_example())
+    model = Small()  # inner reads the whole residual stream, whatever the stem loses
+    weight_norm(model.inner)
+    assert "stem" in {layer.name for layer in find_layers(model, small_example(), exclude=["inner"])}
 
 
 def test_a_subclass_with_the_forward_of_its_parent_is_fine() -> None:

@@ -238,5 +238,16 @@ def test_thin_plan_trains_the_architecture_of_another_run_from_fresh_weights(tmp
     assert params(network) == thin["params"]
 
 
+def test_fresh_weights_leave_no_constant_of_a_residual_filter():
+    training = Training("sfp")
+    training.method.end_epoch(1)
+    training.method.finish()
+    thin = export(training.model, training.method.plan)
+    constants = [tensor for name, tensor in thin.named_buffers() if name.endswith("constant")]
+    assert any(constant.any() for constant in constants)
+    models.initialise_(thin, Fan("in"))
+    assert not any(constant.any() for constant in constants)
+
+
 def test_every_method_is_tested():
     assert set(CONFIGS) == {*MAKERS, "dense", "thin", "thin_plan", "psap", "psap_variant"}

@@ -155,6 +155,8 @@ def test_every_cell_trains(name, tiny):
         (FILE + "effects: {pruning: [[dense, wide]]}", "what an effect compares, is no cell"),
         (FILE + "effects: {pruning: [[dense, thin, dense]]}", "an effect has pairs of cells"),
         (FILE + "effects: {pruning: []}", "an effect has pairs of cells"),
+        (FILE + "effects: {pruning: [de]}", "an effect has pairs of cells"),
+        (FILE + "effects: {pruning: [[dense, thin]]}", "its `reference`"),
         (FILE + "effects: [dense]", "is no suite"),
         ("seeds: [", "is no suite"),
     ],
