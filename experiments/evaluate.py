@@ -2,8 +2,11 @@
 
 `python -m experiments.evaluate run=<run folder>`
 `python -m experiments.evaluate experiment=<recipe> model.weights=<file or exported folder>`
+
+A run brings its own data and network; only `data.root` and `runtime` hold for it, too.
 """
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     device = configure(cfg.runtime, world)
     if cfg.run is None and cfg.model.weights is None:
         raise InputError("nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>")
+    if cfg.run is not None:
+        _refuse_what_a_run_decides(cfg)
     dataset = data.load(cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device)
     if cfg.run is None:
         model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
@@ -41,6 +46,13 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     batches = dataset.evaluation("test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world))
     return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
+
+
+def _refuse_what_a_run_decides(cfg: EvaluateConfig) -> None:
+    plain = compose("evaluate", [])
+    plain = replace(plain, run=cfg.run, runtime=cfg.runtime, data=replace(plain.data, root=cfg.data.root))
+    for key in [field.name for field in fields(cfg) if getattr(cfg, field.name) != getattr(plain, field.name)]:
+        raise InputError(f"run={cfg.run} brings its own {key}: leave out what changes it, or leave out run")
 
 
 def recorded_data(folder: Path, root: str) -> DataConfig:

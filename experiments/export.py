@@ -6,6 +6,7 @@ Training has exported the network already; this rebuilds it from spec.json and w
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,8 +27,11 @@ def check(cfg: ExportConfig) -> Path:
     """Rebuild the exported network of `cfg.run`, compare it with the run's summary; returns its folder.
 
     Raises:
-        InputError: the folder is no finished run, or its network is not the one that the summary describes.
+        InputError: the folder is no finished run, its network is not the one that the summary describes, or a package
+            that ONNX needs is missing.
     """
+    if cfg.onnx and (missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]):
+        raise InputError(f"onnx=true needs the package {missing[0]}: install psap[onnx]")
     configure(cfg.runtime, World())
     folder = Path(cfg.run) / "export"
     summary = read_summary(Path(cfg.run))

@@ -107,6 +107,7 @@ class Checked(Callback):
         self.rows: Rows = []
 
     def before_train(self) -> None:
+        self.method.before_train()
         self._check(0)
 
     def end_epoch(self, epochs_done: int) -> Metrics:

@@ -66,6 +66,9 @@ def test_the_run_folder_is_complete(method, tmp_path):
     accuracy = evaluate.run([f"run={folder}"])  # a network rebuilt from the folder alone
     assert (accuracy.top1, accuracy.top5) == (summary["top1"], summary["top5"])
     assert accuracy.images == 360
+    for override in ("data.validation_images=20", "model.width=0.5", "method=psap", "experiment=cifar10_resnet20"):
+        with pytest.raises(InputError, match="brings its own"):
+            evaluate.run([f"run={folder}", override])
 
 
 def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
@@ -78,8 +81,13 @@ def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
     assert evaluate.run([f"run={second}"]).top1 == summaries[1]["top1"]
 
 
-def test_onnx(tmp_path, capsys):
+def test_onnx(tmp_path, capsys, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        assert "onnx=true needs the package onnx" in refusal(export.main, [f"run={folder}", "onnx=true"], patch)
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
     export.check(compose("export", [f"run={folder}", "onnx=true"]))
     assert (folder / "export" / "model.onnx").exists()
     assert "in ONNX Runtime" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from experiments.harness import tracking
 from psap_core import InputError
 from tests.harness.helpers import small
 
+needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 KEYS = {
     "epoch", "train/loss", "train/lr", "train/images_per_second", "eval/top1",
     *(f"psap/{key}" for key in ("macs_cut", "macs_cut_target", "mask_churn", "proposed", "suspended", "restored")),
@@ -31,6 +33,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@needs_wandb
 @pytest.mark.parametrize("method", ["dense", "sfp", "l1", "psap"])
 def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
     folder = train.run(small(tmp_path, method, "tracking.mode=offline"))
@@ -57,6 +60,7 @@ def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
     assert {key: said[key] for key in summary} == summary
 
 
+@needs_wandb
 def test_a_mirror_that_was_interrupted_is_written_anew(tmp_path, monkeypatch):
     overrides = small(tmp_path, "dense", "epochs=1", "tracking.mode=offline")
     with monkeypatch.context() as patch:
