@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,6 +285,11 @@ def read_runs(root: Path) -> list[Run]:
             raise error
         warnings.warn(f"left out: {error}", stacklevel=2)
     return list(runs.values())
+
+
+def training_hours(runs: Iterable[Run]) -> str:
+    """How long they trained, each on its own clock, with all that shared its device; evaluation is not in it."""
+    return f"{sum(run.summary['train_seconds'] for run in runs) / 3600:.1f} h"
 
 
 def tidy(runs: Sequence[Run]) -> pd.DataFrame:

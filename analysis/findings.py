@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs
+from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs, training_hours
 from analysis.stats import student_half_width
 from analysis.suites import Suite, read_suites, runs_of_cells
 
@@ -146,8 +146,8 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
     facts["pooled"] = POOLED.format(**facts) if study.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
-        notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; commits: "
-                     f"{_named(run.commit for run in every)}.")  # fmt: skip
+        notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; training: "
+                     f"{training_hours(every)} in all; commits: {_named(run.commit for run in every)}.")  # fmt: skip
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
 
 

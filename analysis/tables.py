@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs
+from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs, training_hours
 from analysis.published import read_published, usable
 from analysis.stats import Estimate, estimate, paired_difference
 from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, refuse_different, runs_of_cells
@@ -268,7 +268,8 @@ def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
     commits = ", ".join(sorted({run.commit for run in runs})) or "none"
     return (
         f"{len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
-        f"{every - len(runs)} not run; hardware: {devices}; commits: {commits}."
+        f"{every - len(runs)} not run; training: {training_hours(runs)} in all; "
+        f"hardware: {devices}; commits: {commits}."
     )
 
 

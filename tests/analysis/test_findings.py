@@ -56,7 +56,7 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == ["0 of 3", "not run", ""]
     assert "Cells of psap and its variants have one standard deviation, 0.56 points" in notes[1]
     assert "(Bonferroni: 2 of psap and variants, 1 others)" in notes[2]
-    assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; commits: 0123456."
+    assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; training: 0.1 h in all; commits: 0123456."
 
 
 def test_the_picture_shows_every_difference_and_its_two_intervals(study):

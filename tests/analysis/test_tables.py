@@ -106,7 +106,8 @@ def test_cells_that_were_not_run_and_partly_run_show(rows, table):
     assert re.search(r"\| sfp +\| ours +\| 0 of 3 \| not run ", text)
     assert "| 2 of 3 | 91.20 ± 0.14 [89.93, 92.47]" in text
     assert "| 1 of 3 | 90.90  " in text
-    assert "runs: 15 of 27, 12 not run; hardware: x86_64 CPU, 2 cores; commits: 0123456." in table.head
+    assert "runs: 15 of 27, 12 not run; training: 0.2 h in all; " in table.head  # a minute each
+    assert "hardware: x86_64 CPU, 2 cores; commits: 0123456." in table.head
 
 
 def test_a_run_that_is_not_of_the_suites_cell_is_left_out_and_named(table):
@@ -242,7 +243,7 @@ def test_without_runs_everything_is_not_run():
     table = make_table(read_suite(SUITE), [], read_published())
     ours = table.rows[table.rows["kind"] == "ours"]
     assert (ours["top1_n"] == 0).all()
-    assert "runs: 0 of 27, 27 not run; hardware: none; commits: none." in table.head
+    assert "runs: 0 of 27, 27 not run; training: 0.0 h in all; hardware: none; commits: none." in table.head
     assert set(verdicts(table)["verdict"]) == {"not run"}
 
 
