@@ -46,7 +46,7 @@ def reading_workers(runtime: RuntimeConfig, world: World) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture and cores."""
+    """The GPU's name, or the processor's architecture, the instructions that torch uses of it, and cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    return f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores"
