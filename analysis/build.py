@@ -2,7 +2,7 @@
 
 python -m analysis.build tables       analysis/tables/<suite>.{md,tex,csv}, and <suite>_findings.md of studies
 python -m analysis.build figures      analysis/figures
-python -m analysis.build verify       each cell's accuracy beside the best comparable published one
+python -m analysis.build verify       each cell's accuracy beside the best comparable published one, and beside its goal
 """
 
 import argparse
@@ -16,11 +16,12 @@ import pandas as pd
 from analysis.collect import RESULTS, DataError, Run, plain_exits, scan
 from analysis.findings import write_findings
 from analysis.published import PEERS, read_published
-from analysis.suites import read_suites
+from analysis.suites import Suite, read_suites
 from analysis.tables import Table, make_table, write_tables
 
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
 RULE = "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none)."
+GOALS_RULE = "Goals: mean top-1 over all seeds of a cell, last epoch, exported network, at the real MACs cut."
 
 
 def verdicts(table: Table) -> pd.DataFrame:
@@ -31,6 +32,25 @@ def verdicts(table: Table) -> pd.DataFrame:
     """
     ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").to_dict("records")
     return pd.DataFrame([{"suite": table.name, "cell": row["cell"], **_compared(row, table.rows)} for row in ours])
+
+
+def goals(suite: Suite, table: Table) -> pd.DataFrame:
+    """One row per cell that has a goal: suite, cell, goal, ours, difference, n, all as text."""
+    ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").set_index("cell")
+    rows = []
+    for cell in suite.cells:
+        if cell.goal is not None:
+            row = ours.loc[cell.name]
+            ran = not pd.isna(row["top1"])
+            rows.append({
+                "suite": suite.name,
+                "cell": cell.name,
+                "goal": f"{cell.goal:.2f}",
+                "ours": f"{row['top1']:.2f}" if ran else "not run",
+                "difference": f"{row['top1'] - cell.goal:+.2f}" if ran else "",
+                "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _compared(row: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
@@ -105,8 +125,12 @@ def main(arguments: Sequence[str]) -> None:
         if given.what == "tables":
             print("\n".join(map(str, [*write_tables(tables, out), *write_findings(suites, runs, out)])))
         else:
-            print(pd.concat(map(verdicts, tables)).to_markdown(index=False, tablefmt="simple", disable_numparse=True))
-            print(f"\n{RULE}")
+            aimed_at = map(goals, suites, tables)
+            parts = [
+                f"{pd.concat(frames).to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{rule}"
+                for frames, rule in ((map(verdicts, tables), RULE), (aimed_at, GOALS_RULE))
+            ]
+            print("\n\n".join(parts))
 
 
 if __name__ == "__main__":

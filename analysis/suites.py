@@ -62,7 +62,8 @@ class Setting:
 class Cell:
     """One row of a table; for a thin network of another cell's plan, the target is that cell's.
 
-    `config` is the whole configuration, as `compose` makes it; `against` the cell that a study compares it with.
+    `config` is the whole configuration, as `compose` makes it; `against` the cell that a study compares it with;
+    `goal` the mean top-1 in percent that is aimed at.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Cell:
     target: float | None
     config: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
+    goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         against = {entry["name"]: entry.get("against", reference) for entry in content["cells"]}
         if reference is not None:
             against[reference] = None
-        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name])
-                 for name in settings]  # fmt: skip
+        goals = {entry["name"]: float(entry["goal"]) for entry in content["cells"] if "goal" in entry}
+        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name],
+                      goals.get(name)) for name in settings]  # fmt: skip
         effects = {name: [(one, other) for one, other in pairs] for name, pairs in content.get("effects", {}).items()}
         paired = {name for pairs in effects.values() for pair in pairs for name in pair}
         if unknown := {reference, *against.values(), *paired} - {None, *settings}:

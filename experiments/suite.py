@@ -38,7 +38,8 @@ class Cell:
     """One row of a table: a recipe of conf/experiment, and overrides (the method among them).
 
     `plan_of` names the cell whose exported architecture a thin_plan cell trains, seed by seed; `against` the one that
-    a study compares this one with, where that is not the suite's reference.
+    a study compares this one with, where that is not the suite's reference. In a suite's file a cell may have a `goal`,
+    the mean top-1 that is aimed at, too; only `analysis` reads it.
     """
 
     name: str
@@ -206,8 +207,13 @@ def content(cell: Cell) -> tuple[object, ...]:
 
 
 def _cell(entry: Any) -> Cell:
-    if not {"name", "recipe", "overrides"} <= {*entry} <= {"name", "recipe", "overrides", "plan_of", "against"}:
-        raise ValueError(f"a cell has name, recipe, overrides and perhaps plan_of and against, not {sorted(entry)}")
+    needed = {"name", "recipe", "overrides"}
+    if not needed <= {*entry} <= needed | {"plan_of", "against", "goal"}:
+        raise ValueError(
+            f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {sorted(entry)}"
+        )
+    if not isinstance(entry.get("goal", 0.0), int | float):
+        raise ValueError(f"the goal of cell {entry['name']!r} is a top-1 in percent, not {entry['goal']!r}")
     if not re.fullmatch(r"[\w%.-]+( [\w%.-]+)*", entry["name"]):
         raise ValueError(f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -")
     overrides = tuple(map(str, entry["overrides"]))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import build, tables
-from analysis.build import verdicts
+from analysis.build import goals, verdicts
 from analysis.collect import DataError, read_run, read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
 from analysis.suites import read_suite
@@ -288,6 +288,17 @@ def test_verdicts_rest_on_students_interval(tmp_path, mine, top1, verdict):
     assert (found["published"], found["verdict"]) == ("90.44 FPGM-only 40% (2019)", verdict)
 
 
+def test_goals_stand_beside_the_mean_of_what_was_run(table):
+    found = goals(read_suite(SUITE), table).drop(columns="suite").to_dict("list")
+    assert found == {
+        "cell": ["resnet20 psap 54", "resnet20 sfp 54"],
+        "goal": ["91.30", "90.00"],
+        "ours": ["91.20", "not run"],
+        "difference": ["-0.10", ""],
+        "n": ["2 of 3", "0 of 3"],
+    }
+
+
 PEERS = {
     "thin": """
         Small net trained from scratch | Small net trained from scratch (cosine LR) |
@@ -417,7 +428,8 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     (place,), _ = record(tmp_path / "runs", tmp_path / "results")
     code, out, _ = run(build, "verify", "--results", tmp_path / "results")
     assert code == 0
-    assert out.splitlines()[-1].startswith("Verdicts: where Student's 95 % interval of the mean over seeds lies")
+    assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
+    assert re.search(r"from_scratch_table +resnet20 psap 54 +91\.20 +not run +0 of 3\n", out)
     assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
     (place / "summary.json").write_text("{")
     code, _, err = run(build, "verify", "--results", tmp_path / "results")

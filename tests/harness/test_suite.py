@@ -151,6 +151,7 @@ def test_every_cell_trains(name, tiny):
         (FILE.replace("name: thin", 'name: "it\'s"'), "must be words of letters"),
         (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
+        (FILE.replace("[method=dense]", "[method=dense], goal: high"), "a top-1 in percent, not 'high'"),
         (FILE + "more: 1", "and nothing else"),
         (FILE + "effects: {pruning: [[dense, wide]]}", "what an effect compares, is no cell"),
         (FILE + "effects: {pruning: [[dense, thin, dense]]}", "an effect has pairs of cells"),
