@@ -26,8 +26,8 @@ SCRIPT = "slurm/cifar10_table.sh"
 
 
 def pending(suite: Suite) -> list[SuiteRun]:
-    """The runs that a launch has to do something about, those that take another's plan behind it."""
-    runs = [run for run in suite.runs if run.refusal is None and run.record.state is not State.running]
+    """The chosen runs that a launch has to do something about, those that take another's plan behind it."""
+    runs = [run for run in suite.chosen if run.refusal is None and run.record.state is not State.running]
     return sorted((run for run in runs if not run.counts), key=lambda run: run.plan_of is not None)
 
 
@@ -69,7 +69,7 @@ def _slurm(*command: str) -> str:
 
 
 def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
-    """Train the pending runs in this machine's processes, `jobs` at a time; returns 1 unless all are done.
+    """Train the pending runs in this machine's processes, `jobs` at a time; returns 1 unless all chosen ones are done.
 
     Raises:
         InputError: jobs is not positive.
@@ -103,7 +103,7 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
         finally:  # whatever ends the launcher lets its runs write their checkpoints
             _stop(training)
     print_status(suite)
-    return 0 if all(run.state is State.done for run in suite.runs) else 1
+    return 0 if all(run.state is State.done for run in suite.chosen) else 1
 
 
 def log_file(run: SuiteRun) -> Path:

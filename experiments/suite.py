@@ -10,7 +10,8 @@
 
 A suite is a name in experiments/suites, or a path of such a file. Overrides after these arguments hold for
 every run; tables leave out runs whose data, model, method or optim are not those of the suite's file. The
-index counts the seeds of the first cell, then those of the second.
+index counts the seeds of the first cell, then those of the second. Of a part of a suite: `plan`, `status` and
+`launch` take `--cells 'resnet20 *54'` and `--seeds 0,1`.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,13 +53,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """Cells times seeds. `source` is what it was asked for by; `extra` overrides hold for every run."""
+    """Cells times seeds.
+
+    Attributes:
+        source: what it was asked for by.
+        extra: overrides that hold for every run.
+        pattern, some_seeds: whose cells and which seeds are `chosen`; indices and tables know all of them.
+    """
 
     source: str
     title: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     extra: tuple[str, ...] = ()
+    pattern: str = "*"
+    some_seeds: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +78,19 @@ class Suite:
         """All runs, in the order of their index."""
         pairs = [(cell, seed) for cell in self.cells for seed in self.seeds]
         return [SuiteRun(self, index, cell, seed) for index, (cell, seed) in enumerate(pairs)]
+
+    @property
+    def chosen(self) -> list["SuiteRun"]:
+        """The runs that a person wants to see or to launch."""
+        seeds = self.seeds if self.some_seeds is None else self.some_seeds
+        return [run for run in self.runs if fnmatchcase(run.cell.name, self.pattern) and run.seed in seeds]
+
+    def choose(self, pattern: str, some_seeds: tuple[int, ...] | None) -> "Suite":
+        """The suite with other `chosen` runs. Raises InputError if there are none."""
+        suite = replace(self, pattern=pattern, some_seeds=some_seeds)
+        if not suite.chosen:
+            raise InputError(f"{self.name} has no run of these cells and seeds: `plan {self.source}` lists its runs")
+        return suite
 
     def run(self, index: int) -> "SuiteRun":
         """One run. Raises InputError if the index is out of range."""
@@ -222,11 +245,15 @@ def _cell(entry: Any) -> Cell:
 
 def print_status(suite: Suite) -> None:
     """One line per run, and how many stand where."""
-    states = [run.state for run in suite.runs]
-    for run, state in zip(suite.runs, states, strict=True):
+    states = [run.state for run in suite.chosen]
+    for run, state in zip(suite.chosen, states, strict=True):
         print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {': '.join(filter(None, (state, run.reason)))}")
     counts = Counter(states)
     print(f"{suite.name}: " + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def main(suite_name: str | None = None) -> None:
@@ -239,6 +266,9 @@ def main(suite_name: str | None = None) -> None:
             command.add_argument("suite")
         if name in ("show", "run"):
             command.add_argument("index", type=int)
+        if name in ("plan", "status", "launch"):
+            command.add_argument("--cells", default="*", help="only cells of such names, as in 'resnet20 *54'")
+            command.add_argument("--seeds", type=_integers, help="only these seeds, as in 0,1")
         if name == "launch":
             command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
             command.add_argument("--jobs", type=int, default=1, help="runs at a time, on this machine")
@@ -248,9 +278,11 @@ def main(suite_name: str | None = None) -> None:
         parser.error(f"unknown option {unknown[0]}")
     with plain_exits():
         suite = read_suite(suite_name or given.suite, overrides)
+        if "cells" in given:
+            suite = suite.choose(given.cells, given.seeds)
         match given.command:
             case "plan":
-                for run in suite.runs:
+                for run in suite.chosen:
                     print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {run.refusal or run.record.folder}")
             case "status":
                 print_status(suite)

@@ -1,8 +1,10 @@
 """The optimiser steps of an epoch: `Steps` is the readable reference, `CapturedSteps` the same as one CUDA graph."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,12 @@ class Steps:
         self.after_step()
 
 
+@cache
+def side_stream() -> torch.cuda.Stream:
+    """The one stream that warms up and captures: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 class CudaGraph:
     """Calls a function that only launches kernels; after some calls it is captured, and from then on replayed."""
 
@@ -70,15 +78,15 @@ class CudaGraph:
     def __call__(self) -> None:
         self.calls += 1
         if self.calls <= WARM_UP_CALLS:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            side_stream().wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream()):
                 self.launch()
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(side_stream())
             return
         if self.graph is None:
+            gc.collect()  # a graph that is destroyed during a capture would break it
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=side_stream()):
                 self.launch()
         self.graph.replay()
 

@@ -135,6 +135,21 @@ def test_every_cell_trains(name, tiny):
         assert recipes[summary["cell"]] == folder.parts[-3]
 
 
+def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys):
+    def listed(*options):
+        lines = said(suite.main, ["plan", file, *options], monkeypatch, capsys).splitlines()
+        return [line.split()[:4] for line in lines]
+
+    assert listed("--cells", "th*", "--seeds", "3") == [["3", "thin", "seed", "3"]]
+    assert listed("--seeds", "3,1") == [["1", "dense", "seed", "3"], ["3", "thin", "seed", "3"]]
+    status = said(suite.main, ["status", file, "--cells", "*n*e", f"runs_dir={tmp_path}"], monkeypatch, capsys)
+    assert status.endswith("two: 2 not launched\n")
+    printed = said(suite.main, ["launch", file, "--launcher", "print", "--cells", "dense"], monkeypatch, capsys)
+    assert [line.split("method=")[1].split()[0] for line in printed.splitlines()] == ["dense"] * 2
+    for option in ("--cells=dens", "--seeds=1"):
+        assert "two has no run of these cells" in refusal(suite.main, ["plan", str(file), option], monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
