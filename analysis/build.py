@@ -21,7 +21,7 @@ from analysis.tables import Table, make_table, write_tables
 
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
 RULE = "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none)."
-GOALS_RULE = "Goals: mean top-1 over all seeds of a cell, last epoch, exported network, at the real MACs cut."
+GOALS_RULE = "Goals: mean top-1 in percent over a cell's seeds, last epoch, exported network; n says how many have run."
 
 
 def verdicts(table: Table) -> pd.DataFrame:

@@ -124,7 +124,10 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
         against = {entry["name"]: entry.get("against", reference) for entry in content["cells"]}
         if reference is not None:
             against[reference] = None
-        goals = {entry["name"]: float(entry["goal"]) for entry in content["cells"] if "goal" in entry}
+        goals = {entry["name"]: entry["goal"] for entry in content["cells"] if "goal" in entry}
+        for name, goal in goals.items():
+            if type(goal) not in (int, float) or not 1 < goal <= 100 or settings[plans_of[name]].target is None:
+                raise ValueError(f"the goal of cell {name!r}, {goal!r}, is no top-1 in percent at a target")
         cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name],
                       goals.get(name)) for name in settings]  # fmt: skip
         effects = {name: [(one, other) for one, other in pairs] for name, pairs in content.get("effects", {}).items()}

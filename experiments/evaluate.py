@@ -3,10 +3,11 @@
 `python -m experiments.evaluate run=<run folder>`
 `python -m experiments.evaluate experiment=<recipe> model.weights=<file or exported folder>`
 
-A run brings its own data and network; only `data.root` and `runtime` hold for it, too.
+A run brings its own data and network: only `runtime` holds for it, too, and `data.root` where its own data are gone.
 """
 
-from dataclasses import fields, replace
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from psap_core import InputError
 
 def run(overrides: list[str]) -> Accuracy:
     """The accuracy that these Hydra overrides ask for."""
-    return accuracy(compose("evaluate", overrides))
+    cfg = compose("evaluate", overrides)
+    _refuse_what_a_run_decides(cfg, overrides)
+    return accuracy(cfg)
 
 
 def accuracy(cfg: EvaluateConfig) -> Accuracy:
@@ -36,8 +39,6 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     device = configure(cfg.runtime, world)
     if cfg.run is None and cfg.model.weights is None:
         raise InputError("nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>")
-    if cfg.run is not None:
-        _refuse_what_a_run_decides(cfg)
     dataset = data.load(cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device)
     if cfg.run is None:
         model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
@@ -48,11 +49,11 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
 
 
-def _refuse_what_a_run_decides(cfg: EvaluateConfig) -> None:
-    plain = compose("evaluate", [])
-    plain = replace(plain, run=cfg.run, runtime=cfg.runtime, data=replace(plain.data, root=cfg.data.root))
-    for key in [field.name for field in fields(cfg) if getattr(cfg, field.name) != getattr(plain, field.name)]:
-        raise InputError(f"run={cfg.run} brings its own {key}: leave out what changes it, or leave out run")
+def _refuse_what_a_run_decides(cfg: EvaluateConfig, overrides: Sequence[str]) -> None:
+    for override in overrides if cfg.run is not None else ():
+        key = override.partition("=")[0]
+        if key not in ("run", "data.root") and key.split(".")[0] not in ("runtime", "hydra"):
+            raise InputError(f"run={cfg.run} brings its own data and network: leave out {override}, or leave out run")
 
 
 def recorded_data(folder: Path, root: str) -> DataConfig:
@@ -72,6 +73,7 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
 
 @entry_point("evaluate")
 def main(cfg: EvaluateConfig) -> None:
+    _refuse_what_a_run_decides(cfg, sys.argv[1:])
     result = accuracy(cfg)
     print(f"top1 {result.top1:.2f} %  top5 {result.top5:.2f} %  n {result.images}")
 

@@ -31,7 +31,7 @@ def check(cfg: ExportConfig) -> Path:
             that ONNX needs is missing.
     """
     if cfg.onnx and (missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]):
-        raise InputError(f"onnx=true needs the package {missing[0]}: install psap[onnx]")
+        raise InputError(f"onnx=true needs {', '.join(missing)}: pip install {' '.join(missing)}")
     configure(cfg.runtime, World())
     folder = Path(cfg.run) / "export"
     summary = read_summary(Path(cfg.run))

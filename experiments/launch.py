@@ -26,9 +26,18 @@ SCRIPT = "slurm/cifar10_table.sh"
 
 
 def pending(suite: Suite) -> list[SuiteRun]:
-    """The chosen runs that a launch has to do something about, those that take another's plan behind it."""
-    runs = [run for run in suite.chosen if run.refusal is None and run.record.state is not State.running]
-    return sorted((run for run in runs if not run.counts), key=lambda run: run.plan_of is not None)
+    """The chosen runs that a launch has to do something about, those that take another's plan behind it.
+
+    Raises:
+        InputError: a run takes the plan of another one that is neither done nor chosen.
+    """
+    chosen = suite.chosen
+    runs = [run for run in chosen if run.refusal is None and run.record.state is not State.running]
+    runs = [run for run in runs if not run.counts]
+    for run in runs:
+        if run.plan_of is not None and run.plan_of not in chosen and not run.plan_of.record.done:
+            raise InputError(f"{run} takes the plan of {run.plan_of}, which is not done: choose that, too")
+    return sorted(runs, key=lambda run: run.plan_of is not None)
 
 
 def to_print(suite: Suite) -> None:

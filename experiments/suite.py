@@ -85,11 +85,15 @@ class Suite:
         seeds = self.seeds if self.some_seeds is None else self.some_seeds
         return [run for run in self.runs if fnmatchcase(run.cell.name, self.pattern) and run.seed in seeds]
 
-    def choose(self, pattern: str, some_seeds: tuple[int, ...] | None) -> "Suite":
-        """The suite with other `chosen` runs. Raises InputError if there are none."""
-        suite = replace(self, pattern=pattern, some_seeds=some_seeds)
+    def choose(self, pattern: str, seeds: str | None) -> "Suite":
+        """The suite with other `chosen` runs; `seeds` as in 0,1. Raises InputError if there are no such ones."""
+        known = {str(seed): seed for seed in self.seeds}
+        wanted = [*known] if seeds is None else seeds.split(",")
+        if unknown := [seed for seed in wanted if seed not in known]:
+            raise InputError(f"--seeds={seeds}: the seeds of {self.name} are {','.join(known)}, not {unknown[0]!r}")
+        suite = replace(self, pattern=pattern, some_seeds=tuple(known[seed] for seed in wanted))
         if not suite.chosen:
-            raise InputError(f"{self.name} has no run of these cells and seeds: `plan {self.source}` lists its runs")
+            raise InputError(f"--cells={pattern!r} fits no cell of {self.name}: `plan {self.source}` lists them")
         return suite
 
     def run(self, index: int) -> "SuiteRun":
@@ -235,8 +239,6 @@ def _cell(entry: Any) -> Cell:
         raise ValueError(
             f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {sorted(entry)}"
         )
-    if not isinstance(entry.get("goal", 0.0), int | float):
-        raise ValueError(f"the goal of cell {entry['name']!r} is a top-1 in percent, not {entry['goal']!r}")
     if not re.fullmatch(r"[\w%.-]+( [\w%.-]+)*", entry["name"]):
         raise ValueError(f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -")
     overrides = tuple(map(str, entry["overrides"]))
@@ -252,10 +254,6 @@ def print_status(suite: Suite) -> None:
     print(f"{suite.name}: " + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
-
-
 def main(suite_name: str | None = None) -> None:
     """The command; an artefact's entry point names its suite, everybody else gives one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -268,13 +266,13 @@ def main(suite_name: str | None = None) -> None:
             command.add_argument("index", type=int)
         if name in ("plan", "status", "launch"):
             command.add_argument("--cells", default="*", help="only cells of such names, as in 'resnet20 *54'")
-            command.add_argument("--seeds", type=_integers, help="only these seeds, as in 0,1")
+            command.add_argument("--seeds", help="only these seeds, as in 0,1")
         if name == "launch":
             command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
             command.add_argument("--jobs", type=int, default=1, help="runs at a time, on this machine")
             command.add_argument("--devices", help="GPUs that share the jobs, as in 0,1")
     given, overrides = parser.parse_known_args()
-    if unknown := [word for word in overrides if word.startswith("-")]:
+    if unknown := [word for word in overrides if word.startswith("-") or "=" not in word]:
         parser.error(f"unknown option {unknown[0]}")
     with plain_exits():
         suite = read_suite(suite_name or given.suite, overrides)

@@ -45,6 +45,18 @@ def test_all_suites_are_read_in_order_and_a_thin_network_of_a_plan_has_that_plan
     assert suite.cells[0].setting.target is None
 
 
+@pytest.mark.parametrize("goal", ["high", "true", "0.92", "912", ".nan", "null", "'91'"])
+def test_a_goal_is_a_top1_in_percent_at_a_target(goal, tmp_path):
+    path = tmp_path / "mine.yaml"
+    cell = "- {name: a, recipe: cifar10_resnet20, overrides: [%s], goal: %s}"
+    path.write_text(f"seeds: [0]\ncells:\n  {cell % ('method=psap', 91.5)}\n")
+    assert read_suite(path).cells[0].goal == 91.5
+    for wrong in (cell % ("method=psap", goal), cell % ("method=dense", 91.5)):
+        path.write_text(f"seeds: [0]\ncells:\n  {wrong}\n")
+        with pytest.raises(DataError, match=r"the goal of cell 'a', .*, is no top-1 in percent at a target"):
+            read_suite(path)
+
+
 def test_a_study_compares_cells_with_its_reference_or_with_what_they_name_and_has_effects(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(

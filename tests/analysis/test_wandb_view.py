@@ -4,9 +4,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from analysis.collect import read_run
-from analysis.wandb_view import main, view
 from tests.analysis.runs import LAYERS, write_run
+
+wandb_view = pytest.importorskip("analysis.wandb_view", reason="wandb is not installed")
+main, view = wandb_view.main, wandb_view.view
 
 
 def test_a_dry_run_prints_the_view_without_a_login_or_a_network(capsys, monkeypatch):

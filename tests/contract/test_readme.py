@@ -15,10 +15,11 @@ from torch import nn
 from psap_core import macs
 
 ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/cost.md", "psap_core/METHOD.md", "slurm/README.md", "analysis/notebooks/README.md"]
 README = (ROOT / "README.md").read_text()
+TEXTS = "\n".join((ROOT / page).read_text() for page in PAGES)
 MAKEFILE = (ROOT / "Makefile").read_text()
 CI = (ROOT / ".ci" / "run").read_text()
-PAGES = ["README.md", "docs/cost.md", "psap_core/METHOD.md", "slurm/README.md", "analysis/notebooks/README.md"]
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
@@ -39,13 +40,13 @@ def test_every_target_is_documented_in_help():
 
 
 def test_every_module_that_is_run_exists():
-    modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z0-9_.]+)", README + MAKEFILE))
+    modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z0-9_.]+)", TEXTS + MAKEFILE))
     assert {"experiments.demo", "experiments.train", "pytest"} <= modules
     assert [name for name in modules if name != "uv" and importlib.util.find_spec(name) is None] == []
 
 
 def test_every_recipe_and_method_named_exists():
-    for group, choice in re.findall(r"\b(experiment|method|data|model)=([a-z0-9_]+)", README):
+    for group, choice in re.findall(r"\b(experiment|method|data|model)=([a-z0-9_]+)", TEXTS):
         assert (ROOT / "experiments" / "conf" / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
 
 

@@ -66,8 +66,8 @@ def test_the_run_folder_is_complete(method, tmp_path):
     accuracy = evaluate.run([f"run={folder}"])  # a network rebuilt from the folder alone
     assert (accuracy.top1, accuracy.top5) == (summary["top1"], summary["top5"])
     assert accuracy.images == 360
-    for override in ("data.validation_images=20", "model.width=0.5", "method=psap", "experiment=cifar10_resnet20"):
-        with pytest.raises(InputError, match="brings its own"):
+    for override in ("data=digits", "data.validation_images=20", "model.width=0.5", "experiment=cifar10_resnet20"):
+        with pytest.raises(InputError, match=f"leave out {override}, or leave out run"):
             evaluate.run([f"run={folder}", override])
 
 
@@ -85,7 +85,8 @@ def test_onnx(tmp_path, capsys, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
-        assert "onnx=true needs the package onnx" in refusal(export.main, [f"run={folder}", "onnx=true"], patch)
+        said = refusal(export.main, [f"run={folder}", "onnx=true"], patch)
+        assert re.search(r"onnx=true needs .*onnxscript: pip install ", said)
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     export.check(compose("export", [f"run={folder}", "onnx=true"]))
@@ -403,7 +404,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 
 def test_bad_exports(tmp_path, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
-    assert "no config.yaml" in refusal(evaluate.main, [f"run={tmp_path}"], monkeypatch)
+    assert "no config.yaml" in refusal(evaluate.main, [f"run={tmp_path}", "runtime.device=cpu"], monkeypatch)
+    assert "leave out data=digits" in refusal(evaluate.main, [f"run={tmp_path}", "data=digits"], monkeypatch)
     assert "no summary.json" in refusal(export.main, [f"run={tmp_path}"], monkeypatch)
     assert "missing mandatory value: run" in refusal(export.main, [], monkeypatch)
     assert "give run=<run folder> or model.weights" in refusal(evaluate.main, [], monkeypatch)

@@ -162,6 +162,8 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
     (dense.record.folder / "done").touch()
     dense.record.save_summary({"suite": "small", "macs": 1, "params": 1})
     assert launch.pending(runs) == [psap, thin_plan]
+    with pytest.raises(InputError, match="thin plan, seed 0 takes the plan of psap, seed 0, which is not done"):
+        launch.pending(runs.choose("thin *", None))
 
 
 def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(read, monkeypatch):

@@ -141,13 +141,17 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         return [line.split()[:4] for line in lines]
 
     assert listed("--cells", "th*", "--seeds", "3") == [["3", "thin", "seed", "3"]]
-    assert listed("--seeds", "3,1") == [["1", "dense", "seed", "3"], ["3", "thin", "seed", "3"]]
+    assert listed("--seeds", "3,3") == [["1", "dense", "seed", "3"], ["3", "thin", "seed", "3"]]
     status = said(suite.main, ["status", file, "--cells", "*n*e", f"runs_dir={tmp_path}"], monkeypatch, capsys)
     assert status.endswith("two: 2 not launched\n")
     printed = said(suite.main, ["launch", file, "--launcher", "print", "--cells", "dense"], monkeypatch, capsys)
     assert [line.split("method=")[1].split()[0] for line in printed.splitlines()] == ["dense"] * 2
-    for option in ("--cells=dens", "--seeds=1"):
-        assert "two has no run of these cells" in refusal(suite.main, ["plan", str(file), option], monkeypatch)
+    for option, sentence in (
+        ("--cells=dens", "--cells='dens' fits no cell of two"),
+        ("--seeds=0,1", "--seeds=0,1: the seeds of two are 0,3, not '1'"),
+        ("--seeds=", "not ''"),
+    ):
+        assert sentence in refusal(suite.main, ["plan", str(file), option], monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,6 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         (FILE.replace("name: thin", 'name: "it\'s"'), "must be words of letters"),
         (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
-        (FILE.replace("[method=dense]", "[method=dense], goal: high"), "a top-1 in percent, not 'high'"),
         (FILE + "more: 1", "and nothing else"),
         (FILE + "effects: {pruning: [[dense, wide]]}", "what an effect compares, is no cell"),
         (FILE + "effects: {pruning: [[dense, thin, dense]]}", "an effect has pairs of cells"),
