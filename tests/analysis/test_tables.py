@@ -429,6 +429,7 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     code, out, _ = run(build, "verify", "--results", tmp_path / "results")
     assert code == 0
     assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
+    assert out.splitlines()[-1].startswith("Goals: mean top-1 in percent over a cell's seeds")
     assert re.search(r"from_scratch_table +resnet20 psap 54 +91\.20 +not run +0 of 3\n", out)
     assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
     (place / "summary.json").write_text("{")
