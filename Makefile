@@ -40,10 +40,10 @@ tables: $(READY) ## analysis/tables, from the recorded results and what others p
 figures: $(READY) ## analysis/figures, from the recorded results
 	@$(IN_VENV) -m analysis.build figures
 
-verify: $(READY) ## each cell's accuracy beside the best comparable published one
+verify: $(READY) ## each cell's accuracy beside the best comparable published one, and beside its goal
 	@$(IN_VENV) -m analysis.build verify
 
-bench: $(READY) ## what pruning and reading photographs cost: runs/bench/report.json
+bench: $(READY) ## what training, pruning, files and exported networks cost: runs/bench/report.json
 	@$(IN_VENV) -m experiments.benchmark
 
 clean: ## remove .venv and caches; runs/ stays

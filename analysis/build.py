@@ -21,7 +21,10 @@ from analysis.tables import Table, make_table, write_tables
 
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
 RULE = "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none)."
-GOALS_RULE = "Goals: mean top-1 in percent over a cell's seeds, last epoch, exported network; n says how many have run."
+GOALS_RULE = (
+    "Goals: mean top-1 in percent over a cell's seeds, last epoch, exported network; n says how many have run. "
+    "Published: as above."
+)
 
 
 def verdicts(table: Table) -> pd.DataFrame:
@@ -31,11 +34,12 @@ def verdicts(table: Table) -> pd.DataFrame:
     comparable cut, whose start is stated. The verdict says where Student's 95 % interval of our mean lies.
     """
     ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").to_dict("records")
-    return pd.DataFrame([{"suite": table.name, "cell": row["cell"], **_compared(row, table.rows)} for row in ours])
+    compared = [{"suite": table.name, "cell": row["cell"], **_beside_published(row, table.rows)} for row in ours]
+    return pd.DataFrame(compared)
 
 
 def goals(suite: Suite, table: Table) -> pd.DataFrame:
-    """One row per cell that has a goal: suite, cell, goal, ours, difference, n, all as text."""
+    """One row per cell that has a goal: suite, cell, goal, published, ours, difference, n, all as text."""
     ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").set_index("cell")
     rows = []
     for cell in suite.cells:
@@ -46,6 +50,7 @@ def goals(suite: Suite, table: Table) -> pd.DataFrame:
                 "suite": suite.name,
                 "cell": cell.name,
                 "goal": f"{cell.goal:.2f}",
+                "published": _beside_published(row.to_dict(), table.rows)["published"],
                 "ours": f"{row['top1']:.2f}" if ran else "not run",
                 "difference": f"{row['top1'] - cell.goal:+.2f}" if ran else "",
                 "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
@@ -53,7 +58,7 @@ def goals(suite: Suite, table: Table) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _compared(row: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+def _beside_published(row: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
     best = _best(row, rows[(rows["section"] == row["section"]) & rows["start_stated"].eq(True)])
     ran = not pd.isna(row["top1"])
     difference = None if best is None or not ran else row["top1"] - best[0]
@@ -109,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent")
     given = parser.parse_args(arguments)
     out = given.out or Path(__file__).parent / given.what
-    with plain_exits(DataError):
+    with plain_exits(DataError, OSError):
         runs = recorded_runs(given.results)
         if given.what == "figures":
             from analysis import growth, plots, utility  # the others need none of what they import

@@ -218,11 +218,11 @@ def _refuse_mixed(folder: Path, summary: dict[str, Any], config: dict[str, Any],
     if digest != manifest["config_hash"]:
         refuse(f"config_hash is {manifest['config_hash']} and the identity in manifest.json has {digest}")
     for section, content in identity.items():
-        if _compared(section, content) != _compared(section, config.get(section)):
+        if _identity_part(section, content) != _identity_part(section, config.get(section)):
             refuse(f"{section} differs between config.yaml and the identity in manifest.json")
 
 
-def _compared(section: str, content: Any) -> Any:
+def _identity_part(section: str, content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     return {key: value for key, value in content.items() if key not in NOT_COMPARED.get(section, ())}
@@ -236,6 +236,8 @@ def _metrics(path: Path, epochs: int) -> pd.DataFrame:
         metrics = pd.DataFrame(rows).set_index("epoch")
     except (ValueError, KeyError) as error:
         raise DataError(f"{path} is damaged: a line is no epoch's values; copy the run again") from error
+    if "eval/top1" not in metrics or metrics["eval/top1"].isna().any():
+        raise DataError(f"{path} is damaged: an epoch has no 'eval/top1'; copy the run again")
     if list(metrics.index) != list(range(1, epochs + 1)):
         raise DataError(f"{path} is damaged: it does not hold epochs 1 to {epochs}; copy the run again")
     return metrics
@@ -290,6 +292,11 @@ def read_runs(root: Path) -> list[Run]:
 def training_hours(runs: Iterable[Run]) -> str:
     """How long they trained, each on its own clock, with all that shared its device; evaluation is not in it."""
     return f"{sum(run.summary['train_seconds'] for run in runs) / 3600:.1f} h"
+
+
+def named(names: Iterable[str]) -> str:
+    """All different ones, in one line."""
+    return ", ".join(sorted(set(names)))
 
 
 def tidy(runs: Sequence[Run]) -> pd.DataFrame:

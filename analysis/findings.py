@@ -7,34 +7,35 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import hypot
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs, training_hours
-from analysis.stats import student_half_width
+from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
+from analysis.stats import scatters_more, student_half_width
 from analysis.suites import Suite, read_suites, runs_of_cells
 
 NOTES = (
     "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test. Seeds vary "
     "initialisation, order and augmentation; the training and validation images are one draw for all.",
     "Difference: to the cell `against`, paired by seed, and its standard deviation. Interval: Student's, 95 %, of one "
-    "cell.{pooled} Cells that are compared with the same runs err together.",
-    "Verdict: what holds for all intervals of its kind together when every cell has run (Bonferroni: {inside} of "
-    "{method} and variants, {outside} others{effects}). What is to become a default needs fresh seeds.",
+    "cell.{shared} Cells that are compared with the same runs err together.",
+    "Verdict: what holds for all intervals of its kind together when every cell has run (Bonferroni: {inside} with "
+    "the shared standard deviation, {outside} others{effects}). What is to become a default needs fresh seeds.",
     "Plan: by how many filters the layers' widths differ from those of `against`, summed, and which share of its "
     "pruned filters a cell keeps; means over seeds, last plans. A cell that changes little cannot show much.",
-    "Test: top-1 of the exported networks on the test images; this study chooses nothing by it.",
+    "Test: top-1 of the exported networks on the test images, and differences there; this study chooses nothing by it.",
 )
-POOLED = (
+SHARED = (
     " Cells of {method} and its variants have one standard deviation, {sd:.2f} points once the means of cells and "
     "seeds are off ({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, "
-    "which share less with it, their own."
+    "which share less with it, their own{apart}."
 )
-EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict"
+APART = ", and {names}, whose seeds scatter more than the other cells' allow (F tests, 5 % in all)"
+EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict", "test difference"
 COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
@@ -63,6 +64,15 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A standard deviation that cells share, with its degrees of freedom, and which cells stand `apart` from it."""
+
+    sd: float
+    degrees: int
+    apart: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """A suite with a reference, its runs, and what they say of its cells and of its effects.
 
@@ -70,8 +80,9 @@ class Study:
         runs, accuracy: by cell and seed; the accuracy in percent of the last epoch on the validation images.
         differences: by cell, to the one it is compared with; None without a seed in common.
         effects: by name; None without a seed that all its cells have.
-        method: the reference's; its cells and its variants' share the spread `sd` with `degrees` of freedom.
-        inside, outside: number of comparisons of cells with and without that spread.
+        method: the reference's.
+        spread: of the method's cells and its variants'.
+        inside, outside: number of comparisons of cells that share it and of others.
         left_out: which runs claim to be the suite's and are not, and why.
     """
 
@@ -81,8 +92,7 @@ class Study:
     differences: Mapping[str, Difference | None]
     effects: Mapping[str, Difference | None]
     method: str
-    sd: float
-    degrees: int
+    spread: Spread
     inside: int
     outside: int
     left_out: Sequence[str]
@@ -101,7 +111,9 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
     reference = accuracy[suite.reference]
     method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
     family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
-    sd, degrees = residual_spread([accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()])
+    whole = {name: accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()}
+    spread = shared_spread(whole, suite.reference)
+    family.difference_update(spread.apart)
     inside, outside = len(family) - 1, len(suite.cells) - len(family)
 
     def mean_difference(pairs: Sequence[tuple[str, str]], comparisons: int) -> Difference | None:
@@ -114,7 +126,7 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
             return None
         by_seed = {seed: sum(weight * accuracy[name][seed] for name, weight in weights.items()) for seed in seeds}
         if weights.keys() <= family:
-            own, freedom = hypot(*weights.values()) * sd, degrees
+            own, freedom = hypot(*weights.values()) * spread.sd, spread.degrees
         else:
             own, freedom = (stdev(by_seed.values()) if len(seeds) > 1 else 0.0), len(seeds) - 1
         halves = [student_half_width(len(seeds), own, freedom, k) if freedom else None for k in (1, comparisons)]
@@ -126,7 +138,7 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
         if cell.against is not None
     }
     effects = {name: mean_difference(pairs, len(suite.effects)) for name, pairs in suite.effects.items()}
-    return Study(suite, of_cells, accuracy, differences, effects, method, sd, degrees, inside, outside, left_out)
+    return Study(suite, of_cells, accuracy, differences, effects, method, spread, inside, outside, left_out)
 
 
 def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
@@ -137,48 +149,68 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
         row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(study.suite.seeds)}"}
         row |= _standing(found, study.accuracy[cell.name])
         if cell.against is not None and (difference := study.differences[cell.name]):
-            row |= {"against": cell.against, "plan": _moved(found, study.runs[cell.against])} | _compared(difference)
+            row |= {"against": cell.against, "plan": _moved(found, study.runs[cell.against])}
+            row |= _difference_texts(difference)
         rows.append(row)
     every = [run for found in study.runs.values() for run in found.values()]
-    facts = {name: getattr(study, name) for name in ("method", "sd", "degrees", "inside", "outside")}
+    facts = {name: getattr(study, name) for name in ("method", "inside", "outside")} | asdict(study.spread)
     facts["reference"] = study.suite.reference
     facts["effects"] = f", {len(study.effects)} effects" if study.effects else ""
-    facts["pooled"] = POOLED.format(**facts) if study.degrees else ""
+    facts["apart"] = APART.format(names=named(study.spread.apart)) if study.spread.apart else ""
+    facts["shared"] = SHARED.format(**facts) if study.spread.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
-        notes.append(f"Hardware: {_named(run.manifest['device'] for run in every)}; training: "
-                     f"{training_hours(every)} in all; commits: {_named(run.commit for run in every)}.")  # fmt: skip
+        notes.append(f"Hardware: {named(run.manifest['device'] for run in every)}; training: "
+                     f"{training_hours(every)} in all; commits: {named(run.commit for run in every)}.")  # fmt: skip
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
 
 
 def effect_rows(study: Study) -> pd.DataFrame:
     """One row per effect, as text."""
+    top1 = {name: {seed: run.summary["top1"] for seed, run in runs.items()} for name, runs in study.runs.items()}
     rows = []
     for name, pairs in study.suite.effects.items():
         mean_of = "; ".join(f"{one} - {other}" for one, other in pairs)
         row = dict.fromkeys(EFFECT_COLUMNS, "") | {"effect": name, "mean of": mean_of, "n": "0"}
         if difference := study.effects[name]:
-            row |= {"n": str(len(difference.by_seed))} | _compared(difference)
+            test = [fmean(top1[one][seed] - top1[other][seed] for one, other in pairs) for seed in difference.by_seed]
+            row |= {"n": str(len(test)), "test difference": f"{fmean(test):+.2f}{_plus_minus(test)}"}
+            row |= _difference_texts(difference)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def residual_spread(cells: Sequence[Mapping[int, float]]) -> tuple[float, int]:
-    """Standard deviation of what the means of cells and of seeds do not explain, and its degrees of freedom."""
-    table = pd.DataFrame(cells).dropna(axis=1)
-    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
-    if degrees <= 0:
-        return 0.0, 0
-    residuals = table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0), axis=1) + table.to_numpy().mean()
-    return float((residuals**2).to_numpy().sum() / degrees) ** 0.5, degrees
+def shared_spread(accuracy: Mapping[str, Mapping[int, float]], reference: str) -> Spread:
+    """The standard deviation of what the means of cells and of seeds do not explain, over the cells that share it.
+
+    A cell stands apart if it adds more to the sum of squares than the others allow: an F test, 5 % over all cells
+    together (Bonferroni), one cell after the other, the worst first. The reference never stands apart.
+    """
+    table = pd.DataFrame(accuracy).dropna()
+    if min(table.shape) < 2:
+        return Spread(0.0, 0)
+    own_degrees, apart = len(table) - 1, list[str]()
+    while True:
+        squares, degrees = _residual_squares(table), own_degrees * (table.shape[1] - 1)
+        without = {name: _residual_squares(table.drop(columns=name)) for name in table.columns.drop(reference)}
+        worst = min(without, key=without.__getitem__, default="")
+        if degrees <= own_degrees or not scatters_more(
+            squares - without[worst], own_degrees, without[worst], degrees - own_degrees, tests=len(without)
+        ):
+            return Spread((squares / degrees) ** 0.5, degrees, sorted(apart))
+        apart.append(worst)
+        table = table.drop(columns=worst)
+
+
+def _residual_squares(table: pd.DataFrame) -> float:
+    """Of what the means of rows and of columns do not explain."""
+    values = table.to_numpy()
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    return float((residuals**2).sum())
 
 
 def _plus_minus(values: Collection[float]) -> str:
     return f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-
-
-def _named(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names)))
 
 
 def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[str, str]:
@@ -192,7 +224,7 @@ def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[st
     }
 
 
-def _compared(difference: Difference) -> dict[str, str]:
+def _difference_texts(difference: Difference) -> dict[str, str]:
     mean, half = difference.mean, difference.half
     return {
         "difference": f"{mean:+.2f}{_plus_minus(difference.by_seed.values())}",

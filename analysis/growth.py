@@ -1,5 +1,6 @@
 """How cost grows with the work, from a benchmark's report: python -m analysis.growth REPORT.json OUT.png"""
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,9 @@ def growth(figures: Mapping[str, Any]) -> Figure:
 def _read_figures(path: Path) -> dict[str, Any]:
     try:
         figures: dict[str, Any] = json.loads(path.read_text())["figures"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(figure["median"], int | float) for figure in figures.values()):
+            raise ValueError
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a report of `experiments.benchmark`: measure again") from error
     return figures
 
@@ -64,11 +67,12 @@ def write_growth(results: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 2:
-        sys.exit(__doc__)
-    report, out = map(Path, arguments)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path, metavar="REPORT.json")
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    given = parser.parse_args(arguments)
     with plain_exits(DataError, OSError):
-        growth(_read_figures(report)).savefig(out)
+        growth(_read_figures(given.report)).savefig(given.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Every figure is a function of runs, named in FIGURES; `write_figures` writes all
 cell are its seeds: lines, markers and bars are their means, bands and error bars go from the lowest to the highest.
 """
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -434,7 +435,7 @@ def study_differences(runs: Sequence[Run]) -> Figure:
 
 def draw_study(study: Study) -> Figure:
     cells = [cell for cell in study.suite.cells if cell.name in study.differences]
-    rows = [(_compared(study, cell.name, str(cell.against)), study.differences[cell.name]) for cell in cells]
+    rows = [(_row_label(study, cell.name, str(cell.against)), study.differences[cell.name]) for cell in cells]
     rows += [(f"effect of {name}", effect) for name, effect in study.effects.items()]
     not_run = {number for number, cell in enumerate(cells) if not study.runs[cell.name]}
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(rows)), layout="constrained")
@@ -451,13 +452,14 @@ def draw_study(study: Study) -> Figure:
     axes.set_yticks(range(len(rows)), [label + _seeds(study, found) for label, found in rows])
     axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
+    apart = "".join(f", and {name}," for name in study.spread.apart)
     title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
     figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
     figure.legend(
         [Line2D([], [], **style) for style in [*JUDGED.values(), SEED]],
         [*(verdict or "no interval" for verdict in JUDGED), "a seed"], loc="outside lower center", ncols=5,
         title="mean; thick: 95 % interval of this one; thin: of all of its kind together (Bonferroni)\n"
-        f"cells of {study.method} and its variants share one spread, others have their own",
+        f"cells of {study.method} and its variants share one spread; others{apart} have their own",
     )  # fmt: skip
     return figure
 
@@ -472,7 +474,7 @@ def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
     axes.plot([found.mean], [place], zorder=3, **style)
 
 
-def _compared(study: Study, cell: str, against: str) -> str:
+def _row_label(study: Study, cell: str, against: str) -> str:
     """A cell, and what it is compared with, if not with the reference."""
     return cell if against == study.suite.reference else f"{cell.removeprefix(f'{against} and ')}, against {against}"
 
@@ -656,14 +658,14 @@ def _draw_filters(axes: Axes, psap: Run) -> None:
 def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     """Curves of eval/top1, and beside them the exported networks' final accuracy on the test images."""
     epochs = max(len(run.metrics) for run in runs)
+    styles = {run.method: STYLES.get(run.method, SPARE_STYLES[0]) for run in runs}
     for run in runs:
-        style = STYLES[run.method]
+        style = styles[run.method]
         axes.plot(run.metrics["eval/top1"], color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
     ranked = sorted(runs, key=lambda run: run.summary["top1"])
     for place, run in enumerate(ranked):
         axes.plot(
-            epochs * (1.05 + 0.06 * place), run.summary["top1"], linestyle=STYLES[run.method]["linestyle"],
-            color=STYLES[run.method]["color"], marker=STYLES[run.method]["marker"], markersize=8,
+            epochs * (1.05 + 0.06 * place), run.summary["top1"], **styles[run.method] | {"markersize": 8},
             label=f"{run.method}: {run.summary['top1']:.1f} % at {run.summary['macs_cut']:.0%} cut",
         )  # fmt: skip
     axes.axvline(epochs * 1.02, color="#999999", linewidth=0.8)
@@ -680,11 +682,12 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) < 2:
-        sys.exit(__doc__)
-    out, *folders = map(Path, arguments)
-    with plain_exits(DataError, ValueError):
-        what_happened([read_run(folder) for folder in folders]).savefig(out)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
+    given = parser.parse_args(arguments)
+    with plain_exits(DataError, OSError, ValueError):
+        what_happened([read_run(folder) for folder in given.runs]).savefig(given.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, read_runs, training_hours
+from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
 from analysis.published import read_published, usable
 from analysis.stats import Estimate, estimate, paired_difference
 from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, refuse_different, runs_of_cells
@@ -208,8 +208,8 @@ def _ours(
         "params": fmean(_values(runs, "params").values()),
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
-        "commits": ", ".join(sorted({run.commit for run in runs.values()})),
-        "devices": ", ".join(sorted({run.manifest["device"] for run in runs.values()})),
+        "commits": named(run.commit for run in runs.values()),
+        "devices": named(run.manifest["device"] for run in runs.values()),
     }
 
 
@@ -264,8 +264,8 @@ def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
     runs = [run for by_seed in of_cells.values() for run in by_seed.values()]
     every = len(suite.cells) * len(suite.seeds)
     epochs = ", ".join(map(str, sorted({cell.setting.epochs for cell in suite.cells})))
-    devices = ", ".join(sorted({run.manifest["device"] for run in runs})) or "none"
-    commits = ", ".join(sorted({run.commit for run in runs})) or "none"
+    devices = named(run.manifest["device"] for run in runs) or "none"
+    commits = named(run.commit for run in runs) or "none"
     return (
         f"{len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
         f"{every - len(runs)} not run; training: {training_hours(runs)} in all; "
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError):
+    with plain_exits(DataError, OSError):
         suites = {suite.name: suite for suite in read_suites()}
         if unknown := [name for name in given.suites if name not in suites]:
             raise DataError(f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}")
@@ -371,10 +371,10 @@ def main(arguments: Sequence[str]) -> None:
         if given.runs != RESULTS and not {run.suite for run in runs} & {suite.name for suite in wanted}:
             raise DataError(f"{given.runs} holds no finished run of {', '.join(given.suites) or 'any suite'}")
         tables = [make_table(suite, runs, read_published()) for suite in wanted]
-    if given.out is None:
-        print("\n".join(map(markdown, tables)))
-    else:
-        write_tables(tables, given.out)
+        if given.out is None:
+            print("\n".join(map(markdown, tables)))
+        else:
+            write_tables(tables, given.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 The report is one of `experiments.utility_check`. Prints the correlations and draws the picture.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -88,9 +89,9 @@ def read_report(path: Path) -> dict[str, Any]:
     """Raises DataError if the file holds something else."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
-        missing = {*LAYER, "reduction", *CRITERIA} - {*report["filters"][0]}
-        missing |= {"commit", "dirty_diff_sha256"} - {*report["machine"]}
-        if missing or not {"recipe", "batches"} <= report.keys():
+        values = pd.DataFrame(report["filters"])[["epoch", "seed", "reduction", *CRITERIA]].apply(pd.to_numeric)
+        missing = {"recipe", "batches"} - report.keys() | {"commit", "dirty_diff_sha256"} - report["machine"].keys()
+        if missing or values.isna().any(axis=None) or not all("layer" in row for row in report["filters"]):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a report of `experiments.utility_check`: measure again") from error
@@ -108,12 +109,13 @@ def write_pictures(results: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 2:
-        sys.exit(__doc__)
-    path, out = map(Path, arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, metavar="REPORT.json")
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    given = parser.parse_args(arguments)
     with plain_exits(DataError, OSError, ValueError):
-        report = read_report(path)
-        picture(report).savefig(out)
+        report = read_report(given.report)
+        picture(report).savefig(given.out)
     print(correlations(pd.DataFrame(report["filters"])).to_markdown(floatfmt=".2f"))
 
 

@@ -125,7 +125,7 @@ def _onnx(network: nn.Module, plan: PrunePlan) -> Run:
 
 
 def latency_table(figures: Figures) -> str:
-    """The figures as a markdown table, medians."""
+    """The figures as a markdown table, medians, and the range of the speed-ups."""
     lines = ["| network | MACs | batch | backend | dense ms | pruned ms | speed-up |", "|---|---|---|---|---|---|---|"]
     for name in [name for name in (RESNET50 | MOBILENET_V2) if f"macs_ratio_{name}" in figures]:
         ratio = figures[f"macs_ratio_{name}"]["median"]
@@ -134,6 +134,7 @@ def latency_table(figures: Figures) -> str:
                 key = f"{name}_b{batch}_{backend}"
                 ms = [figures[f"latency_ms_{key}_{kind}"]["median"] for kind in ("dense", "pruned")]
                 cells = [name, f"{ratio:.2f}x fewer", str(batch), backend, *(f"{value:.1f}" for value in ms)]
-                speedup = figures[f"latency_speedup_{key}"]["median"]
-                lines.append(f"| {' | '.join(cells)} | {speedup:.2f}x |")
+                speedup = figures[f"latency_speedup_{key}"]
+                low, high = speedup["spread"]
+                lines.append(f"| {' | '.join(cells)} | {speedup['median']:.2f}x [{low:.2f}, {high:.2f}] |")
     return "\n".join(lines)

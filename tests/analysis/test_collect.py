@@ -110,6 +110,14 @@ def test_metrics_without_an_epoch_are_refused(folder, rows):
     assert "RUN/metrics.jsonl is damaged: " in refusal(folder)
 
 
+@pytest.mark.parametrize("epochs", [1, 8])
+def test_an_epoch_without_accuracy_is_refused(folder, epochs):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    less = [json.dumps({key: value for key, value in json.loads(line).items() if key != "eval/top1"}) for line in lines]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[epochs:], *less[-epochs:]]))
+    assert refusal(folder) == "RUN/metrics.jsonl is damaged: an epoch has no 'eval/top1'; copy the run again"
+
+
 def test_files_without_what_is_needed_are_refused(folder):
     (folder / "pulses" / "epoch_0002.json").write_text('{"conv1": {"filters": [0], "utility": []}}')
     assert refusal(folder) == "RUN/pulses/epoch_0002.json is damaged: it holds no pulse; copy the run again"

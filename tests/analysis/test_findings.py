@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.collect import DataError, read_run
-from analysis.findings import compare, effect_rows, findings, markdown, residual_spread, write_findings
+from analysis.findings import Spread, compare, effect_rows, findings, markdown, shared_spread, write_findings
 from analysis.plots import draw_study
 from analysis.stats import student_half_width
 from analysis.suites import Cell, Suite, setting_of
@@ -55,7 +55,7 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     ]  # fmt: skip
     assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == ["0 of 3", "not run", ""]
     assert "Cells of psap and its variants have one standard deviation, 0.56 points" in notes[1]
-    assert "(Bonferroni: 2 of psap and variants, 1 others)" in notes[2]
+    assert "(Bonferroni: 2 with the shared standard deviation, 1 others)" in notes[2]
     assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; training: 0.1 h in all; commits: 0123456."
 
 
@@ -115,6 +115,7 @@ def test_an_effect_is_the_mean_of_its_pairs(study):
     suite, runs = study
     again = [replace(run, summary=run.summary | {"cell": "never"}) for run in runs if run.cell == "psap"]
     again = [run_of(run, top1=run.summary["top1"] + move) for run, move in zip(again, (1, 2, 4), strict=True)]
+    again = [replace(run, summary=run.summary | {"top1": run.summary["top1"] + 3}) for run in again]
     effects = {
         "inside": [("psap", "without protection"), ("never", "without protection")],
         "outside": [("thin", "psap")],
@@ -125,15 +126,15 @@ def test_an_effect_is_the_mean_of_its_pairs(study):
     found = compare(asked, [*runs, *again])
     assert found.effects["inside"].by_seed == pytest.approx({0: 0.0, 1: 2.0, 2: 1.8})
     for number, half in ((1, found.effects["inside"].half), (3, found.effects["inside"].together)):
-        assert half == pytest.approx(student_half_width(3, 1.5**0.5 * found.sd, found.degrees, number))
+        assert half == pytest.approx(student_half_width(3, 1.5**0.5 * found.spread.sd, found.spread.degrees, number))
     assert found.effects["outside"].half == found.differences["thin"].half  # their own spread
     shown = effect_rows(found).set_index("effect").loc["inside"]
     assert shown["mean of"] == "psap - without protection; never - without protection"
-    assert shown[["n", "difference"]].tolist() == ["3", "+1.27 ± 1.10"]
+    assert shown[["n", "difference", "test difference"]].tolist() == ["3", "+1.27 ± 1.10", "+2.77 ± 1.10"]
     lacking = effect_rows(compare(asked, runs)).set_index("effect")
     assert lacking.loc["no seed", ["n", "difference", "verdict"]].tolist() == ["0", "", ""]
     assert "| inside " in markdown(found)
-    assert "2 of psap and variants, 1 others, 3 effects" in markdown(found)
+    assert "2 with the shared standard deviation, 1 others, 3 effects" in markdown(found)
 
 
 def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
@@ -146,22 +147,47 @@ def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
     assert found == f"{len(first)} filters, {100 * len(first) / pruned:.0f} %"
 
 
-def test_the_residual_spread_knows_neither_where_cells_stand_nor_what_seeds_share():
-    noise = [{0: 1.0, 1: -1.0}, {0: -1.0, 1: 1.0}]
-    moved = [{seed: value + 100 * cell + 7 * seed for seed, value in row.items()} for cell, row in enumerate(noise)]
-    assert residual_spread(noise) == residual_spread(moved) == (pytest.approx(2.0), 1)
-    assert residual_spread([{0: 1.0}]) == (0.0, 0)
+def test_the_shared_spread_knows_neither_where_cells_stand_nor_what_seeds_share():
+    noise = {"a": {0: 1.0, 1: -1.0}, "b": {0: -1.0, 1: 1.0}}
+    moved = {name: {seed: value + 100 * (name == "b") + 7 * seed for seed, value in row.items()}
+             for name, row in noise.items()}  # fmt: skip
+    assert shared_spread(noise, "a") == shared_spread(moved, "a") == Spread(pytest.approx(2.0), 1, [])
+    assert shared_spread({"a": {0: 1.0}}, "a") == Spread(0.0, 0)
 
 
-def test_of_cells_without_effect_one_in_twenty_lies_outside():
+def test_of_cells_without_effect_one_in_twenty_lies_outside_and_one_suite_in_twenty_has_a_cell_apart():
     draw = np.random.default_rng(0)
-    outside = 0
+    outside = apart = 0
     for _ in range(400):
-        accuracy = [dict(enumerate(row)) for row in draw.normal(size=(11, 3)) + draw.normal(size=3)]
-        half = student_half_width(3, 2**0.5 * residual_spread(accuracy)[0], residual_spread(accuracy)[1])
-        means = [np.mean([*row.values()]) for row in accuracy]
+        cells = draw.normal(size=(11, 3)) + draw.normal(size=3)
+        accuracy = {name: dict(enumerate(row)) for name, row in enumerate(cells)}
+        spread = shared_spread(accuracy, 0)
+        half = student_half_width(3, 2**0.5 * spread.sd, spread.degrees)
+        means = [np.mean([*row.values()]) for row in accuracy.values()]
         outside += sum(abs(mean - means[0]) > half for mean in means[1:])
+        apart += bool(spread.apart)
     assert 0.04 < outside / 4000 < 0.06
+    assert 0.02 < apart / 400 < 0.08
+
+
+def test_a_cell_whose_seeds_scatter_more_has_its_own_spread(study):
+    draw = np.random.default_rng(1)
+    quiet = {name: dict(enumerate(row)) for name, row in zip("abcdefgh", draw.normal(size=(8, 3)), strict=True)}
+    wild, wilder = {0: 10.0, 1: -10.0, 2: 5.0}, {0: -50.0, 1: 40.0, 2: 0.0}
+    found = shared_spread(quiet | {"y": wild, "z": wilder}, "a")
+    assert found == replace(shared_spread(quiet, "a"), apart=["y", "z"])
+    assert shared_spread(quiet | {"z": wilder}, "z").apart == []  # the reference
+
+    suite, runs = study
+    move = {"a": (0, 0.1, 0), "b": (0.1, 0, 0), "wild": (9, -8, 3)}
+    cells = [replace(suite.cells[0], name=name, against="psap") for name in move]
+    made = [run_of(replace(run, summary=run.summary | {"cell": name}), run.summary["top1"] + moves[run.seed])
+            for name, moves in move.items() for run in runs if run.cell == "psap"]  # fmt: skip
+    study = compare(replace(suite, cells=(suite.cells[0], *cells)), [*runs[:3], *made])
+    assert (study.inside, study.outside, study.spread.apart) == (2, 1, ["wild"])
+    assert study.differences["wild"].half == pytest.approx(student_half_width(3, np.std(move["wild"], ddof=1), 2))
+    assert study.differences["a"].half == pytest.approx(student_half_width(3, 2**0.5 * study.spread.sd, 4))
+    assert "their own, and wild, whose seeds scatter more than the other cells' allow" in markdown(study)
 
 
 def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):

@@ -34,10 +34,12 @@ def test_recorded_reports_become_figures(tmp_path):
 def test_a_report_without_growth_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="the report has no growth_depth"):
         growth({})
-    (tmp_path / "report.json").write_text("{")
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
-    assert "report.json is not a report" in capsys.readouterr().err
+    for content in ("{", '{"figures": [1]}', '{"figures": {"growth_depth_20_epoch_seconds": {"median": "1"}}}'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(SystemExit) as refused:
+            main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
+        assert refused.value.code == 2
+        assert "report.json is not a report" in capsys.readouterr().err
     (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
     command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]
     subprocess.run(command, check=True)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -436,3 +437,15 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
             plots.main([str(out), wrong])
         assert refused.value.code == 2
         assert capsys.readouterr().err == f"error: {sentence}\n"
+    for arguments, words in ((["no/such/folder.png", *folders], "error: "), ([str(out)], "usage: ")):
+        with pytest.raises(SystemExit) as refused:
+            plots.main(arguments)
+        assert refused.value.code == 2
+        assert capsys.readouterr().err.startswith(words)
+
+
+def test_a_method_without_a_style_of_its_own_can_stand_beside_psap(tmp_path):
+    runs = [read_run(write_run(tmp_path / "psap", "psap"))]
+    runs.append(replace(runs[0], summary=runs[0].summary | {"method": "psap_variant"}))
+    (accuracy,) = (axes for axes in what_happened(runs).axes if axes.get_title(loc="left").startswith("5"))
+    assert [text.get_text().partition(":")[0] for text in accuracy.get_legend().get_texts()] == ["psap_variant", "psap"]

@@ -293,6 +293,7 @@ def test_goals_stand_beside_the_mean_of_what_was_run(table):
     assert found == {
         "cell": ["resnet20 psap 54", "resnet20 sfp 54"],
         "goal": ["91.30", "90.00"],
+        "published": ["90.44 FPGM-only 40% (2019)", "none comparable"],
         "ours": ["91.20", "not run"],
         "difference": ["-0.10", ""],
         "n": ["2 of 3", "0 of 3"],
@@ -430,7 +431,7 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     assert code == 0
     assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
     assert out.splitlines()[-1].startswith("Goals: mean top-1 in percent over a cell's seeds")
-    assert re.search(r"from_scratch_table +resnet20 psap 54 +91\.20 +not run +0 of 3\n", out)
+    assert re.search(r"from_scratch_table +resnet20 psap 54 +91\.20 +90\.44 FPGM-only .* not run +0 of 3\n", out)
     assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
     (place / "summary.json").write_text("{")
     code, _, err = run(build, "verify", "--results", tmp_path / "results")

@@ -71,8 +71,11 @@ def test_recorded_reports_become_pictures(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", json.dumps(REPORT | {"filters": []}), json.dumps(REPORT | {"machine": {}})]
-)
+    "content",
+    ["{", "[]", "{}", json.dumps(REPORT | {"filters": []}), json.dumps(REPORT | {"machine": {}}),
+     json.dumps(REPORT | {"filters": [*REPORT["filters"], {"epoch": 5}]}),
+     json.dumps(REPORT | {"filters": [REPORT["filters"][0] | {"reduction": "x"}]})],
+)  # fmt: skip
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DataError, match=r"x\.json is not a report of `experiments.utility_check`: measure again"):
