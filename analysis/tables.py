@@ -22,7 +22,8 @@ from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites,
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
 SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
-ESTIMATES = ("top1", "to_thin", "to_dense")  # each with columns _sd, _low, _high, _n
+BESIDE = ("psap", "thin", "dense")  # methods whose first cell in a section all others are compared with
+ESTIMATES = ("top1", *(f"to_{method}" for method in BESIDE))  # each with columns _sd, _low, _high, _n
 COLUMNS = [
     "section", "dataset", "model", "start", "epochs", "target", "kind", "method", "year", "peer", "cell",
     "method_name", "seeds",
@@ -34,7 +35,7 @@ LEGEND = [
     "Mean ± standard deviation over seeds and, in brackets, Student's 95 % interval of the mean.",
     "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
     "Base: the network that a pretrained run starts from, else our dense run of the same seed. "
-    "Drop (base - top-1), to thin, to dense: paired over common seeds. "
+    "Drop (base - top-1), to psap, to thin, to dense: paired over common seeds. "
     "Training MACs: forward MACs of the network in training; the batches of PSAP's pulses are not in them.",
 ]
 PUBLISHED_LEGEND = [
@@ -80,12 +81,13 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
             "section": _heading(section), "dataset": section.dataset_title, "model": section.model_title,
             "start": section.start, "epochs": section.epochs, "target": section.target,
         }  # fmt: skip
-        dense = next((cell for cell in cells if cell.setting.method == "dense"), None)
-        thin = next((cell for cell in cells if cell.setting.method == "thin"), None)
-        own_runs = [run for cell in cells for run in of_cells[cell.name].values()]
-        dense_runs = of_cells[dense.name] if dense else _dense_elsewhere(_heading(section), own_runs, runs)
-        thin_runs = of_cells[thin.name] if thin else {}
-        ours = [facts | _ours(cell, of_cells[cell.name], suite, section, dense_runs, thin_runs) for cell in cells]
+        beside: dict[str, Mapping[int, Run]] = {
+            cell.setting.method: of_cells[cell.name] for cell in reversed(cells) if cell.setting.method in BESIDE
+        }
+        if "dense" not in beside:
+            own_runs = [run for cell in cells for run in of_cells[cell.name].values()]
+            beside["dense"] = _dense_elsewhere(_heading(section), own_runs, runs)
+        ours = [facts | _ours(cell, of_cells[cell.name], suite, section, beside) for cell in cells]
         rows += ours
         notes += _different_cuts(section, ours)
         if why := _incomparable(section):
@@ -176,10 +178,9 @@ def _incomparable(section: Setting) -> str | None:
 
 
 def _ours(
-    cell: Cell, runs: Mapping[int, Run], suite: Suite, section: Setting, dense: Mapping[int, Run],
-    thin: Mapping[int, Run],
+    cell: Cell, runs: Mapping[int, Run], suite: Suite, section: Setting, beside: Mapping[str, Mapping[int, Run]]
 ) -> dict[str, Any]:  # fmt: skip
-    """The row of one cell."""
+    """The row of one cell; `beside` has the runs that it is compared with, by their method."""
     words = {section.model, "" if section.target is None else f"{100 * section.target:g}"}
     label = " ".join(word for word in cell.name.split() if word not in words)
     row: dict[str, Any] = {
@@ -188,6 +189,7 @@ def _ours(
     }  # fmt: skip
     if not runs:
         return row
+    dense = beside["dense"]
     top1, dense_top1 = _values(runs, "top1"), _values(dense, "top1")
     starts = {seed: start for seed, start in _values(runs, "start_top1").items() if start is not None}
     base = starts if cell.setting.pretrained else {} if runs is dense else dense_top1
@@ -195,10 +197,9 @@ def _ours(
     train_macs = fmean(_values(runs, "train_macs").values())
     dense_train_macs = _mean(_values(dense, "train_macs").values())
     row |= _flat("top1", estimate([top1[seed] for seed in sorted(top1)]))
-    if runs is not thin:
-        row |= _flat("to_thin", paired_difference(top1, _values(thin, "top1")))
-    if runs is not dense:
-        row |= _flat("to_dense", paired_difference(top1, dense_top1))
+    for method, others in beside.items():
+        if runs is not others:
+            row |= _flat(f"to_{method}", paired_difference(top1, _values(others, "top1")))
     return row | {
         "masked_top1": fmean(_values(runs, "masked_top1").values()),
         "macs_cut": fmean(_values(runs, "macs_cut").values()),
@@ -302,9 +303,7 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
         "drop": f"{row['drop']:.2f}{_other_n(row, 'drop')}" if "drop" in known else "",
         "parameters": params or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
         "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}" if "train_macs_share" in known else "",
-        "to thin": _spread(row, "to_thin", "+.2f") if "to_thin" in known else "",
-        "to dense": _spread(row, "to_dense", "+.2f") if "to_dense" in known else "",
-    }
+    } | {f"to {name}": _spread(row, f"to_{name}", "+.2f") if f"to_{name}" in known else "" for name in BESIDE}
 
 
 def _spread(row: Mapping[str, Any], name: str, form: str) -> str:

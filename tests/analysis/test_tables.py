@@ -93,6 +93,8 @@ def test_differences_and_drops_are_those_of_unrounded_numbers_by_hand(rows):
     assert psap["to_thin"] == pytest.approx(((91.3 - 90.1) + (91.1 - 90.3)) / 2)
     assert psap["to_dense"] == pytest.approx(((91.3 - 92.1) + (91.1 - 92.2)) / 2)
     assert psap["to_thin_n"] == 2
+    assert pd.isna(psap["to_psap"])
+    assert rows.loc["resnet20 thin 54", "to_psap"] == pytest.approx(-psap["to_thin"])
     assert psap["train_macs_share"] == pytest.approx(0.73)  # half of the cut while it trains
     assert rows.loc["pretrained psap 42", "base_top1"] == 92.0
     assert rows.loc["pretrained psap 42", "drop"] == pytest.approx(92.0 - (91.0 + 91.5 + 91.2) / 3)
