@@ -20,7 +20,10 @@ from analysis.suites import Suite, read_suites
 from analysis.tables import Table, make_table, write_tables
 
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
-RULE = "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none)."
+RULE = (
+    "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none). Published: the best figure "
+    "of the same method (of any for PSAP, the best base for dense) at a comparable cut, whose start is stated."
+)
 GOALS_RULE = (
     "Goals: mean top-1 in percent over a cell's seeds, last epoch, exported network; n says how many have run. "
     "Published: as above."

@@ -8,14 +8,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import hypot
+from math import hypot, inf
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pandas as pd
 
 from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
-from analysis.stats import scatters_more, student_half_width
+from analysis.stats import f_limit, student_half_width
 from analysis.suites import Suite, read_suites, runs_of_cells
 
 NOTES = (
@@ -34,8 +34,8 @@ SHARED = (
     "seeds are off ({degrees} degrees of freedom; cells without all seeds of {reference} do not count); the others, "
     "which share less with it, their own{apart}."
 )
-APART = ", and {names}, whose seeds scatter more than the other cells' allow (F tests, 5 % in all)"
-EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict", "test difference"
+APART = ", and so has {names}: what the means leave of it is more than the other cells allow (F tests, 5 % in all)"
+EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict", "above zero", "test difference"
 COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
 
 
@@ -65,11 +65,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Spread:
-    """A standard deviation that cells share, with its degrees of freedom, and which cells stand `apart` from it."""
+    """A standard deviation that cells share, with its degrees of freedom; the cells `apart` from it have these F."""
 
     sd: float
     degrees: int
-    apart: Collection[str] = ()
+    apart: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
     facts = {name: getattr(study, name) for name in ("method", "inside", "outside")} | asdict(study.spread)
     facts["reference"] = study.suite.reference
     facts["effects"] = f", {len(study.effects)} effects" if study.effects else ""
-    facts["apart"] = APART.format(names=named(study.spread.apart)) if study.spread.apart else ""
+    apart = named(f"{name} (F = {ratio:.1f})" for name, ratio in study.spread.apart.items())
+    facts["apart"] = APART.format(names=apart) if apart else ""
     facts["shared"] = SHARED.format(**facts) if study.spread.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
@@ -174,7 +175,9 @@ def effect_rows(study: Study) -> pd.DataFrame:
         row = dict.fromkeys(EFFECT_COLUMNS, "") | {"effect": name, "mean of": mean_of, "n": "0"}
         if difference := study.effects[name]:
             test = [fmean(top1[one][seed] - top1[other][seed] for one, other in pairs) for seed in difference.by_seed]
-            row |= {"n": str(len(test)), "test difference": f"{fmean(test):+.2f}{_plus_minus(test)}"}
+            above = sum(value > 0 for value in difference.by_seed.values())
+            row |= {"n": str(len(test)), "above zero": f"{above} of {len(test)}"}
+            row |= {"test difference": f"{fmean(test):+.2f}{_plus_minus(test)}"}
             row |= _difference_texts(difference)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -188,18 +191,18 @@ def shared_spread(accuracy: Mapping[str, Mapping[int, float]], reference: str) -
     """
     table = pd.DataFrame(accuracy).dropna()
     if min(table.shape) < 2:
-        return Spread(0.0, 0)
-    own_degrees, apart = len(table) - 1, list[str]()
-    while True:
-        squares, degrees = _residual_squares(table), own_degrees * (table.shape[1] - 1)
-        without = {name: _residual_squares(table.drop(columns=name)) for name in table.columns.drop(reference)}
-        worst = min(without, key=without.__getitem__, default="")
-        if degrees <= own_degrees or not scatters_more(
-            squares - without[worst], own_degrees, without[worst], degrees - own_degrees, tests=len(without)
-        ):
-            return Spread((squares / degrees) ** 0.5, degrees, sorted(apart))
-        apart.append(worst)
+        return Spread(0.0, 0, {})
+    own, apart = len(table) - 1, dict[str, float]()
+    while (others := own * (table.shape[1] - 2)) > 0:
+        rests = {name: _residual_squares(table.drop(columns=name)) for name in table.columns.drop(reference)}
+        worst, rest = min(rests.items(), key=lambda item: item[1])
+        excess = (_residual_squares(table) - rest) / own
+        if excess * others <= f_limit(own, others, tests=len(rests)) * rest:
+            break
+        apart[worst] = excess * others / rest if rest else inf
         table = table.drop(columns=worst)
+    degrees = own * (table.shape[1] - 1)
+    return Spread((_residual_squares(table) / degrees) ** 0.5, degrees, apart)
 
 
 def _residual_squares(table: pd.DataFrame) -> float:

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError, OSError):
+    with plain_exits(DataError, OSError, ValueError):
         growth(_read_figures(given.report)).savefig(given.out)
 
 

@@ -30,7 +30,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, read_run
+from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_run
 from analysis.findings import Difference, Study, compare
 from analysis.published import read_published, usable
 from analysis.suites import find_suite, runs_of_suite, setting_of, target_of
@@ -452,7 +452,7 @@ def draw_study(study: Study) -> Figure:
     axes.set_yticks(range(len(rows)), [label + _seeds(study, found) for label, found in rows])
     axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
-    apart = "".join(f", and {name}," for name in study.spread.apart)
+    apart = f", and {named(study.spread.apart)}," if study.spread.apart else ""
     title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
     figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
     figure.legend(

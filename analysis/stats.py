@@ -40,10 +40,9 @@ def student_half_width(n: int, sd: float, degrees: int, intervals: int = 1) -> f
     return float(distributions.t.ppf(1 - 0.025 / intervals, degrees)) * sd / n**0.5
 
 
-def scatters_more(own: float, own_degrees: int, others: float, others_degrees: int, tests: int) -> bool:
-    """Is a sum of squares too large beside that of the others? F test, 5 % over all tests together (Bonferroni)."""
-    limit = float(distributions.f.ppf(1 - 0.05 / tests, own_degrees, others_degrees))
-    return own * others_degrees > limit * others * own_degrees
+def f_limit(degrees: int, others: int, tests: int) -> float:
+    """What a ratio of mean squares with these degrees of freedom exceeds by chance in 5 % of all sets of tests."""
+    return float(distributions.f.ppf(1 - 0.05 / tests, degrees, others))
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:

@@ -247,6 +247,12 @@ def compose(recipe: str, overrides: list[str], conf: Path = EXPERIMENTS / "conf"
     return config
 
 
+def has_default_switches(cell: Cell, conf: Path = EXPERIMENTS / "conf") -> bool:
+    """Does the cell train its method as it is without overrides, whatever the target?"""
+    default, no_target = _load(conf / "method" / f"{cell.setting.method}.yaml", conf), {"target_macs_cut": None}
+    return bool(cell.config["method"] | no_target == default | no_target)
+
+
 def _load(path: Path, conf: Path) -> dict[str, Any]:
     """A configuration file on top of its defaults."""
     content = copy.deepcopy(_parse(path.read_text()))

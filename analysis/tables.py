@@ -18,11 +18,20 @@ import pandas as pd
 from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
 from analysis.published import read_published, usable
 from analysis.stats import Estimate, estimate, paired_difference
-from analysis.suites import PUBLISHED_PIXELS, Cell, Setting, Suite, read_suites, refuse_different, runs_of_cells
+from analysis.suites import (
+    PUBLISHED_PIXELS,
+    Cell,
+    Setting,
+    Suite,
+    has_default_switches,
+    read_suites,
+    refuse_different,
+    runs_of_cells,
+)
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
 SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
-BESIDE = ("psap", "thin", "dense")  # methods whose first cell in a section all others are compared with
+BESIDE = ("psap", "thin", "dense")  # methods that all cells are compared with, their switches at the defaults
 ESTIMATES = ("top1", *(f"to_{method}" for method in BESIDE))  # each with columns _sd, _low, _high, _n
 COLUMNS = [
     "section", "dataset", "model", "start", "epochs", "target", "kind", "method", "year", "peer", "cell",
@@ -82,7 +91,9 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
             "start": section.start, "epochs": section.epochs, "target": section.target,
         }  # fmt: skip
         beside: dict[str, Mapping[int, Run]] = {
-            cell.setting.method: of_cells[cell.name] for cell in reversed(cells) if cell.setting.method in BESIDE
+            cell.setting.method: of_cells[cell.name]
+            for cell in reversed(cells)
+            if cell.setting.method in BESIDE and has_default_switches(cell)
         }
         if "dense" not in beside:
             own_runs = [run for cell in cells for run in of_cells[cell.name].values()]

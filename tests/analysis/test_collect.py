@@ -114,7 +114,7 @@ def test_metrics_without_an_epoch_are_refused(folder, rows):
 def test_an_epoch_without_accuracy_is_refused(folder, epochs):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     less = [json.dumps({key: value for key, value in json.loads(line).items() if key != "eval/top1"}) for line in lines]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines[epochs:], *less[-epochs:]]))
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:-epochs], *less[-epochs:]]))
     assert refusal(folder) == "RUN/metrics.jsonl is damaged: an epoch has no 'eval/top1'; copy the run again"
 
 

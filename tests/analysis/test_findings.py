@@ -1,5 +1,6 @@
 """Findings of a study: paired differences to the reference, on validation images, with a pooled spread."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_an_effect_is_the_mean_of_its_pairs(study):
     assert found.effects["outside"].half == found.differences["thin"].half  # their own spread
     shown = effect_rows(found).set_index("effect").loc["inside"]
     assert shown["mean of"] == "psap - without protection; never - without protection"
-    assert shown[["n", "difference", "test difference"]].tolist() == ["3", "+1.27 ± 1.10", "+2.77 ± 1.10"]
+    assert shown[["n", "above zero", "difference"]].tolist() == ["3", "2 of 3", "+1.27 ± 1.10"]
+    assert shown["test difference"] == "+2.77 ± 1.10"
     lacking = effect_rows(compare(asked, runs)).set_index("effect")
     assert lacking.loc["no seed", ["n", "difference", "verdict"]].tolist() == ["0", "", ""]
     assert "| inside " in markdown(found)
@@ -151,8 +153,8 @@ def test_the_shared_spread_knows_neither_where_cells_stand_nor_what_seeds_share(
     noise = {"a": {0: 1.0, 1: -1.0}, "b": {0: -1.0, 1: 1.0}}
     moved = {name: {seed: value + 100 * (name == "b") + 7 * seed for seed, value in row.items()}
              for name, row in noise.items()}  # fmt: skip
-    assert shared_spread(noise, "a") == shared_spread(moved, "a") == Spread(pytest.approx(2.0), 1, [])
-    assert shared_spread({"a": {0: 1.0}}, "a") == Spread(0.0, 0)
+    assert shared_spread(noise, "a") == shared_spread(moved, "a") == Spread(pytest.approx(2.0), 1, {})
+    assert shared_spread({"a": {0: 1.0}}, "a") == Spread(0.0, 0, {})
 
 
 def test_of_cells_without_effect_one_in_twenty_lies_outside_and_one_suite_in_twenty_has_a_cell_apart():
@@ -170,13 +172,18 @@ def test_of_cells_without_effect_one_in_twenty_lies_outside_and_one_suite_in_twe
     assert 0.02 < apart / 400 < 0.08
 
 
-def test_a_cell_whose_seeds_scatter_more_has_its_own_spread(study):
+def test_a_cell_whose_residuals_are_beyond_the_others_has_its_own_spread(study):
     draw = np.random.default_rng(1)
     quiet = {name: dict(enumerate(row)) for name, row in zip("abcdefgh", draw.normal(size=(8, 3)), strict=True)}
     wild, wilder = {0: 10.0, 1: -10.0, 2: 5.0}, {0: -50.0, 1: 40.0, 2: 0.0}
     found = shared_spread(quiet | {"y": wild, "z": wilder}, "a")
-    assert found == replace(shared_spread(quiet, "a"), apart=["y", "z"])
-    assert shared_spread(quiet | {"z": wilder}, "z").apart == []  # the reference
+    assert (found.sd, found.degrees) == (shared_spread(quiet, "a").sd, 14)
+    assert list(found.apart) == ["z", "y"]
+    # z's F: the sum of squares that it adds has 2 degrees, what is without it 16.
+    squares = [spread.sd**2 * spread.degrees for spread in (shared_spread(quiet | {"y": wild}, "y"),
+                                                            shared_spread(quiet | {"y": wild, "z": wilder}, "z"))]
+    assert found.apart["z"] == pytest.approx((squares[1] - squares[0]) / 2 / (squares[0] / 16))
+    assert shared_spread(quiet | {"z": wilder}, "z").apart == {}  # the reference
 
     suite, runs = study
     move = {"a": (0, 0.1, 0), "b": (0.1, 0, 0), "wild": (9, -8, 3)}
@@ -184,10 +191,12 @@ def test_a_cell_whose_seeds_scatter_more_has_its_own_spread(study):
     made = [run_of(replace(run, summary=run.summary | {"cell": name}), run.summary["top1"] + moves[run.seed])
             for name, moves in move.items() for run in runs if run.cell == "psap"]  # fmt: skip
     study = compare(replace(suite, cells=(suite.cells[0], *cells)), [*runs[:3], *made])
-    assert (study.inside, study.outside, study.spread.apart) == (2, 1, ["wild"])
+    assert (study.inside, study.outside, [*study.spread.apart]) == (2, 1, ["wild"])
     assert study.differences["wild"].half == pytest.approx(student_half_width(3, np.std(move["wild"], ddof=1), 2))
     assert study.differences["a"].half == pytest.approx(student_half_width(3, 2**0.5 * study.spread.sd, 4))
-    assert "their own, and wild, whose seeds scatter more than the other cells' allow" in markdown(study)
+    assert re.search(r"their own, and so has wild \(F = \d+\.\d\): what the means leave of it", markdown(study))
+    (legend,) = draw_study(study).legends
+    assert legend.get_title().get_text().endswith("share one spread; others, and wild, have their own")
 
 
 def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):

@@ -41,6 +41,10 @@ def test_a_report_without_growth_is_refused(tmp_path, capsys):
         assert refused.value.code == 2
         assert "report.json is not a report" in capsys.readouterr().err
     (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
+    with pytest.raises(SystemExit) as refused:
+        main([str(tmp_path / "report.json"), str(tmp_path / "growth.no_format")])
+    assert refused.value.code == 2
+    (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
     command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]
     subprocess.run(command, check=True)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

@@ -75,6 +75,15 @@ def test_without_results_notebooks_say_not_run(workplace):
     assert texts.count("is left out: not run") == len(FIGURES)
 
 
+@pytest.mark.parametrize(("name", "table"), [("01_tables", SUITE), ("07_study", f"{STUDY}_findings")])
+def test_a_notebook_shows_the_committed_table(name, table):
+    notebook = nbformat.read(ROOT / "analysis" / "notebooks" / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [output["data"].get("text/markdown") for output in outputs if "data" in output]
+    committed = (ROOT / "analysis" / "tables" / f"{table}.md").read_text()
+    assert committed.strip() in [text.strip() for text in shown if text]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_is_committed_executed_thin_and_without_a_machines_paths(path):
     notebook = nbformat.read(path, as_version=4)

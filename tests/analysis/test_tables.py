@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,17 @@ def root(tmp_path):
 @pytest.fixture
 def table(root):
     return golden_table(root)
+
+
+def test_cells_are_compared_with_psap_as_it_is_by_default(root, table):
+    suite = read_suite(SUITE)
+    (psap,) = (cell for cell in suite.cells if cell.name == "resnet20 psap 54")
+    config = {**psap.config, "method": psap.config["method"] | {"protection": False}}
+    variant = replace(psap, name="resnet20 psap without protection 54", config=config)
+    changed = make_table(replace(suite, cells=(variant, *suite.cells)), read_runs(root), read_published())
+    to_psap = changed.rows.dropna(subset=["to_psap"]).set_index("cell")["to_psap"]
+    assert to_psap.to_dict() == table.rows.dropna(subset=["to_psap"]).set_index("cell")["to_psap"].to_dict()
+    assert "resnet20 thin 54" in to_psap
 
 
 @pytest.fixture
