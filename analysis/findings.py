@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import hypot, inf
 from pathlib import Path
 from statistics import fmean, stdev
@@ -113,7 +113,7 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
     family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
     whole = {name: accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()}
     spread = shared_spread(whole, suite.reference)
-    family.difference_update(spread.apart)
+    family -= spread.apart.keys()
     inside, outside = len(family) - 1, len(suite.cells) - len(family)
 
     def mean_difference(pairs: Sequence[tuple[str, str]], comparisons: int) -> Difference | None:
@@ -153,8 +153,8 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
             row |= _difference_texts(difference)
         rows.append(row)
     every = [run for found in study.runs.values() for run in found.values()]
-    facts = {name: getattr(study, name) for name in ("method", "inside", "outside")} | asdict(study.spread)
-    facts["reference"] = study.suite.reference
+    facts = {name: getattr(study, name) for name in ("method", "inside", "outside")}
+    facts |= {"reference": study.suite.reference, "sd": study.spread.sd, "degrees": study.spread.degrees}
     facts["effects"] = f", {len(study.effects)} effects" if study.effects else ""
     apart = named(f"{name} (F = {ratio:.1f})" for name, ratio in study.spread.apart.items())
     facts["apart"] = APART.format(names=apart) if apart else ""
