@@ -62,5 +62,5 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(IN_VENV) || $(PYTHON) -m venv .venv
 	@$(PINS) > .venv/constraints.txt
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt uv
-	@$(IN_VENV) -m uv pip install --python $(IN_VENV) --constraint .venv/constraints.txt --editable '.[all]'
+	@$(IN_VENV) -m uv pip install --python $(IN_VENV) --compile-bytecode --constraint .venv/constraints.txt --editable '.[all]'
 	@touch $@

@@ -5,6 +5,7 @@ Values live in conf/, one YAML file per choice.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -220,6 +221,7 @@ class ExportConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+@cache
 def register() -> None:
     """Make the types known to Hydra, under the names that conf/ refers to."""
     store = ConfigStore.instance()

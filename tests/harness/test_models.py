@@ -71,7 +71,8 @@ def test_widths_are_rounded_so_that_a_little_more_factor_is_a_little_more_networ
     """Rounded down, all three stages would grow at once wherever the first one does."""
     cost = network_macs(3, 10, 32)
     factors = [step / 128 for step in range(64, 129)]
-    shares = [cost(replace(RESNET20, width=factor)) / cost(RESNET20) for factor in factors]
+    whole = cost(RESNET20)
+    shares = [cost(replace(RESNET20, width=factor)) / whole for factor in factors]
     assert shares == sorted(shares)
     assert max(b - a for a, b in itertools.pairwise(shares)) < 0.045
     assert [models.build(replace(RESNET20, width=41.5 / 64), 3, 10).get_submodule(name).out_channels
