@@ -1,0 +1,46 @@
+"""What the method card says of the recorded runs and no table holds."""
+
+from collections import Counter
+
+import pytest
+
+from analysis.collect import RESULTS, read_runs
+from analysis.findings import compare
+from analysis.stats import estimate
+from analysis.suites import find_suite
+
+STUDIES = "small_defaults", "small_study"  # eight fresh seeds, and the three before
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return [compare(find_suite(name), read_runs(RESULTS / name)) for name in STUDIES]
+
+
+def kept(run):
+    return {layer["name"]: layer["filters"] - len(layer["pruned"]) for layer in run.plan["layers"]}
+
+
+def moved_widths(study):
+    """By which filters the last plans of adaptive ratios have more and fewer than one ratio gives, and how often."""
+    found = Counter()
+    for adaptive, uniform in study.suite.effects["adaptive layer ratios"]:
+        for seed, run in study.runs[adaptive].items():
+            ours, theirs = kept(run), kept(study.runs[uniform][seed])
+            found[tuple((name, ours[name] - theirs[name]) for name in ours if ours[name] != theirs[name])] += 1
+    return found
+
+
+def test_adaptive_ratios_move_the_same_four_filters_in_14_of_16_pairs(studies):
+    fresh, before = map(moved_widths, studies)
+    (same, times), *_ = fresh.most_common()
+    assert (times, fresh.total()) == (14, 16)
+    assert same == (("conv1", 1), *((f"layer3.{block}.conv2", -1) for block in range(3)))
+    assert all(("conv1", 1) in pair for pair in before)  # the study's seeds have the stem's fifth filter, too
+
+
+def test_adaptive_ratios_over_all_eleven_seeds(studies):
+    by_seed = [value for study in studies for value in study.effects["adaptive layer ratios"].by_seed.values()]
+    found = estimate(by_seed)
+    assert found.n == 11
+    assert [round(value, 2) for value in (found.mean, found.low, found.high)] == [0.27, 0.03, 0.51]
