@@ -279,8 +279,8 @@ def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
     devices = named(run.manifest["device"] for run in runs) or "none"
     commits = named(run.commit for run in runs) or "none"
     return (
-        f"{len(suite.seeds)} seeds per cell; epochs: {epochs}; runs: {len(runs)} of {every}, "
-        f"{every - len(runs)} not run; training: {training_hours(runs)} in all; "
+        f"{len(suite.seeds)} seed{'s' * (len(suite.seeds) > 1)} per cell; epochs: {epochs}; "
+        f"runs: {len(runs)} of {every}, {every - len(runs)} not run; training: {training_hours(runs)} in all; "
         f"hardware: {devices}; commits: {commits}."
     )
 
