@@ -229,7 +229,7 @@ def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(chec
     job = checkout.submit_psap()
     checkout.wait_for_epoch(job, "runs")
     checkout.cluster.ask("scancel", job)
-    assert checkout.finish(job) == "0"  # what Slurm reports of a job that it has ended itself
+    assert checkout.finish(job) in ("75", "0")  # it has left with its checkpoint, or Slurm lost patience and ended it
     assert checkout.cluster.state(job) == "CANCELLED"
     assert checkout.cluster.job(job)["Restarts"] == "0"
     assert not (checkout.run_folder("runs") / "done").exists()
