@@ -6,8 +6,8 @@ import pytest
 
 from analysis.collect import RESULTS, read_runs
 from analysis.findings import compare
-from analysis.stats import estimate
-from analysis.suites import find_suite
+from analysis.stats import estimate, paired_difference, student_half_width
+from analysis.suites import find_suite, runs_of_cells
 
 STUDIES = "small_defaults", "small_study"  # eight fresh seeds, and the three before
 
@@ -54,3 +54,17 @@ def test_training_losses_from_a_pretrained_network(cell, first, last):
     (run,) = read_runs(RESULTS / "short_table" / cell)
     losses = run.metrics["train/loss"]
     assert (round(losses.iloc[0], 2), round(losses.iloc[-1], 2)) == (first, last)
+
+
+def test_three_of_twelve_differences_of_the_small_table_stand_after_correction():
+    of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
+    top1 = {name: {seed: run.summary["top1"] for seed, run in runs.items()} for name, runs in of_cells.items()}
+    others = ("thin", "thin_plan", "l1", "fpgm", "sfp", "psap without protection")
+    compared = {f"{name} {cut}": f"psap {cut}" for name in others for cut in (54, 85)}
+    found = {name: paired_difference(top1[name], top1[psap]) for name, psap in compared.items()}
+    assert {name for name, one in found.items() if one.high < 0} == {
+        "thin 85", "thin_plan 85", "l1 85", "fpgm 54", "fpgm 85", "sfp 54", "sfp 85",
+    }  # fmt: skip
+    halves = {name: student_half_width(one.n, one.sd, one.n - 1, len(found)) for name, one in found.items()}
+    stand = {name for name, one in found.items() if abs(one.mean) > halves[name]}
+    assert stand == {"l1 85", "sfp 54", "sfp 85"}

@@ -46,7 +46,7 @@ SwitchType=switch/none
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0
 JobRequeue=1
-KillWait=5
+KillWait=60
 MinJobAge=3600
 ReturnToService=1
 PreemptType=preempt/partition_prio

@@ -229,7 +229,8 @@ def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(chec
     job = checkout.submit_psap()
     checkout.wait_for_epoch(job, "runs")
     checkout.cluster.ask("scancel", job)
-    assert checkout.finish(job) in ("75", "0")  # it has left with its checkpoint, or Slurm lost patience and ended it
+    assert checkout.finish(job) == "75"  # it has left by itself before Slurm's patience, KillWait, was over
+    assert "interrupted with a checkpoint, not requeued" in checkout.log(job)
     assert checkout.cluster.state(job) == "CANCELLED"
     assert checkout.cluster.job(job)["Restarts"] == "0"
     assert not (checkout.run_folder("runs") / "done").exists()
