@@ -68,3 +68,11 @@ def test_three_of_twelve_differences_of_the_small_table_stand_after_correction()
     halves = {name: student_half_width(one.n, one.sd, one.n - 1, len(found)) for name, one in found.items()}
     stand = {name for name, one in found.items() if abs(one.mean) > halves[name]}
     assert stand == {"l1 85", "sfp 54", "sfp 85"}
+
+
+def test_layers_of_the_pretrained_network_differ():
+    (run,) = read_runs(RESULTS / "short_table" / "psap_54")
+    sparsity = run.metrics.filter(like="layer/weight_sparsity_ratio/").dropna().iloc[-1]
+    assert (round(sparsity.min(), 2), round(sparsity.max(), 2)) == (0.37, 0.62)
+    ratios = [len(layer["pruned"]) / layer["filters"] for layer in run.plan["layers"]]
+    assert (round(min(ratios), 2), round(max(ratios), 2)) == (0.28, 0.58)
