@@ -124,7 +124,8 @@ class Cell:
 def cells(runs: Sequence[Run]) -> list[Cell]:
     """The cells of runs, in the legend's order.
 
-    A cell goes by its method, or by its name where its method has several cells with one target (an ablation).
+    A cell goes by its method; where its method has several cells with one target (an ablation), by its name without
+    the target.
     Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
     """
     groups: dict[str, list[Run]] = {}
@@ -141,7 +142,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     spare = cycle(SPARE_STYLES)
     found = []
     for name, (method, network, target) in places.items():
-        label = method if counts[places[name]] == 1 else name
+        label = method if counts[places[name]] == 1 or target is None else name.removesuffix(f" {100 * target:g}")
         style = STYLES[label] if label in STYLES else next(spare)
         found.append(Cell(label, style, network, target, tuple(groups[name])))
     order = {label: place for place, label in enumerate(STYLES)}

@@ -124,9 +124,10 @@ def test_cells_go_by_method_and_protection_and_hold_their_seeds(make):
     assert all([run.seed for run in cell.runs] == [0, 1] for cell in found)
 
 
-def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own(make):
-    runs = [make("psap", cell=name, top1=top1) for name, top1 in (("psap", 90), ("kappa 1", 91), ("margin 1", 92))]
-    found = cells(runs)
+@pytest.mark.parametrize("ending", ["", " 60"])
+def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own(make, ending):
+    names = {"psap": 90, "kappa 1": 91, "margin 1": 92}
+    found = cells([make("psap", cell=name + ending, top1=top1) for name, top1 in names.items()])
     assert [cell.label for cell in found] == ["psap", "kappa 1", "margin 1"]
     assert found[0].style == STYLES["psap"]
     assert len({cell.style["marker"] for cell in found}) == 3
