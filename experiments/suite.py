@@ -269,11 +269,13 @@ def main(suite_name: str | None = None) -> None:
             command.add_argument("--seeds", help="only these seeds, as in 0,1")
         if name == "launch":
             command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
-            command.add_argument("--jobs", type=int, default=1, help="runs at a time, on this machine")
+            command.add_argument("--jobs", type=int, help="runs at a time, on this machine; one on each of --devices")
             command.add_argument("--devices", help="GPUs that share the jobs, as in 0,1")
     given, overrides = parser.parse_known_args()
     if unknown := [word for word in overrides if word.startswith("-") or "=" not in word]:
         parser.error(f"unknown option {unknown[0]}")
+    if given.command == "launch" and given.launcher != "local" and (given.jobs is not None or given.devices):
+        parser.error("--jobs and --devices are of this machine's processes: leave them out, or leave out --launcher")
     with plain_exits():
         suite = read_suite(suite_name or given.suite, overrides)
         if "cells" in given:
@@ -290,7 +292,8 @@ def main(suite_name: str | None = None) -> None:
                 match given.launcher:
                     case "local":
                         devices = given.devices.split(",") if given.devices else []
-                        sys.exit(launch.local(suite, given.jobs, devices))
+                        jobs = max(1, len(devices)) if given.jobs is None else given.jobs
+                        sys.exit(launch.local(suite, jobs, devices))
                     case "slurm":
                         launch.slurm(suite)
                     case "print":

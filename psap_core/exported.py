@@ -67,7 +67,7 @@ def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
     example = torch.randn(2, *plan.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         masked, exported = (copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small))
-    return float((masked - exported).abs().max() / masked.abs().max())
+    return float((masked - exported).abs().max() / masked.abs().max().clamp(min=1e-300))  # equal zeros are equal
 
 
 def save_exported(folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}) -> None:

@@ -104,8 +104,7 @@ class _Tracer(fx.Tracer):
     """Keeps every convolution and BatchNorm a leaf, subclasses from outside torch.nn included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf_types = (nn.Conv2d, nn.Linear, *BATCH_NORMS)
-        return isinstance(m, leaf_types) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (nn.Conv2d, nn.Linear, *BATCH_NORMS)) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Graph:

@@ -70,7 +70,7 @@ class PSAP:
         exclude: names of convolutions to leave alone.
         kappa: threshold of eq. 1, > 0.
         sparsity_reference: `network` (eq. 1) or `layer` (the ablation's control).
-        fan: what the network's initialisation used, `in` or `out`.
+        fan: what the network's initialisation used, `in` or `out`; torchvision's networks use `out`.
         alpha: how strongly layer ratios follow the sparsity, >= 0; 0 is one ratio for all layers.
         protection: whether the pulse chooses what comes back; without it the norms decide.
         pulse_batches: K of eq. 5, >= 2.
@@ -81,7 +81,8 @@ class PSAP:
 
     Raises:
         InputError: an argument is out of its range, the target cannot be reached, the model is wrapped or has no
-            prunable layer, or a pruned parameter is in half precision or not the optimiser's.
+            prunable layer, a pruned parameter is in half precision or not the optimiser's, or the optimiser has had
+            another PSAP.
     """
 
     def __init__(
@@ -98,10 +99,12 @@ class PSAP:
         if len(given) != 1:
             raise InputError("give exactly one of target_macs_cut and target_filters_cut")
         self.unit, self.target_cut = given[0]
+        hooked = {type(getattr(hook, "__self__", None)) for hook in optimizer._optimizer_step_post_hooks.values()}
         wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
         for name, value, in_range, wanted in (
             (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
             ("model", type(model).__name__, not isinstance(model, wrappers), "bare; make_losses may use a wrapper"),
+            ("optimizer", type(optimizer).__name__, Silence not in hooked, "new: another PSAP zeroes its filters"),
             ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
             ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
             ("pulse_batches", pulse_batches, isinstance(pulse_batches, int) and pulse_batches > 1, "an integer from 2"),
@@ -129,7 +132,7 @@ class PSAP:
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
         self._snapshots = {layer.name: Snapshot() for layer in self.layers}
         self._silence = Silence(self._tensors())
-        optimizer.register_step_post_hook(lambda *_: self._silence.hold_())
+        optimizer.register_step_post_hook(self._silence.hold_)
 
     def end_epoch(self, make_losses: MakeLosses) -> PruneStep | None:
         """Count one completed epoch; if a pruning step is due, do it and say what it did.
@@ -238,19 +241,19 @@ class PSAP:
         """Continue where `state_dict` was taken; load the model's and the optimiser's state first.
 
         Raises:
-            InputError: the state is of another network or another configuration.
+            InputError: the state is of another network or another configuration, or the model's is not loaded yet.
         """
-        mine, theirs = self._settings(), state.get("settings", {})
-        for name in [name for name in mine | theirs if theirs.get(name) != mine.get(name)]:
-            was, now = theirs.get(name), mine.get(name)
-            raise InputError(f"the pruner's state was saved with {name} {was}, this run has {now}")
-        self.epochs_done = state["epochs_done"]
-        self.plan = PrunePlan.from_json(state["plan"])
+        was, now = state.get("settings", {}), self._settings()
+        for name in [name for name in now | was if was.get(name) != now.get(name)]:
+            raise InputError(f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}")
+        self.epochs_done, self.plan = state["epochs_done"], PrunePlan.from_json(state["plan"])
         device = next(self.model.parameters()).device
         for n, pruned in self.plan.pruned.items():
             rows = {key: tensor.to(device, copy=True) for key, tensor in state["snapshots"].get(n, {}).items()}
             self._snapshots[n] = Snapshot(pruned if rows else (), rows)
         self._silence.set_(self.plan.pruned)
+        if not self._silence.holds():
+            raise InputError("filters that the pruner's state suspends are live: load the model's state first")
 
     def _settings(self) -> dict[str, Any]:
         return {

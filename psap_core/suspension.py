@@ -23,8 +23,7 @@ class Snapshot:
         """The snapshot of some of its filters."""
         position = {f: i for i, f in enumerate(self.filters)}
         index = torch.tensor([position[f] for f in filters], dtype=torch.long)
-        rows = {name: tensor.index_select(0, index.to(tensor.device)) for name, tensor in self.rows.items()}
-        return Snapshot(tuple(filters), rows)
+        return Snapshot(tuple(filters), {n: t.index_select(0, index.to(t.device)) for n, t in self.rows.items()})
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ class Silence:
             mask.fill_(1.0)[[*pruned[name]]] = 0.0
 
     @torch.no_grad()
-    def hold_(self) -> None:
-        """To be called after every optimiser step."""
+    def hold_(self, *_: object) -> None:
+        """To be called after every optimiser step, with whatever its hooks are given."""
         torch._foreach_mul_(self._affines, self._multipliers)
 
     def holds(self) -> bool:

@@ -200,13 +200,18 @@ def start(
 ) -> tuple[nn.Module, Normalisation | None]:
     """The network a run starts from, and the normalisation its weights expect (None: they do not say).
 
-    With `new_classifier`, weights for another number of classes are taken without their last linear layer.
+    With `new_classifier`, dense weights for another number of classes are taken without their last linear layer.
+
+    Raises:
+        InputError: the weights cannot be read, or are of another network; an exported one may have another width.
     """
     if cfg.weights is None:
         return build(cfg, channels, classes), None
     path = Path(cfg.weights)
     if path.is_dir():
-        return open_exported(path)
+        exported = open_exported(path)
+        _refuse_another(path, cfg, channels, classes)
+        return exported
     model = build(cfg, channels, classes)
     published = is_published(cfg.weights)
     state, normalisation = (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
@@ -222,6 +227,17 @@ def start(
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{cfg.weights} is of another network than {cfg.name}: {reason}") from error
     return model, normalisation
+
+
+def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int) -> None:
+    network = read_spec(folder)["network"]
+    theirs = network | network["model"]
+    mine: dict[str, Any] = {"name": cfg.name, "channels": channels, "classes": classes}
+    if isinstance(cfg, ResNetConfig):
+        mine["shortcut"] = Shortcut(cfg.shortcut)
+    for key, wanted in mine.items():
+        if theirs.get(key) != wanted:
+            raise InputError(f"{folder} holds a network of {key} {theirs.get(key)}, this one is of {key} {wanted}")
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ class Tracker:
     """The mirror of one run, in <folder>/wandb.
 
     Raises:
-        InputError: tracking.mode=online without wandb.
+        InputError: tracking.mode=online without wandb, or its server refuses or cannot be reached.
     """
 
     def __init__(self, cfg: Config, config_hash: str, folder: Path) -> None:
@@ -52,19 +52,22 @@ class Tracker:
             print("wandb is not installed: no mirror is written, metrics.jsonl has everything", file=sys.stderr)
             return None
         cfg = self.cfg
-        run = wandb.init(
-            mode=self.mode.value,
-            project=cfg.tracking.project,
-            dir=str(self.folder),
-            id=f"{self.config_hash}-s{cfg.seed}",
-            name=f"{cfg.suite or cfg.name}/{cfg.method.name}/s{cfg.seed}",
-            group=cfg.cell or f"{cfg.name}/{cfg.method.name}/{self.config_hash}",
-            job_type=cfg.method.name,
-            tags=[cfg.suite or cfg.name, cfg.data.name, cfg.model.name],
-            config=asdict(cfg) | {"config_hash": self.config_hash},
-            resume="allow" if self.mode is TrackingMode.online else None,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
-        )
+        try:
+            run = wandb.init(
+                mode=self.mode.value,
+                project=cfg.tracking.project,
+                dir=str(self.folder),
+                id=f"{self.config_hash}-s{cfg.seed}",
+                name=f"{cfg.suite or cfg.name}/{cfg.method.name}/s{cfg.seed}",
+                group=cfg.cell or f"{cfg.name}/{cfg.method.name}/{self.config_hash}",
+                job_type=cfg.method.name,
+                tags=[cfg.suite or cfg.name, cfg.data.name, cfg.model.name],
+                config=asdict(cfg) | {"config_hash": self.config_hash},
+                resume="allow" if self.mode is TrackingMode.online else None,
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+            )
+        except wandb.Error as error:
+            raise InputError(f"tracking.mode={self.mode.value}: wandb says: {' '.join(str(error).split())}") from error
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
         return run

@@ -19,6 +19,7 @@ from psap_core import (
     filter_floors,
     find_layers,
     load_exported,
+    macs,
     macs_cost_model,
     make_plan,
     read_spec,
@@ -98,6 +99,14 @@ def test_export_refuses_a_model_whose_filters_are_not_silent() -> None:
         model.inner_bn.bias[2] = 0.1
     with pytest.raises(InputError, match="apply_"):
         export(model, plan)
+
+
+def test_a_network_that_returns_zeros_is_exported() -> None:
+    model, plan = small_masked()
+    *_, classifier = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for parameter in classifier.parameters():
+        nn.init.zeros_(parameter)
+    assert macs(export(model, plan), small_example()) == plan.macs
 
 
 def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> None:

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -253,11 +254,23 @@ def test_losses_instead_of_a_function(losses) -> None:
         Run().pruner.end_epoch(losses)
 
 
+def test_numpys_whole_numbers_are_epochs() -> None:
+    epochs = {name: np.int64(value) for name, value in SCHEDULE.items() if name != "total_epochs"}
+    assert Run(**epochs).pruner.schedule == Run().pruner.schedule
+
+
 def test_wrapped_models() -> None:
     model = Small()
     for wrapped in (nn.DataParallel(model), torch.compile(model)):
         with pytest.raises(InputError, match=f"model must be bare.*, not {type(wrapped).__name__}"):
             PSAP(wrapped, sgd(model), small_example(), **DEFAULTS)
+
+
+def test_an_optimiser_serves_one_pruner() -> None:
+    run = Run()
+    with pytest.raises(InputError, match="optimizer must be new: another PSAP zeroes its filters, not SGD"):
+        PSAP(run.model, run.optimizer, small_example(), **DEFAULTS)
+    assert PSAP(run.model, sgd(run.model), small_example(), **DEFAULTS)
 
 
 def test_an_optimiser_that_lacks_a_pruned_parameter() -> None:
@@ -344,6 +357,17 @@ def test_more_epochs_than_the_schedule_has() -> None:
     run = Run().to_the_end()
     with pytest.raises(InputError, match="all 8 epochs"):
         run.epoch()
+
+
+def test_state_before_the_models_own() -> None:
+    saved, resumed = Run(), Run()
+    saved.epoch()
+    state = copy.deepcopy((saved.model.state_dict(), saved.pruner.state_dict()))
+    with pytest.raises(InputError, match="load the model's state first"):
+        resumed.pruner.load_state_dict(state[1])
+    resumed.model.load_state_dict(state[0])
+    resumed.pruner.load_state_dict(state[1])
+    assert resumed.pruner.plan == saved.pruner.plan
 
 
 def test_state_of_another_network_or_configuration() -> None:

@@ -13,22 +13,23 @@ import pytest
 import torch
 
 from experiments import evaluate, export, schema, train, training
-from experiments.harness import checkpoint, data
+from experiments.harness import checkpoint, data, models
 from experiments.harness.entry import compose
 from experiments.harness.loop import Callback
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.record import config_hash
+from experiments.schema import Shortcut
 from psap_core import InputError
 from tests.harness.helpers import METHODS, SMALL, refusal, small
 
 PACKAGE = Path(train.__file__).parent
 RECIPES = sorted(path.stem for path in (PACKAGE / "conf" / "experiment").glob("*.yaml"))
 FROZEN_HASHES = {
-    ("experiment=digits_resnet20",): "887bbc20",
+    ("experiment=digits_resnet20", "method=dense"): "887bbc20",
     ("experiment=demo_digits", "method=psap"): "e558e595",
     ("experiment=cifar10_resnet20", "method=psap", "target_macs_cut=0.54"): "a640f9b6",
     ("experiment=cifar10_resnet56", "method=sfp"): "0f33fb3e",
-    ("experiment=cifar10_resnet110", "seed=3"): "5f71a91e",
+    ("experiment=cifar10_resnet110", "method=dense", "seed=3"): "5f71a91e",
     ("experiment=cifar10_small", "method=thin", "target_macs_cut=0.85"): "c0a8ce99",
     ("experiment=cifar10_resnet20", "model=vgg16_bn", "method=psap", "method.start=10"): "77b4c15e",
 }
@@ -36,7 +37,7 @@ FROZEN_HASHES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_does_one_step(recipe, tiny):
-    folder = train.run([f"experiment={recipe}", *tiny(recipe, epochs=1, train_images=16, batch_size=16)])
+    folder = train.run([f"experiment={recipe}", *tiny(recipe, epochs=1, train_images=16, batch_size=4)])
     assert folder.parts[-3] == recipe  # the file's name is the recipe's
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
 
@@ -81,6 +82,20 @@ def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
     assert evaluate.run([f"run={second}"]).top1 == summaries[1]["top1"]
 
 
+def test_an_exported_network_of_another_kind_is_refused(tmp_path):
+    weights = train.run(small(tmp_path, "psap")) / "export"
+    cfg = replace(compose("train", SMALL).model, weights=str(weights))
+    for other, channels, classes, sentence in (
+        (replace(cfg, name="resnet32"), 1, 10, "of name resnet20, this one is of name resnet32"),
+        (replace(cfg, shortcut=Shortcut.projection), 1, 10, "of shortcut option_a, this one is of shortcut projection"),
+        (cfg, 3, 10, "of channels 1, this one is of channels 3"),
+        (cfg, 1, 3, "of classes 10, this one is of classes 3"),
+    ):
+        with pytest.raises(InputError, match=f"{weights} holds a network {sentence}"):
+            models.start(other, channels, classes)
+    assert models.start(replace(cfg, width=1.0), 1, 10)
+
+
 def test_onnx(tmp_path, capsys, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
     with monkeypatch.context() as patch:
@@ -108,12 +123,13 @@ def test_known_configurations_keep_their_hash(overrides):
 
 
 def test_hash_is_of_what_changes_the_result(tmp_path):
-    base = config_hash(compose("train", SMALL))
+    dense = [*SMALL, "method=dense"]
+    base = config_hash(compose("train", dense))
     same = ["seed=5", "runs_dir=elsewhere", "data.root=x", "runtime.threads=2", "tracking.mode=online", "name=n"]
     for override in [*same, "target_macs_cut=0.9"]:  # dense has no target
-        assert config_hash(compose("train", [*SMALL, override])) == base
+        assert config_hash(compose("train", [*dense, override])) == base
     for override in ["epochs=5", "optim.lr=0.2", "data.train_images=300", "model.width=0.5", "method=psap"]:
-        assert config_hash(compose("train", [*SMALL, override])) != base
+        assert config_hash(compose("train", [*dense, override])) != base
     hashes = []
     for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("b.pth", b"2")):
         (tmp_path / name).write_bytes(content)
@@ -165,6 +181,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["method=thin", "target_macs_cut=-1"], "must be a share in [0, 1)"),
         (["method=thin", "target_macs_cut=0.9999"], "unreachable"),
         (["epochs=0"], "epochs=0 must be at least 1"),
+        (["seed=9223372036854775808"], "seed=9223372036854775808 must be in 0..9223372036854775807"),
         (["optim.batch_size=0"], "optim.batch_size=0"),
         (["optim.momentum=1"], "optim.momentum=1.0"),
         (["runtime.device=tpu"], "must be one of auto, cpu, cuda"),
@@ -223,7 +240,7 @@ def test_a_real_process_says_one_sentence_too(tmp_path):
     command = [sys.executable, "-m", "experiments.train", *SMALL, f"runs_dir={tmp_path}", "method.nothing=1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: Could not override 'method.nothing': Key 'nothing' not in 'MethodConfig'\n"
+    assert done.stderr == "error: Could not override 'method.nothing': Key 'nothing' not in 'PSAPConfig'\n"
 
 
 @pytest.fixture(scope="module")

@@ -194,6 +194,26 @@ def test_how_a_run_ended_that_another_launcher_trains_or_has_done(read, tmp_path
     assert launch._ended(run, 3).startswith("failed: it left with exit code 3 (")
 
 
+def test_one_job_on_each_device_unless_said(read, monkeypatch, tmp_path):
+    read()
+    monkeypatch.setattr(launch, "local", lambda suite, jobs, devices: given.append((jobs, devices)))
+    given = []
+    for options in ([], ["--devices", "2,3"], ["--jobs", "4", "--devices", "2,3"]):
+        monkeypatch.setattr("sys.argv", ["suite", "launch", str(tmp_path / "small.yaml"), *options])
+        with pytest.raises(SystemExit):
+            suite.main()
+    assert given == [(1, []), (2, ["2", "3"]), (4, ["2", "3"])]
+
+
+@pytest.mark.parametrize("option", [["--jobs", "2"], ["--devices", "0"]])
+def test_options_of_this_machine_are_refused_elsewhere(option, read, monkeypatch, tmp_path, capsys):
+    read()
+    monkeypatch.setattr("sys.argv", ["suite", "launch", str(tmp_path / "small.yaml"), "--launcher", "print", *option])
+    with pytest.raises(SystemExit, match="2"):
+        suite.main()
+    assert "--jobs and --devices are of this machine's processes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -11,7 +11,7 @@ import pytest
 from experiments import train
 from experiments.harness import tracking
 from psap_core import InputError
-from tests.harness.helpers import small
+from tests.harness.helpers import refusal, small
 
 needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 KEYS = {
@@ -80,6 +80,18 @@ def test_without_wandb_an_offline_run_works_and_an_online_run_is_refused(tmp_pat
         train.run(small(tmp_path, "dense", "epochs=2", "tracking.mode=online"))
 
 
+@needs_wandb
+def test_what_wandbs_server_refuses_is_one_sentence(tmp_path, monkeypatch):
+    import wandb
+
+    def init(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    said = refusal(train.main, small(tmp_path, "dense", "epochs=1", "tracking.mode=online"), monkeypatch)
+    assert said == "tracking.mode=online: wandb says: No API key configured. Use `wandb login` to log in"
+
+
 def test_online_runs_are_logged_live_under_an_id_that_resumes(tmp_path, monkeypatch):
     class FakeRun:
         def __init__(self, options):
@@ -97,6 +109,7 @@ def test_online_runs_are_logged_live_under_an_id_that_resumes(tmp_path, monkeypa
 
     class FakeWandb:
         Settings = dict
+        Error = ValueError
 
         @staticmethod
         def init(**options):
