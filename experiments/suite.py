@@ -269,7 +269,7 @@ def main(suite_name: str | None = None) -> None:
             command.add_argument("--seeds", help="only these seeds, as in 0,1")
         if name == "launch":
             command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
-            command.add_argument("--jobs", type=int, help="runs at a time, on this machine; one on each of --devices")
+            command.add_argument("--jobs", type=int, help="runs at a time (default: one on each of --devices, or 1)")
             command.add_argument("--devices", help="GPUs that share the jobs, as in 0,1")
     given, overrides = parser.parse_known_args()
     if unknown := [word for word in overrides if word.startswith("-") or "=" not in word]:

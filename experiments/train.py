@@ -26,8 +26,8 @@ def train(cfg: Config) -> Path:
     """Train the configured run in its folder, and return the folder."""
     if cfg.epochs < 1:
         raise InputError(f"epochs={cfg.epochs} must be at least 1")
-    if not 0 <= cfg.seed < 2**63:
-        raise InputError(f"seed={cfg.seed} must be in 0..{2**63 - 1}")
+    if abs(cfg.seed) >= 2**63:
+        raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:

@@ -104,7 +104,7 @@ class PSAP:
         for name, value, in_range, wanted in (
             (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
             ("model", type(model).__name__, not isinstance(model, wrappers), "bare; make_losses may use a wrapper"),
-            ("optimizer", type(optimizer).__name__, Silence not in hooked, "new: another PSAP zeroes its filters"),
+            ("optimizer", "one after whose steps another PSAP zeroes filters", Silence not in hooked, "new"),
             ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
             ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
             ("pulse_batches", pulse_batches, isinstance(pulse_batches, int) and pulse_batches > 1, "an integer from 2"),
@@ -128,9 +128,8 @@ class PSAP:
         check_reachable(self._cost, self._cost.budget(self.target_cut), self._floors)
         _check_trained(model, optimizer, self._tensors())
 
-        self.epochs_done = 0
         self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
-        self._snapshots = {layer.name: Snapshot() for layer in self.layers}
+        self.epochs_done, self._snapshots = 0, {layer.name: Snapshot() for layer in self.layers}
         self._silence = Silence(self._tensors())
         optimizer.register_step_post_hook(self._silence.hold_)
 
@@ -246,14 +245,15 @@ class PSAP:
         was, now = state.get("settings", {}), self._settings()
         for name in [name for name in now | was if was.get(name) != now.get(name)]:
             raise InputError(f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}")
-        self.epochs_done, self.plan = state["epochs_done"], PrunePlan.from_json(state["plan"])
-        device = next(self.model.parameters()).device
-        for n, pruned in self.plan.pruned.items():
+        plan, device = PrunePlan.from_json(state["plan"]), next(self.model.parameters()).device
+        self._silence.set_(plan.pruned)
+        if not self._silence.holds():
+            self._silence.set_(self.plan.pruned)
+            raise InputError("filters that the pruner's state suspends are live: load the model's state first")
+        self.epochs_done, self.plan = state["epochs_done"], plan
+        for n, pruned in plan.pruned.items():
             rows = {key: tensor.to(device, copy=True) for key, tensor in state["snapshots"].get(n, {}).items()}
             self._snapshots[n] = Snapshot(pruned if rows else (), rows)
-        self._silence.set_(self.plan.pruned)
-        if not self._silence.holds():
-            raise InputError("filters that the pruner's state suspends are live: load the model's state first")
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -51,8 +51,8 @@ def make_schedule(
 
 
 def _epochs(when: int | float, total_epochs: int, at_least: int) -> int:
-    if not isinstance(when, float):
-        return int(when)
+    if isinstance(when, int):
+        return when
     if not 0 <= when <= 1:
         raise InputError(f"a share of the epochs must be in [0, 1], not {when}; whole epochs are given as an int")
     return max(at_least, math.floor(when * total_epochs + 0.5))

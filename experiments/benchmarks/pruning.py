@@ -83,8 +83,10 @@ def resnet50_step() -> Figures:
     steps, ratios = [], []
     with timed("psap_core.pruner.weight_sparsity_ratio") as counts:
         for _ in range(REPETITIONS):
+            fresh = sgd(model)
+            fresh.load_state_dict(optimizer.state_dict())
             pruner = PSAP(
-                model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=100, fan="out", protection=False,
+                model, fresh, images[:1], target_macs_cut=0.5, total_epochs=100, fan="out", protection=False,
                 start=1, ramp_end=40, freeze=50,
             )
             gc.collect()

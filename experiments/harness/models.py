@@ -237,7 +237,7 @@ def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int)
         mine["shortcut"] = Shortcut(cfg.shortcut)
     for key, wanted in mine.items():
         if theirs.get(key) != wanted:
-            raise InputError(f"{folder} holds a network of {key} {theirs.get(key)}, this one is of {key} {wanted}")
+            raise InputError(f"{folder} holds a network with {key}={theirs.get(key)}, this run's has {key}={wanted}")
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:

@@ -86,10 +86,10 @@ def test_an_exported_network_of_another_kind_is_refused(tmp_path):
     weights = train.run(small(tmp_path, "psap")) / "export"
     cfg = replace(compose("train", SMALL).model, weights=str(weights))
     for other, channels, classes, sentence in (
-        (replace(cfg, name="resnet32"), 1, 10, "of name resnet20, this one is of name resnet32"),
-        (replace(cfg, shortcut=Shortcut.projection), 1, 10, "of shortcut option_a, this one is of shortcut projection"),
-        (cfg, 3, 10, "of channels 1, this one is of channels 3"),
-        (cfg, 1, 3, "of classes 10, this one is of classes 3"),
+        (replace(cfg, name="resnet32"), 1, 10, "with name=resnet20, this run's has name=resnet32"),
+        (replace(cfg, shortcut=Shortcut.projection), 1, 10, "with shortcut=option_a, this run's has shortcut=proj"),
+        (cfg, 3, 10, "with channels=1, this run's has channels=3"),
+        (cfg, 1, 3, "with classes=10, this run's has classes=3"),
     ):
         with pytest.raises(InputError, match=f"{weights} holds a network {sentence}"):
             models.start(other, channels, classes)
@@ -181,7 +181,8 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["method=thin", "target_macs_cut=-1"], "must be a share in [0, 1)"),
         (["method=thin", "target_macs_cut=0.9999"], "unreachable"),
         (["epochs=0"], "epochs=0 must be at least 1"),
-        (["seed=9223372036854775808"], "seed=9223372036854775808 must be in 0..9223372036854775807"),
+        (["seed=9223372036854775808"], "seed=9223372036854775808 must lie between -2^63 and 2^63"),
+        (["seed=-9223372036854775808"], "seed=-9223372036854775808 must lie between -2^63 and 2^63"),
         (["optim.batch_size=0"], "optim.batch_size=0"),
         (["optim.momentum=1"], "optim.momentum=1.0"),
         (["runtime.device=tpu"], "must be one of auto, cpu, cuda"),
