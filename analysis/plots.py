@@ -629,7 +629,7 @@ def _draw_map(axes: Axes, values: pd.DataFrame, low: float | None = None, high: 
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlabel("pruning step, in completed epochs")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return image
 
 

@@ -2,12 +2,15 @@
 
 from collections import Counter
 
+import pandas as pd
 import pytest
+from scipy.stats import t
 
 from analysis.collect import RESULTS, read_runs
 from analysis.findings import compare
 from analysis.stats import estimate, paired_difference, student_half_width
 from analysis.suites import find_suite, runs_of_cells
+from analysis.utility import LAYER, correlations, read_report
 
 STUDIES = "small_defaults", "small_study"  # eight fresh seeds, and the three before
 
@@ -48,8 +51,10 @@ def test_adaptive_ratios_over_all_eleven_seeds(studies):
 
 
 @pytest.mark.parametrize(
-    ("cell", "first", "last"), [("psap_54", 0.03, 0.20), ("psap_without_protection_54", 0.03, 0.22)]
-)
+    ("cell", "first", "last"),
+    [("psap_54", 0.03, 0.20), ("psap_without_protection_54", 0.03, 0.22), ("psap_one_step_54", 0.03, 0.18),
+     ("l1_54", 0.50, 0.19), ("sfp_54", 0.03, 1.79)],
+)  # fmt: skip
 def test_training_losses_from_a_pretrained_network(cell, first, last):
     (run,) = read_runs(RESULTS / "short_table" / cell)
     losses = run.metrics["train/loss"]
@@ -68,6 +73,49 @@ def test_three_of_twelve_differences_of_the_small_table_stand_after_correction()
     halves = {name: student_half_width(one.n, one.sd, one.n - 1, len(found)) for name, one in found.items()}
     stand = {name for name, one in found.items() if abs(one.mean) > halves[name]}
     assert stand == {"l1 85", "sfp 54", "sfp 85"}
+
+
+def test_before_its_export_fpgms_difference_at_85_stands_too():
+    of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
+
+    def masked_to_psap(cut):
+        masked = {seed: run.summary["masked_top1"] for seed, run in of_cells[f"fpgm {cut}"].items()}
+        return paired_difference(masked, {seed: run.summary["top1"] for seed, run in of_cells[f"psap {cut}"].items()})
+
+    found = {cut: masked_to_psap(cut) for cut in (54, 85)}
+    assert {cut: [round(value, 1) for value in (one.mean, one.low, one.high)] for cut, one in found.items()} == {
+        54: [-1.7, -3.3, -0.1], 85: [-4.2, -5.0, -3.4],
+    }  # fmt: skip
+    assert found[85].mean < -student_half_width(5, found[85].sd, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("cell", "low", "high"),
+    [("alpha 4 and ratios of the stage width only", -3.6, 3.1), ("alpha 4 and ratios permuted over layers", -2.4, 2.1)],
+)
+def test_controls_against_alpha_4_scatter_more_than_the_shared_spread_says(studies, cell, low, high):
+    own = estimate(list(studies[1].differences[cell].by_seed.values()))
+    assert (round(own.low, 1), round(own.high, 1)) == (low, high)
+
+
+def test_adaptive_ratios_stand_after_correction_for_all_seven_with_their_own_spread_only(studies):
+    effect = studies[0].effects["adaptive layer ratios"]
+    own = estimate(list(effect.by_seed.values()))
+    spread = studies[0].spread
+    chances = [
+        2 * float(t.sf(own.mean / (own.sd / own.n**0.5), own.n - 1)),
+        2 * float(t.sf(own.mean / (effect.half / t.ppf(0.975, spread.degrees)), spread.degrees)),
+    ]
+    assert len(studies[0].differences) + len(studies[0].effects) == 7
+    assert [round(7 * chance, 2) for chance in chances] == [0.03, 0.09]
+
+
+def test_the_utility_foresees_the_loss_where_psap_looks_too():
+    filters = pd.DataFrame(read_report(RESULTS / "utility" / "cifar10_small_resnet20.json")["filters"])
+    smaller = filters[filters.groupby(LAYER)["norm"].rank(pct=True) <= 0.5]
+    for of, low, high in ((filters, 0.76, 0.82), (smaller, 0.74, 0.84)):
+        found = correlations(of)["utility"]
+        assert (round(found.min(), 2), round(found.max(), 2)) == (low, high)
 
 
 def test_layers_of_the_pretrained_network_differ():
