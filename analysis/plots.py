@@ -125,8 +125,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     """The cells of runs, in the legend's order.
 
     A cell goes by its method; where its method has several cells with one target (an ablation), by its name without
-    the target.
-    Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
+    the target. Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
