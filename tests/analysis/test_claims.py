@@ -61,6 +61,11 @@ def test_training_losses_from_a_pretrained_network(cell, first, last):
     assert (round(losses.iloc[0], 2), round(losses.iloc[-1], 2)) == (first, last)
 
 
+def test_sfp_changes_its_choice_from_a_pretrained_network():
+    (run,) = read_runs(RESULTS / "short_table" / "sfp_54")
+    assert (run.metrics["psap/mask_churn"].iloc[1:3] > 0.5).all()
+
+
 def test_three_of_twelve_differences_of_the_small_table_stand_after_correction():
     of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
     top1 = {name: {seed: run.summary["top1"] for seed, run in runs.items()} for name, runs in of_cells.items()}
