@@ -30,7 +30,8 @@ test-slurm: $(READY) ## the cluster's job scripts on a private Slurm, which root
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge >/dev/null; }
 	@$(IN_VENV) -m pytest -m slurm -n 2 tests/slurm
 
-check: $(READY) ## lint and types
+check: $(READY) ## format, lint and types
+	@$(IN_VENV) -m ruff format --check .
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
 

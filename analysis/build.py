@@ -37,7 +37,10 @@ def verdicts(table: Table) -> pd.DataFrame:
     comparable cut, whose start is stated. The verdict says where Student's 95 % interval of our mean lies.
     """
     ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").to_dict("records")
-    compared = [{"suite": table.name, "cell": row["cell"], **_beside_published(row, table.rows)} for row in ours]
+    compared = [
+        {"suite": table.name, "cell": row["cell"], **_beside_published(row, table.rows)}
+        for row in ours
+    ]
     return pd.DataFrame(compared)
 
 
@@ -49,15 +52,17 @@ def goals(suite: Suite, table: Table) -> pd.DataFrame:
         if cell.goal is not None:
             row = ours.loc[cell.name]
             ran = not pd.isna(row["top1"])
-            rows.append({
-                "suite": suite.name,
-                "cell": cell.name,
-                "goal": f"{cell.goal:.2f}",
-                "published": _beside_published(row.to_dict(), table.rows)["published"],
-                "ours": f"{row['top1']:.2f}" if ran else "not run",
-                "difference": f"{row['top1'] - cell.goal:+.2f}" if ran else "",
-                "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "suite": suite.name,
+                    "cell": cell.name,
+                    "goal": f"{cell.goal:.2f}",
+                    "published": _beside_published(row.to_dict(), table.rows)["published"],
+                    "ours": f"{row['top1']:.2f}" if ran else "not run",
+                    "difference": f"{row['top1'] - cell.goal:+.2f}" if ran else "",
+                    "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -87,7 +92,9 @@ def _best(row: dict[str, Any], published: pd.DataFrame) -> tuple[float, str] | N
     if usable.empty:
         return None
     best = usable.loc[usable[column].idxmax()]
-    return float(best[column]), f"{best['method']} ({best['year']:.0f})" + (" base" if column == "base_top1" else "")
+    return float(best[column]), f"{best['method']} ({best['year']:.0f})" + (
+        " base" if column == "base_top1" else ""
+    )
 
 
 def _verdict(row: dict[str, Any], published: float | None) -> str:
@@ -111,10 +118,14 @@ def recorded_runs(results: Path) -> list[Run]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["tables", "figures", "verify"])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent"
+    )
     given = parser.parse_args(arguments)
     out = given.out or Path(__file__).parent / given.what
     with plain_exits(DataError, OSError):
@@ -131,7 +142,11 @@ def main(arguments: Sequence[str]) -> None:
         suites = read_suites()
         tables = [make_table(suite, runs, published) for suite in suites]
         if given.what == "tables":
-            print("\n".join(map(str, [*write_tables(tables, out), *write_findings(suites, runs, out)])))
+            print(
+                "\n".join(
+                    map(str, [*write_tables(tables, out), *write_findings(suites, runs, out)])
+                )
+            )
         else:
             aimed_at = map(goals, suites, tables)
             parts = [

@@ -25,7 +25,8 @@ import yaml
 FORMAT = 1  # of recorded runs
 RESULTS = Path(__file__).parent / "results"
 WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
-NOT_COMPARED = {"data": {"root"}, "model": {"weights"}, "method": {"run"}}  # paths; the identity has digests
+# Paths; the identity has their digests instead.
+NOT_COMPARED = {"data": {"root"}, "model": {"weights"}, "method": {"run"}}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 
 Check = Callable[[Any], bool]
@@ -49,7 +50,9 @@ def _list(check: Check, least: int = 0) -> Check:
 
 def _has(checks: Mapping[str, Check]) -> Check:
     """Of a mapping whose values, None where it has no such key, pass."""
-    return lambda value: isinstance(value, dict) and all(check(value.get(name)) for name, check in checks.items())
+    return lambda value: (
+        isinstance(value, dict) and all(check(value.get(name)) for name, check in checks.items())
+    )
 
 
 TEXT, NUMBER = _is(str), _is(int, float)
@@ -57,22 +60,57 @@ WHOLE, AT_LEAST_1 = _within(0, sys.float_info.max, int), _within(1, sys.float_in
 AMOUNT, SHARE, PERCENT = (_within(0, high, int, float) for high in (sys.float_info.max, 1, 100))
 # What analysis needs of the files of a run.
 SUMMARY = {
-    "suite": _or_none(TEXT), "cell": _or_none(TEXT), "seed": WHOLE, "dataset": TEXT, "image_size": WHOLE,
-    "train_images": WHOLE, "model": TEXT, "method": TEXT, "epochs": AT_LEAST_1, "top1": PERCENT, "top5": PERCENT,
-    "masked_top1": PERCENT, "start_top1": _or_none(PERCENT), "macs": WHOLE, "macs_cut": SHARE, "params": WHOLE,
-    "train_macs": AMOUNT, "train_seconds": AMOUNT, "prune_seconds": AMOUNT, "config_hash": TEXT,
-}  # fmt: skip
+    "suite": _or_none(TEXT),
+    "cell": _or_none(TEXT),
+    "seed": WHOLE,
+    "dataset": TEXT,
+    "image_size": WHOLE,
+    "train_images": WHOLE,
+    "model": TEXT,
+    "method": TEXT,
+    "epochs": AT_LEAST_1,
+    "top1": PERCENT,
+    "top5": PERCENT,
+    "masked_top1": PERCENT,
+    "start_top1": _or_none(PERCENT),
+    "macs": WHOLE,
+    "macs_cut": SHARE,
+    "params": WHOLE,
+    "train_macs": AMOUNT,
+    "train_seconds": AMOUNT,
+    "prune_seconds": AMOUNT,
+    "config_hash": TEXT,
+}
 MANIFEST = {
-    "config_hash": TEXT, "seed": WHOLE, "device": TEXT, "identity": _or_none(_is(dict)),
+    "config_hash": TEXT,
+    "seed": WHOLE,
+    "device": TEXT,
+    "identity": _or_none(_is(dict)),
     "sessions": _list(_has({"commit": _or_none(TEXT)}), least=1),
-}  # fmt: skip
+}
 CONFIG = {
-    "name": TEXT, "epochs": AT_LEAST_1, "model": _has({"name": TEXT}),
-    "data": _has({"name": TEXT, "image_size": WHOLE, "train_images": _or_none(WHOLE), "validation_images": WHOLE}),
+    "name": TEXT,
+    "epochs": AT_LEAST_1,
+    "model": _has({"name": TEXT}),
+    "data": _has(
+        {
+            "name": TEXT,
+            "image_size": WHOLE,
+            "train_images": _or_none(WHOLE),
+            "validation_images": WHOLE,
+        }
+    ),
     "method": _has({"name": TEXT, "target_macs_cut": _or_none(SHARE)}),
-}  # fmt: skip
-PLAN = {"layers": _list(_has({"name": TEXT, "filters": AT_LEAST_1, "pruned": _list(WHOLE)}), least=1)}
-PULSE = {"filters": _list(WHOLE), "utility": _list(NUMBER), "standard_error": _list(NUMBER), "restored": _list(WHOLE)}
+}
+PLAN = {
+    "layers": _list(_has({"name": TEXT, "filters": AT_LEAST_1, "pruned": _list(WHOLE)}), least=1)
+}
+PULSE = {
+    "filters": _list(WHOLE),
+    "utility": _list(NUMBER),
+    "standard_error": _list(NUMBER),
+    "restored": _list(WHOLE),
+}
 TIDY_COLUMNS = [*SUMMARY, "commit", "device"]
 
 
@@ -136,13 +174,19 @@ class Run:
     def commit(self) -> str:
         """Of the last session: seven digits, and `+` if there were uncommitted changes."""
         last = self.manifest["sessions"][-1]
-        return (last.get("commit") or "unknown")[:7] + ("+" if last.get("dirty_diff_sha256") else "")
+        return (last.get("commit") or "unknown")[:7] + (
+            "+" if last.get("dirty_diff_sha256") else ""
+        )
 
     def layers(self, quantity: str) -> pd.DataFrame:
         """The columns `layer/<quantity>/<layer>`, named by layer, of the epochs that have a value."""
         prefix = f"layer/{quantity}/"
         columns = [name for name in self.metrics if name.startswith(prefix)]
-        return self.metrics[columns].rename(columns=lambda name: name.removeprefix(prefix)).dropna(how="all")
+        return (
+            self.metrics[columns]
+            .rename(columns=lambda name: name.removeprefix(prefix))
+            .dropna(how="all")
+        )
 
 
 def read_run(folder: Path) -> Run:
@@ -153,10 +197,15 @@ def read_run(folder: Path) -> Run:
         DataError: a file is missing or damaged, was edited by hand, belongs to another run, or has a newer format.
     """
     if not (folder / "done").is_file():
-        raise NotFinishedError(f"{folder} is not the folder of a finished run: it has no file `done`")
-    summary = _read(folder / "summary.json", {"format": _or_none(WHOLE)})  # first: a newer one may lack the rest
+        raise NotFinishedError(
+            f"{folder} is not the folder of a finished run: it has no file `done`"
+        )
+    # First, because a newer format may lack the rest.
+    summary = _read(folder / "summary.json", {"format": _or_none(WHOLE)})
     if (summary.get("format") or 0) > FORMAT:
-        raise DataError(f"{folder / 'summary.json'} was written by a newer version of this suite: update")
+        raise DataError(
+            f"{folder / 'summary.json'} was written by a newer version of this suite: update"
+        )
     summary = _read(folder / "summary.json", SUMMARY)
     manifest = _read(folder / "manifest.json", MANIFEST)
     config = _read(folder / "config.yaml", CONFIG)
@@ -178,7 +227,9 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path.parent} is half-written: {path.name} is missing; copy it again") from error
+        raise DataError(
+            f"{path.parent} is half-written: {path.name} is missing; copy it again"
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; copy the run again") from error
 
@@ -194,29 +245,43 @@ def _read(path: Path, checks: Mapping[str, Check]) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: it holds no names and values; copy the run again")
     for name, check in checks.items():
         if not check(content.get(name)):
-            what = f"{name} cannot be {content[name]!r:.60}" if name in content else f"it has no {name!r}"
+            what = (
+                f"{name} cannot be {content[name]!r:.60}"
+                if name in content
+                else f"it has no {name!r}"
+            )
             raise DataError(f"{path} is damaged: {what}; copy the run again")
     return content
 
 
-def _refuse_mixed(folder: Path, summary: dict[str, Any], config: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _refuse_mixed(
+    folder: Path, summary: dict[str, Any], config: dict[str, Any], manifest: dict[str, Any]
+) -> None:
     """Refuse files that belong to different runs; those of older versions have no identity to compare."""
 
     def refuse(what: str) -> None:
-        raise DataError(f"{folder} was edited by hand or mixed from two runs: {what}; copy or train it again")
+        raise DataError(
+            f"{folder} was edited by hand or mixed from two runs: {what}; copy or train it again"
+        )
 
     for name in ("config_hash", "seed"):
         if summary[name] != manifest[name]:
-            refuse(f"{name} is {summary[name]} in summary.json and {manifest[name]} in manifest.json")
+            refuse(
+                f"{name} is {summary[name]} in summary.json and {manifest[name]} in manifest.json"
+            )
     for name in ("seed", "suite", "cell"):
         if name in config and config[name] != summary.get(name):
-            refuse(f"{name} is {config[name]} in config.yaml and {summary.get(name)} in summary.json")
+            refuse(
+                f"{name} is {config[name]} in config.yaml and {summary.get(name)} in summary.json"
+            )
     identity = manifest.get("identity")
     if identity is None:
         return
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     if digest != manifest["config_hash"]:
-        refuse(f"config_hash is {manifest['config_hash']} and the identity in manifest.json has {digest}")
+        refuse(
+            f"config_hash is {manifest['config_hash']} and the identity in manifest.json has {digest}"
+        )
     for section, content in identity.items():
         if _identity_part(section, content) != _identity_part(section, config.get(section)):
             refuse(f"{section} differs between config.yaml and the identity in manifest.json")
@@ -225,21 +290,29 @@ def _refuse_mixed(folder: Path, summary: dict[str, Any], config: dict[str, Any],
 def _identity_part(section: str, content: Any) -> Any:
     if not isinstance(content, dict):
         return content
-    return {key: value for key, value in content.items() if key not in NOT_COMPARED.get(section, ())}
+    return {
+        key: value for key, value in content.items() if key not in NOT_COMPARED.get(section, ())
+    }
 
 
 def _metrics(path: Path, epochs: int) -> pd.DataFrame:
     try:
         rows = [json.loads(line) for line in _bytes(path).splitlines()]
-        if not all(isinstance(row, dict) and all(map(_or_none(NUMBER), row.values())) for row in rows):
+        if not all(
+            isinstance(row, dict) and all(map(_or_none(NUMBER), row.values())) for row in rows
+        ):
             raise ValueError
         metrics = pd.DataFrame(rows).set_index("epoch")
     except (ValueError, KeyError) as error:
-        raise DataError(f"{path} is damaged: a line is no epoch's values; copy the run again") from error
+        raise DataError(
+            f"{path} is damaged: a line is no epoch's values; copy the run again"
+        ) from error
     if "eval/top1" not in metrics or metrics["eval/top1"].isna().any():
         raise DataError(f"{path} is damaged: an epoch has no 'eval/top1'; copy the run again")
     if list(metrics.index) != list(range(1, epochs + 1)):
-        raise DataError(f"{path} is damaged: it does not hold epochs 1 to {epochs}; copy the run again")
+        raise DataError(
+            f"{path} is damaged: it does not hold epochs 1 to {epochs}; copy the run again"
+        )
     return metrics
 
 
@@ -251,8 +324,12 @@ def _pulses(paths: Sequence[Path]) -> pd.DataFrame:
             for layer, pulse in _read(path, {}).items():
                 if not _has(PULSE)(pulse):
                     raise ValueError
-                columns = zip(pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True)
-                rows += [(epoch, layer, *values, values[0] in pulse["restored"]) for values in columns]
+                columns = zip(
+                    pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True
+                )
+                rows += [
+                    (epoch, layer, *values, values[0] in pulse["restored"]) for values in columns
+                ]
         except ValueError as error:
             raise DataError(f"{path} is damaged: it holds no pulse; copy the run again") from error
     return pd.DataFrame(rows, columns=PULSE_COLUMNS).astype({"restored": bool})
@@ -263,7 +340,9 @@ def scan(root: Path) -> tuple[dict[Path, Run], list[DataError]]:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
     runs, errors = {}, []
-    markers = [path for name in ("manifest.json", "summary.json", "done") for path in root.rglob(name)]
+    markers = [
+        path for name in ("manifest.json", "summary.json", "done") for path in root.rglob(name)
+    ]
     for folder in sorted({marker.parent for marker in markers}):
         if folder.name.startswith("."):
             continue  # a recording that was cut short
@@ -271,7 +350,10 @@ def scan(root: Path) -> tuple[dict[Path, Run], list[DataError]]:
             runs[folder] = read_run(folder)
         except DataError as error:
             errors.append(error)
-    order = sorted(runs, key=lambda folder: (runs[folder].suite or "", runs[folder].cell or "", runs[folder].seed))
+    order = sorted(
+        runs,
+        key=lambda folder: (runs[folder].suite or "", runs[folder].cell or "", runs[folder].seed),
+    )
     return {folder: runs[folder] for folder in order}, errors
 
 
@@ -309,20 +391,28 @@ def recorded_files(folder: Path) -> dict[str, bytes]:
     """What is recorded of a finished run: names and contents, without commands and paths of the machine."""
     run = read_run(folder)
     manifest = run.manifest | {
-        "sessions": [{k: v for k, v in session.items() if k != "command"} for session in run.manifest["sessions"]]
+        "sessions": [
+            {k: v for k, v in session.items() if k != "command"}
+            for session in run.manifest["sessions"]
+        ]
     }
     config = {key: value for key, value in run.config.items() if key != "runs_dir"}
     config["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     for section, key, parts in (("model", "weights", 1), ("method", "run", 3)):
         if path := config[section].get(key):
-            config[section] = config[section] | {key: "/".join(Path(path).parts[-parts:]).lstrip("/")}
+            config[section] = config[section] | {
+                key: "/".join(Path(path).parts[-parts:]).lstrip("/")
+            }
     files = {
         "summary.json": _json({"format": FORMAT} | run.summary),
         "manifest.json": _json(manifest),
         "config.yaml": yaml.safe_dump(config, sort_keys=False).encode(),
         "metrics.jsonl": _bytes(folder / "metrics.jsonl"),
     }
-    for path in [*sorted((folder / "plans").glob("epoch_*.json"))[-1:], *(folder / "pulses").glob("epoch_*.json")]:
+    for path in [
+        *sorted((folder / "plans").glob("epoch_*.json"))[-1:],
+        *(folder / "pulses").glob("epoch_*.json"),
+    ]:
         files[str(path.relative_to(folder))] = path.read_bytes()
     return files | {"done": b""}
 
@@ -354,7 +444,9 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Path], list[str]]:
                 f"{sources[place]} and {folder} are different runs of the same suite, cell and seed: move one away"
             )
         if place.exists() and _content(place) != files:
-            raise DataError(f"{place} records another run than {folder}: move it away, nothing is overwritten")
+            raise DataError(
+                f"{place} records another run than {folder}: move it away, nothing is overwritten"
+            )
         sources[place], contents[place] = folder, files
     for place, files in contents.items():
         if not place.exists():
@@ -363,7 +455,11 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Path], list[str]]:
 
 
 def _content(place: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(place)): path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_file()
+    }
 
 
 def _write(place: Path, files: dict[str, bytes]) -> None:
@@ -381,7 +477,9 @@ def _write(place: Path, files: dict[str, bytes]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs_dir", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tidy", type=Path, metavar="OUT.csv")

@@ -35,8 +35,28 @@ SHARED = (
     "which share less with it, their own{apart}."
 )
 APART = ", and so has {names}: what the means leave of it is more than the other cells allow (F tests, 5 % in all)"
-EFFECT_COLUMNS = "effect", "mean of", "n", "difference", "95 %", "verdict", "above zero", "test difference"
-COLUMNS = "cell", "n", "accuracy [%]", "against", "difference", "95 %", "verdict", "plan", "test [%]", "MACs cut [%]"
+EFFECT_COLUMNS = (
+    "effect",
+    "mean of",
+    "n",
+    "difference",
+    "95 %",
+    "verdict",
+    "above zero",
+    "test difference",
+)
+COLUMNS = (
+    "cell",
+    "n",
+    "accuracy [%]",
+    "against",
+    "difference",
+    "95 %",
+    "verdict",
+    "plan",
+    "test [%]",
+    "MACs cut [%]",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,13 @@ class Difference:
     def verdict(self) -> str:
         if self.together is None:
             return ""
-        return "better" if self.mean > self.together else "worse" if self.mean < -self.together else "not shown"
+        return (
+            "better"
+            if self.mean > self.together
+            else "worse"
+            if self.mean < -self.together
+            else "not shown"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,10 +133,15 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
     if suite.reference is None:
         raise DataError(f"the suite {suite.name} has no reference: name a cell in its file")
     of_cells, left_out = runs_of_cells(suite, runs)
-    accuracy = {name: {seed: _validation(run) for seed, run in found.items()} for name, found in of_cells.items()}
+    accuracy = {
+        name: {seed: _validation(run) for seed, run in found.items()}
+        for name, found in of_cells.items()
+    }
     reference = accuracy[suite.reference]
     method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
-    family = {cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")}
+    family = {
+        cell.name for cell in suite.cells if cell.setting.method in (method, f"{method}_variant")
+    }
     whole = {name: accuracy[name] for name in family if reference.keys() <= accuracy[name].keys()}
     spread = shared_spread(whole, suite.reference)
     family -= spread.apart.keys()
@@ -124,21 +155,33 @@ def compare(suite: Suite, runs: Iterable[Run]) -> Study:
         seeds = sorted(set.intersection(*(set(accuracy[name]) for name in weights)))
         if not seeds:
             return None
-        by_seed = {seed: sum(weight * accuracy[name][seed] for name, weight in weights.items()) for seed in seeds}
+        by_seed = {
+            seed: sum(weight * accuracy[name][seed] for name, weight in weights.items())
+            for seed in seeds
+        }
         if weights.keys() <= family:
             own, freedom = hypot(*weights.values()) * spread.sd, spread.degrees
         else:
             own, freedom = (stdev(by_seed.values()) if len(seeds) > 1 else 0.0), len(seeds) - 1
-        halves = [student_half_width(len(seeds), own, freedom, k) if freedom else None for k in (1, comparisons)]
+        halves = [
+            student_half_width(len(seeds), own, freedom, k) if freedom else None
+            for k in (1, comparisons)
+        ]
         return Difference(by_seed, *halves)
 
     differences = {
-        cell.name: mean_difference([(cell.name, cell.against)], inside if cell.name in family else outside)
+        cell.name: mean_difference(
+            [(cell.name, cell.against)], inside if cell.name in family else outside
+        )
         for cell in suite.cells
         if cell.against is not None
     }
-    effects = {name: mean_difference(pairs, len(suite.effects)) for name, pairs in suite.effects.items()}
-    return Study(suite, of_cells, accuracy, differences, effects, method, spread, inside, outside, left_out)
+    effects = {
+        name: mean_difference(pairs, len(suite.effects)) for name, pairs in suite.effects.items()
+    }
+    return Study(
+        suite, of_cells, accuracy, differences, effects, method, spread, inside, outside, left_out
+    )
 
 
 def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
@@ -146,7 +189,10 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
     rows = []
     for cell in study.suite.cells:
         found = study.runs[cell.name]
-        row = dict.fromkeys(COLUMNS, "") | {"cell": cell.name, "n": f"{len(found)} of {len(study.suite.seeds)}"}
+        row = dict.fromkeys(COLUMNS, "") | {
+            "cell": cell.name,
+            "n": f"{len(found)} of {len(study.suite.seeds)}",
+        }
         row |= _standing(found, study.accuracy[cell.name])
         if cell.against is not None and (difference := study.differences[cell.name]):
             row |= {"against": cell.against, "plan": _moved(found, study.runs[cell.against])}
@@ -154,27 +200,39 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
         rows.append(row)
     every = [run for found in study.runs.values() for run in found.values()]
     facts = {name: getattr(study, name) for name in ("method", "inside", "outside")}
-    facts |= {"reference": study.suite.reference, "sd": study.spread.sd, "degrees": study.spread.degrees}
+    facts |= {
+        "reference": study.suite.reference,
+        "sd": study.spread.sd,
+        "degrees": study.spread.degrees,
+    }
     facts["effects"] = f", {len(study.effects)} effects" if study.effects else ""
     apart = named(f"{name} (F = {ratio:.1f})" for name, ratio in study.spread.apart.items())
     facts["apart"] = APART.format(names=apart) if apart else ""
     facts["shared"] = SHARED.format(**facts) if study.spread.degrees else ""
     notes = [note.format(**facts) for note in NOTES]
     if every:
-        notes.append(f"Hardware: {named(run.manifest['device'] for run in every)}; training: "
-                     f"{training_hours(every)} in all; commits: {named(run.commit for run in every)}.")  # fmt: skip
+        notes.append(
+            f"Hardware: {named(run.manifest['device'] for run in every)}; training: "
+            f"{training_hours(every)} in all; commits: {named(run.commit for run in every)}."
+        )
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
 
 
 def effect_rows(study: Study) -> pd.DataFrame:
     """One row per effect, as text."""
-    top1 = {name: {seed: run.summary["top1"] for seed, run in runs.items()} for name, runs in study.runs.items()}
+    top1 = {
+        name: {seed: run.summary["top1"] for seed, run in runs.items()}
+        for name, runs in study.runs.items()
+    }
     rows = []
     for name, pairs in study.suite.effects.items():
         mean_of = "; ".join(f"{one} - {other}" for one, other in pairs)
         row = dict.fromkeys(EFFECT_COLUMNS, "") | {"effect": name, "mean of": mean_of, "n": "0"}
         if difference := study.effects[name]:
-            test = [fmean(top1[one][seed] - top1[other][seed] for one, other in pairs) for seed in difference.by_seed]
+            test = [
+                fmean(top1[one][seed] - top1[other][seed] for one, other in pairs)
+                for seed in difference.by_seed
+            ]
             above = sum(value > 0 for value in difference.by_seed.values())
             row |= {"n": str(len(test)), "above zero": f"{above} of {len(test)}"}
             row |= {"test difference": f"{fmean(test):+.2f}{_plus_minus(test)}"}
@@ -194,7 +252,10 @@ def shared_spread(accuracy: Mapping[str, Mapping[int, float]], reference: str) -
         return Spread(0.0, 0, {})
     own, apart = len(table) - 1, dict[str, float]()
     while (others := own * (table.shape[1] - 2)) > 0:
-        rests = {name: _residual_squares(table.drop(columns=name)) for name in table.columns.drop(reference)}
+        rests = {
+            name: _residual_squares(table.drop(columns=name))
+            for name in table.columns.drop(reference)
+        }
         worst, rest = min(rests.items(), key=lambda item: item[1])
         excess = (_residual_squares(table) - rest) / own
         if excess * others <= f_limit(own, others, tests=len(rests)) * rest:
@@ -243,7 +304,9 @@ def _moved(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> str:
         pruned, before = _pruned(ours[seed]), _pruned(theirs[seed])
         if pruned.keys() != before.keys() or not any(before.values()):
             return ""
-        widths.append(sum(abs(len(pruned[name]) - len(filters)) for name, filters in before.items()))
+        widths.append(
+            sum(abs(len(pruned[name]) - len(filters)) for name, filters in before.items())
+        )
         kept = sum(len(filters - pruned[name]) for name, filters in before.items())
         others.append(kept / sum(map(len, before.values())))
     return f"{fmean(widths):.0f} filters, {100 * fmean(others):.0f} %"
@@ -256,7 +319,9 @@ def _pruned(run: Run) -> dict[str, set[int]]:
 def _validation(run: Run) -> float:
     """The last epoch's accuracy on the validation images."""
     if not run.config["data"].get("validation_images"):
-        raise DataError(f"{run.cell}, seed {run.seed} of {run.suite} was trained without validation images")
+        raise DataError(
+            f"{run.cell}, seed {run.seed} of {run.suite} was trained without validation images"
+        )
     if run.config["model"].get("weights"):
         raise DataError(
             f"{run.cell}, seed {run.seed} of {run.suite} starts from weights that may have seen its validation images"
@@ -268,7 +333,10 @@ def markdown(study: Study) -> str:
     rows, notes = findings(study)
     tables = [rows, effect_rows(study)] if study.effects else [rows]
     parts = [table.to_markdown(index=False, disable_numparse=True) for table in tables]
-    return "\n\n".join([f"# {study.suite.title}", *parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+    return (
+        "\n\n".join([f"# {study.suite.title}", *parts, "\n".join(f"- {note}" for note in notes)])
+        + "\n"
+    )
 
 
 def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> list[Path]:
@@ -282,14 +350,18 @@ def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> l
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suite")
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     given = parser.parse_args(arguments)
     with plain_exits(DataError):
         suites = {suite.name: suite for suite in read_suites()}
         if given.suite not in suites:
-            raise DataError(f"there is no suite {given.suite!r}: it must be one of {', '.join(suites)}")
+            raise DataError(
+                f"there is no suite {given.suite!r}: it must be one of {', '.join(suites)}"
+            )
         print(markdown(compare(suites[given.suite], read_runs(given.runs))))
 
 

@@ -11,8 +11,12 @@ from matplotlib.figure import Figure
 
 from analysis.collect import DataError, plain_exits
 
-WHATS = {"depth": "layers of the network", "batch": "batch size", "layers": "pruned layers of ResNet-56",
-         "ranks": "processes on two cores"}  # fmt: skip
+WHATS = {
+    "depth": "layers of the network",
+    "batch": "batch size",
+    "layers": "pruned layers of ResNet-56",
+    "ranks": "processes on two cores",
+}
 PARTS = {"epoch": "epoch and its pruning step [s]", "step": "pruning step alone [s]"}
 
 
@@ -31,12 +35,21 @@ def growth(figures: Mapping[str, Any]) -> Figure:
         for axes, (what, title) in zip(row, WHATS.items(), strict=True):
             prefix, suffix = f"growth_{what}_", f"_{part}_seconds"
             names = [name for name in figures if name.startswith(prefix) and name.endswith(suffix)]
-            points = sorted((int(name[len(prefix) : -len(suffix)]), figures[name]["median"]) for name in names)
+            points = sorted(
+                (int(name[len(prefix) : -len(suffix)]), figures[name]["median"]) for name in names
+            )
             if not points:
-                raise DataError(f"the report has no {prefix}*{suffix}: run `python -m experiments.benchmark growth`")
+                raise DataError(
+                    f"the report has no {prefix}*{suffix}: run `python -m experiments.benchmark growth`"
+                )
             (first, seconds), (last, _) = points[0], points[-1]
-            axes.plot([first, last], [seconds, seconds * last / first], color="#999999", linestyle=":",
-                      label="in proportion")  # fmt: skip
+            axes.plot(
+                [first, last],
+                [seconds, seconds * last / first],
+                color="#999999",
+                linestyle=":",
+                label="in proportion",
+            )
             axes.plot(*zip(*points, strict=True), color="#D55E00", marker="o", label="measured")
             axes.set(xlabel=title, ylim=(0, None), xticks=[amount for amount, _ in points])
         row[0].set_ylabel(label)
@@ -50,7 +63,9 @@ def _read_figures(path: Path) -> dict[str, Any]:
         if not all(isinstance(figure["median"], int | float) for figure in figures.values()):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a report of `experiments.benchmark`: measure again") from error
+        raise DataError(
+            f"{path} is not a report of `experiments.benchmark`: measure again"
+        ) from error
     return figures
 
 

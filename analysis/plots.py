@@ -76,7 +76,9 @@ JUDGED: dict[str, dict[str, Any]] = {
 SEED: dict[str, Any] = {"color": "#000000", "marker": "|", "linestyle": "", "markersize": 7}
 MAP_COLUMNS = 3
 RESTORED = "who was restored (white: nothing was suspended)"
-REACH = 20  # percentage points: a panel of accuracies is not fitted to cells further below the best one
+REACH = (
+    20  # percentage points: a panel of accuracies is not fitted to cells further below the best one
+)
 ONE_CUT = 0.2  # percentage points: marks of cuts that are closer stand side by side
 
 
@@ -106,7 +108,9 @@ class Cell:
 
     def over_epochs(self, key: str) -> pd.DataFrame:
         """A metric by epoch (rows) and seed (columns); epochs without a value are left out."""
-        return pd.DataFrame({run.seed: run.metrics[key] for run in self.runs if key in run.metrics}).dropna(how="all")
+        return pd.DataFrame(
+            {run.seed: run.metrics[key] for run in self.runs if key in run.metrics}
+        ).dropna(how="all")
 
     def values(self, name: str) -> list[float]:
         """A value of summary.json, by seed."""
@@ -141,7 +145,11 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     spare = cycle(SPARE_STYLES)
     found = []
     for name, (method, network, target) in places.items():
-        label = method if counts[places[name]] == 1 or target is None else name.removesuffix(f" {100 * target:g}")
+        label = (
+            method
+            if counts[places[name]] == 1 or target is None
+            else name.removesuffix(f" {100 * target:g}")
+        )
         style = STYLES[label] if label in STYLES else next(spare)
         found.append(Cell(label, style, network, target, tuple(groups[name])))
     order = {label: place for place, label in enumerate(STYLES)}
@@ -150,7 +158,9 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
 
 def _network(run: Run) -> str:
     setting, images = setting_of(run.config), run.summary["train_images"]
-    small = "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
+    small = (
+        "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
+    )
     return f"{setting.network_title} on {setting.dataset_title}\n{setting.start}, {setting.epochs} epochs{small}"
 
 
@@ -158,9 +168,15 @@ def _panels(of: Sequence[Cell]) -> dict[str, list[Cell]]:
     """The cells that are compared with each other, by the panel's title: one network, one target."""
     panels: dict[str, list[Cell]] = {}
     for cell in of:
-        rivals = {other.target for other in of if other.network == cell.network and other.target is not None}
+        rivals = {
+            other.target
+            for other in of
+            if other.network == cell.network and other.target is not None
+        }
         for target in sorted(rivals) if cell.target is None else [cell.target]:
-            panels.setdefault(f"{cell.network}\n{100 * target:g} % of the MACs cut", []).append(cell)
+            panels.setdefault(f"{cell.network}\n{100 * target:g} % of the MACs cut", []).append(
+                cell
+            )
         if not rivals:
             panels.setdefault(cell.network, []).append(cell)
     return panels
@@ -184,7 +200,10 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
             low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
             shown = rows[rows["pruned_top1"] >= low]
             _draw_published(axes, shown)
-            _add_to_title(axes, f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis")
+            _add_to_title(
+                axes,
+                f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis",
+            )
         pruned = sorted((cell for cell in group if cell.target is not None), key=_cut)
         for label in dict.fromkeys(cell.label for cell in pruned):
             points = [cell for cell in pruned if cell.label == label]
@@ -192,10 +211,16 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
             axes.plot([*map(_cut, points)], means, zorder=4, **{**points[0].style, "marker": ""})
         for neighbours in _at_one_cut(pruned):
             for number, cell in enumerate(neighbours):
-                x, top1, place = _cut(cell), cell.values("top1"), _beside(axes, number, len(neighbours), points=3)
+                x, top1, place = (
+                    _cut(cell),
+                    cell.values("top1"),
+                    _beside(axes, number, len(neighbours), points=3),
+                )
                 axes.update_datalim([(x, value) for value in top1])
                 axes.plot([x], [fmean(top1)], transform=place, zorder=4, **cell.style)
-                axes.vlines([x], min(top1), max(top1), color=cell.style["color"], transform=place, zorder=3)
+                axes.vlines(
+                    [x], min(top1), max(top1), color=cell.style["color"], transform=place, zorder=3
+                )
         for cell in (cell for cell in group if cell.target is None):
             dense, color = cell.values("top1"), cell.style["color"]
             axes.axhline(fmean(dense), color=color, linestyle=cell.style["linestyle"])
@@ -226,7 +251,8 @@ def _within_reach(axes: Axes, group: Sequence[Cell], top1: Sequence[float]) -> l
     """The cells that a panel is fitted to, by their accuracies; its title names the others."""
     low, of_label = max(top1) - REACH, Counter(cell.label for cell in group)
     far = [
-        f"{cell.label} {value:.1f}" + (f" at {100 * (cell.target or 0):g} %" if of_label[cell.label] > 1 else "")
+        f"{cell.label} {value:.1f}"
+        + (f" at {100 * (cell.target or 0):g} %" if of_label[cell.label] > 1 else "")
         for cell, value in zip(group, top1, strict=True)
         if value < low
     ]
@@ -241,18 +267,33 @@ def _add_to_title(axes: Axes, line: str) -> None:
 
 def _beside(axes: Axes, number: int, count: int, points: float) -> Transform:
     """Data coordinates, moved sideways so that `count` marks at one place stand side by side."""
-    return axes.transData + ScaledTranslation((number - (count - 1) / 2) * points / 72, 0, axes.figure.dpi_scale_trans)
+    return axes.transData + ScaledTranslation(
+        (number - (count - 1) / 2) * points / 72, 0, axes.figure.dpi_scale_trans
+    )
 
 
 def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
     """Hollow marks for methods that we run as well; small grey ones for others, by where they started from."""
-    start = rows["pretrained"].map({"yes": "pretrained start", "no": "from scratch"}).fillna("start not said")
+    start = (
+        rows["pretrained"]
+        .map({"yes": "pretrained start", "no": "from scratch"})
+        .fillna("start not said")
+    )
     for name, members in rows.groupby(rows["peer"].where(rows["peer"].isin([*STYLES]), start)):
-        style = {key: STYLES[name][key] for key in ("color", "marker")} if name in STYLES else PUBLISHED[name]
+        style = (
+            {key: STYLES[name][key] for key in ("color", "marker")}
+            if name in STYLES
+            else PUBLISHED[name]
+        )
         axes.plot(
-            members["flops_reduction_pct"], members["pruned_top1"], linestyle="", fillstyle="none", zorder=2,
-            label=f"published {name}" if name in STYLES else f"published others, {name}", **style,
-        )  # fmt: skip
+            members["flops_reduction_pct"],
+            members["pruned_top1"],
+            linestyle="",
+            fillstyle="none",
+            zorder=2,
+            label=f"published {name}" if name in STYLES else f"published others, {name}",
+            **style,
+        )
 
 
 def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
@@ -265,14 +306,18 @@ def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) 
     for axes, group in zip(panels, networks.values(), strict=True):
         group = _within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
         for label in dict.fromkeys(cell.label for cell in group):
-            points = sorted((cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0)
+            points = sorted(
+                (cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0
+            )
             x = [fmean(latencies["latency_ms"][str(cell.runs[0].cell)].values()) for cell in points]
             top1 = [cell.values("top1") for cell in points]
             axes.plot(x, [*map(fmean, top1)], zorder=4, **points[0].style)
             axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=points[0].style["color"])
         axes.margins(0.08)
         where = f"{latencies['device']}, {latencies['threads']} threads"
-        axes.set(xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]")
+        axes.set(
+            xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]"
+        )
     _legend(figure, found, "mean of n seeds, bar from the lowest to the highest")
     return figure
 
@@ -283,14 +328,22 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     A panel is fitted to the cells that end within REACH of the best, and to nine tenths of their epochs; its title
     says what lies below.
     """
-    images, found = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test", cells(runs)
+    images, found = (
+        "validation" if runs[0].config["data"]["validation_images"] > 0 else "test",
+        cells(runs),
+    )
     figure = _over_epochs(found, "eval/top1", f"top-1 on the {images} images [%]")
     for axes, group in zip(figure.axes, _panels(found).values(), strict=True):
-        shown = _within_reach(axes, group, [cell.over_epochs("eval/top1").iloc[-1].mean() for cell in group])
+        shown = _within_reach(
+            axes, group, [cell.over_epochs("eval/top1").iloc[-1].mean() for cell in group]
+        )
         curves = [cell.over_epochs("eval/top1").mean(axis=1) for cell in shown]
-        low = min(curve.quantile(0.1) for curve in curves)  # the first epochs would hide the differences that matter
+        # The first epochs would hide the differences that matter.
+        low = min(curve.quantile(0.1) for curve in curves)
         if min(map(min, curves)) < low:
-            _add_to_title(axes, f"axis from {low:.0f} %: at most a tenth of each curve shown is below")
+            _add_to_title(
+                axes, f"axis from {low:.0f} %: at most a tenth of each curve shown is below"
+            )
         high = max(cell.over_epochs("eval/top1").max(axis=None) for cell in shown)
         axes.set_ylim(low, high + max(0.05 * (high - low), 0.1))
     return figure
@@ -323,7 +376,9 @@ def _over_epochs(of: Sequence[Cell], key: str, label: str) -> Figure:
             step = max(1, len(values) // 8)  # few markers, none above another's
             axes.plot(values.mean(axis=1), markevery=(2 * number % step, step), **cell.style)
             _draw_band(axes, values.index, values.T, cell)
-        axes.set(xlabel="epochs completed", ylabel=label, xlim=(0, group[0].runs[0].summary["epochs"]))
+        axes.set(
+            xlabel="epochs completed", ylabel=label, xlim=(0, group[0].runs[0].summary["epochs"])
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, of)
     return figure
@@ -331,7 +386,9 @@ def _over_epochs(of: Sequence[Cell], key: str, label: str) -> Figure:
 
 def _draw_band(axes: Axes, x: Any, values: pd.DataFrame, cell: Cell) -> None:
     """From the lowest to the highest of the seeds (rows)."""
-    axes.fill_between(x, values.min(), values.max(), color=cell.style["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(
+        x, values.min(), values.max(), color=cell.style["color"], alpha=0.15, linewidth=0
+    )
 
 
 def kept_filters(runs: Sequence[Run]) -> Figure:
@@ -343,7 +400,12 @@ def kept_filters(runs: Sequence[Run]) -> Figure:
     figure, axes = _grid(panels, columns=1, width=11, height=3.4)
     for panel, group in zip(axes, panels.values(), strict=True):
         for number, cell in enumerate(group):
-            kept = pd.DataFrame([[100 - 100 * len(l["pruned"]) / l["filters"] for l in plan] for plan in cell.plans()])
+            kept = pd.DataFrame(
+                [
+                    [100 - 100 * len(l["pruned"]) / l["filters"] for l in plan]
+                    for plan in cell.plans()
+                ]
+            )
             place = _beside(panel, number, len(group), points=1.5)
             panel.plot(kept.mean(), transform=place, **cell.style)
             _draw_band(panel, kept.columns, kept, cell)
@@ -368,7 +430,10 @@ def _maps(runs: Sequence[Run], quantity: str, unit: str) -> Figure:
     found = _of_psap(runs)
     figure, panels = _grid([_title(cell) for cell in found], MAP_COLUMNS, width=5.4, height=4.6)
     values = [cell.layers(quantity) for cell in found]
-    low, high = min(frame.min(axis=None) for frame in values), max(frame.max(axis=None) for frame in values)
+    low, high = (
+        min(frame.min(axis=None) for frame in values),
+        max(frame.max(axis=None) for frame in values),
+    )
     for number, (axes, of_cell) in enumerate(zip(panels, values, strict=True)):
         image = _draw_map(axes, of_cell, low, high)
         if number % MAP_COLUMNS and of_cell.columns.equals(values[number - 1].columns):
@@ -386,28 +451,48 @@ def pulses(runs: Sequence[Run]) -> Figure:
     if not pulsed:
         raise NothingToDrawError("no run has pulses")
     found = [cell for cell in pulsed if cell.label == "psap"] or pulsed
-    titles = [title for cell in found for title in (f"{_title(cell)}, seed {cell.runs[0].seed}", RESTORED)]
+    titles = [
+        title for cell in found for title in (f"{_title(cell)}, seed {cell.runs[0].seed}", RESTORED)
+    ]
     figure, panels = _grid(titles, columns=2, width=5.4, height=4.2)
     for left, right, cell in zip(panels[::2], panels[1::2], found, strict=True):
         pulse = cell.runs[0].pulses
-        dots: dict[str, Any] = {"linestyle": "", "markersize": 3, "markeredgewidth": 0, "rasterized": True}
+        dots: dict[str, Any] = {
+            "linestyle": "",
+            "markersize": 3,
+            "markeredgewidth": 0,
+            "rasterized": True,
+        }
         for restored, color, marker, shift, name in (
             (False, "#56B4E9", "o", -0.15, "stays suspended"),
             (True, "#D55E00", "^", 0.15, "restored"),
         ):
             rows = pulse[pulse["restored"] == restored]
-            left.plot(rows["epoch"] + shift, rows["utility"], color=color, marker=marker, label=name, **dots)
-        for restored, linestyle, name in ((False, ":", "median, stays suspended"), (True, "-", "median, restored")):
+            left.plot(
+                rows["epoch"] + shift,
+                rows["utility"],
+                color=color,
+                marker=marker,
+                label=name,
+                **dots,
+            )
+        for restored, linestyle, name in (
+            (False, ":", "median, stays suspended"),
+            (True, "-", "median, restored"),
+        ):
             medians = pulse[pulse["restored"] == restored].groupby("epoch")["utility"].median()
             left.plot(medians, color="#000000", linestyle=linestyle, label=name)
         size = pulse["utility"].abs()
-        linear = 10 ** ceil(np.log10(size.median() or 1.0))  # half of the utilities lie in the linear part
+        # Half of the utilities lie in the linear part.
+        linear = 10 ** ceil(np.log10(size.median() or 1.0))
         if size.max() > 10 * linear:
             left.set_yscale("symlog", linthresh=linear)
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="epochs completed", ylabel="utility of a suspended filter (eq. 5)")
         order = [layer["name"] for layer in cell.plans()[0]]
-        shares = pulse.pivot_table(index="epoch", columns="layer", values="restored", aggfunc="mean")
+        shares = pulse.pivot_table(
+            index="epoch", columns="layer", values="restored", aggfunc="mean"
+        )
         image = _draw_map(right, shares[[name for name in order if name in shares]], 0, 1)
         figure.colorbar(image, ax=right, label="restored, of the suspended")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -435,7 +520,10 @@ def study_differences(runs: Sequence[Run]) -> Figure:
 
 def draw_study(study: Study) -> Figure:
     cells = [cell for cell in study.suite.cells if cell.name in study.differences]
-    rows = [(_row_label(study, cell.name, str(cell.against)), study.differences[cell.name]) for cell in cells]
+    rows = [
+        (_row_label(study, cell.name, str(cell.against)), study.differences[cell.name])
+        for cell in cells
+    ]
     rows += [(f"effect of {name}", effect) for name, effect in study.effects.items()]
     not_run = {number for number, cell in enumerate(cells) if not study.runs[cell.name]}
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(rows)), layout="constrained")
@@ -445,22 +533,35 @@ def draw_study(study: Study) -> Figure:
             _draw_difference(axes, place, found)
         else:
             missing = "not run" if place in not_run else "no seed in common"
-            axes.annotate(missing, (0, place), (4, 0), textcoords="offset points", va="center", color="#888888")
+            axes.annotate(
+                missing,
+                (0, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color="#888888",
+            )
     axes.axvline(0, color="#000000", linewidth=0.8)
     if study.effects:
         axes.axhline(len(cells) - 0.5, color="#BBBBBB", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label + _seeds(study, found) for label, found in rows])
-    axes.set(xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5))
+    axes.set(
+        xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5)
+    )
     axes.grid(visible=False, axis="y")
     apart = f", and {named(study.spread.apart)}," if study.spread.apart else ""
     title = f"{study.suite.title}\ndifference to {study.suite.reference}, paired by seed"
-    figure.suptitle("\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(
+        "\n".join(fill(line, 110) for line in title.splitlines()), x=0.01, ha="left", fontsize=10
+    )
     figure.legend(
         [Line2D([], [], **style) for style in [*JUDGED.values(), SEED]],
-        [*(verdict or "no interval" for verdict in JUDGED), "a seed"], loc="outside lower center", ncols=5,
+        [*(verdict or "no interval" for verdict in JUDGED), "a seed"],
+        loc="outside lower center",
+        ncols=5,
         title="mean; thick: 95 % interval of this one; thin: of all of its kind together (Bonferroni)\n"
         f"cells of {study.method} and its variants share one spread; others{apart} have their own",
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -468,7 +569,9 @@ def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
     style = JUDGED[found.verdict]
     for half, width in ((found.together, 1), (found.half, 3)):
         if half is not None:
-            axes.hlines(place, found.mean - half, found.mean + half, color=style["color"], linewidth=width)
+            axes.hlines(
+                place, found.mean - half, found.mean + half, color=style["color"], linewidth=width
+            )
     seeds = list(found.by_seed.values())
     axes.plot(seeds, [place] * len(seeds), zorder=4, **SEED)
     axes.plot([found.mean], [place], zorder=3, **style)
@@ -476,19 +579,29 @@ def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
 
 def _row_label(study: Study, cell: str, against: str) -> str:
     """A cell, and what it is compared with, if not with the reference."""
-    return cell if against == study.suite.reference else f"{cell.removeprefix(f'{against} and ')}, against {against}"
+    return (
+        cell
+        if against == study.suite.reference
+        else f"{cell.removeprefix(f'{against} and ')}, against {against}"
+    )
 
 
 def _seeds(study: Study, found: Difference | None) -> str:
     """The number of seeds, if not all have run."""
-    return f" (n = {len(found.by_seed)})" if found and len(found.by_seed) < len(study.suite.seeds) else ""
+    return (
+        f" (n = {len(found.by_seed)})"
+        if found and len(found.by_seed) < len(study.suite.seeds)
+        else ""
+    )
 
 
 def _title(cell: Cell) -> str:
     return f"{cell.network}\n{cell.label}, {100 * (cell.target or 0):g} % of the MACs cut"
 
 
-def _grid(titles: Iterable[str], columns: int = 3, width: float = 5, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+def _grid(
+    titles: Iterable[str], columns: int = 3, width: float = 5, height: float = 3.6
+) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for every title; width and height of a panel in inches."""
     titles = list(titles)
     columns = min(columns, len(titles))
@@ -501,7 +614,9 @@ def _grid(titles: Iterable[str], columns: int = 3, width: float = 5, height: flo
 
 
 def _legend(
-    figure: Figure, of: Sequence[Cell], title: str = "mean of n seeds, band from the lowest to the highest"
+    figure: Figure,
+    of: Sequence[Cell],
+    title: str = "mean of n seeds, band from the lowest to the highest",
 ) -> None:
     """The one legend below the panels: our cells with their numbers of seeds, then what the panels name themselves."""
     entries: dict[str, Artist] = {}
@@ -514,16 +629,25 @@ def _legend(
     longest = max(map(len, entries))
     columns = max(1, int(figure.get_figwidth() * 14 / (longest + 10)))
     figure.set_figheight(figure.get_figheight() + 0.18 * ceil(len(entries) / columns))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=title)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=title
+    )
 
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
     make.__name__: make
     for make in (
-        accuracy_against_macs, training_curves, training_loss, mask_churn, layer_prune_ratios,
-        weight_sparsity_ratios, pulses, kept_filters, study_differences,
+        accuracy_against_macs,
+        training_curves,
+        training_loss,
+        mask_churn,
+        layer_prune_ratios,
+        weight_sparsity_ratios,
+        pulses,
+        kept_filters,
+        study_differences,
     )
-}  # fmt: skip
+}
 
 
 def drawn(name: str, runs: Sequence[Run], latencies: Path | None = None) -> Figure | str:
@@ -550,7 +674,9 @@ def read_latencies(path: Path) -> dict[str, Any]:
         if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not what `experiments.suite latency` prints: measure again") from error
+        raise DataError(
+            f"{path} is not what `experiments.suite latency` prints: measure again"
+        ) from error
     return latencies
 
 
@@ -577,7 +703,10 @@ def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> li
             print(f"{path.parent.name}: {figure}")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, no_dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+        for suffix, no_dates in (
+            (".png", {"Software": None}),
+            (".pdf", {"CreationDate": None, "Producer": None}),
+        ):
             written.append(path.with_suffix(suffix))
             figure.savefig(written[-1], metadata=no_dates)
             figure.set_layout_engine("none")  # the second file keeps the places of the first
@@ -595,7 +724,8 @@ def what_happened(runs: Sequence[Run]) -> Figure:
     psap, setting = of_psap[0], setting_of(of_psap[0].config)
     figure = Figure(figsize=(11, 8.4), layout="constrained")
     axes = figure.subplot_mosaic(
-        [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]], height_ratios=[2.2, 1, 1]
+        [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]],
+        height_ratios=[2.2, 1, 1],
     )
     figure.suptitle(
         f"{setting.network_title} on {setting.dataset_title}: PSAP removes "
@@ -617,12 +747,16 @@ def what_happened(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, values: pd.DataFrame, low: float | None = None, high: float | None = None) -> QuadMesh:
+def _draw_map(
+    axes: Axes, values: pd.DataFrame, low: float | None = None, high: float | None = None
+) -> QuadMesh:
     """Layers down, pruning steps across; light is little (low), dark is much (high), in grey as well."""
     epochs = values.index.to_numpy()
     columns = np.append(epochs, epochs[-1] + 1) - 0.5
     rows = np.arange(values.shape[1] + 1) - 0.5
-    image = axes.pcolormesh(columns, rows, values.to_numpy().T, cmap="cividis_r", vmin=low, vmax=high)
+    image = axes.pcolormesh(
+        columns, rows, values.to_numpy().T, cmap="cividis_r", vmin=low, vmax=high
+    )
     step = ceil(values.shape[1] / 24)  # names that fit above each other
     axes.set_yticks(range(0, values.shape[1], step), list(values.columns[::step]), fontsize=7)
     axes.grid(False)
@@ -645,9 +779,14 @@ def _draw_filters(axes: Axes, psap: Run) -> None:
     steps = psap.metrics[["psap/suspended", "psap/restored"]].dropna()
     axes.bar(steps.index, steps["psap/suspended"], color="#BBBBBB", label="suspended")
     axes.bar(
-        steps.index, steps["psap/restored"], bottom=steps["psap/suspended"], color="#D55E00", hatch="////",
-        edgecolor="white", label="proposed, but restored",
-    )  # fmt: skip
+        steps.index,
+        steps["psap/restored"],
+        bottom=steps["psap/suspended"],
+        color="#D55E00",
+        hatch="////",
+        edgecolor="white",
+        label="proposed, but restored",
+    )
     axes.set_ylabel("filters")
     axes.set_xlabel("epochs completed")
     axes.set_title("4  Filters: suspended, and restored by the pulse")
@@ -661,13 +800,20 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     styles = {run.method: STYLES.get(run.method, SPARE_STYLES[0]) for run in runs}
     for run in runs:
         style = styles[run.method]
-        axes.plot(run.metrics["eval/top1"], color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
+        axes.plot(
+            run.metrics["eval/top1"],
+            color=style["color"],
+            linestyle=style["linestyle"],
+            linewidth=1.3,
+        )
     ranked = sorted(runs, key=lambda run: run.summary["top1"])
     for place, run in enumerate(ranked):
         axes.plot(
-            epochs * (1.05 + 0.06 * place), run.summary["top1"], **styles[run.method] | {"markersize": 8},
+            epochs * (1.05 + 0.06 * place),
+            run.summary["top1"],
+            **styles[run.method] | {"markersize": 8},
             label=f"{run.method}: {run.summary['top1']:.1f} % at {run.summary['macs_cut']:.0%} cut",
-        )  # fmt: skip
+        )
     axes.axvline(epochs * 1.02, color="#999999", linewidth=0.8)
     second_half = min(run.metrics["eval/top1"].iloc[len(run.metrics) // 2 :].min() for run in runs)
     low = min(second_half, ranked[0].summary["top1"])
@@ -678,11 +824,15 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylabel("top-1 [%]")
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= epochs])
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="lower right", title="exported, last epoch", handlelength=3)
+    axes.legend(
+        handles[::-1], labels[::-1], loc="lower right", title="exported, last epoch", handlelength=3
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, metavar="OUT.png")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     given = parser.parse_args(arguments)

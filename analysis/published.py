@@ -13,12 +13,19 @@ from analysis.suites import Setting
 PUBLISHED = Path(__file__).parent / "published.csv"
 TEXTS = ("dataset", "model", "method", "source_url", "source_note")
 RANGES = {  # of numbers; all in percent or percentage points, and empty where the source has none
-    "base_top1": (0, 100), "pruned_top1": (0, 100), "top1_drop": (-100, 100), "base_top5": (0, 100),
-    "pruned_top5": (0, 100), "flops_reduction_pct": (0, 100), "params_reduction_pct": (0, 100),
-}  # fmt: skip
+    "base_top1": (0, 100),
+    "pruned_top1": (0, 100),
+    "top1_drop": (-100, 100),
+    "base_top5": (0, 100),
+    "pruned_top5": (0, 100),
+    "flops_reduction_pct": (0, 100),
+    "params_reduction_pct": (0, 100),
+}
 COLUMNS = ["dataset", "model", "method", "year", "pretrained", *RANGES, "source_url", "source_note"]
 # What makes a row unusable, in its note: flagged, or the remaining FLOPs printed as the removed ones.
-FLAGS = re.compile(r"DO NOT USE|unusable|print error|misprint|REMAINING FLOPs|FLOPs RATIO \(remaining\)")
+FLAGS = re.compile(
+    r"DO NOT USE|unusable|print error|misprint|REMAINING FLOPs|FLOPs RATIO \(remaining\)"
+)
 # Our methods that others published figures of, by what those are called; the first that matches.
 PEERS = {
     "thin": r"\b[Ss]cratch",  # small networks trained from scratch, whatever method gave them their widths
@@ -64,7 +71,9 @@ def peer_of(method: str) -> str | None:
 
 def usable(published: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     """The published rows of a data set and network that can be used."""
-    of_both = published["dataset"].eq(setting.dataset_title) & published["model"].eq(setting.model_title)
+    of_both = published["dataset"].eq(setting.dataset_title) & published["model"].eq(
+        setting.model_title
+    )
     return published[of_both & published["excluded"].isna()]
 
 

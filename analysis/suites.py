@@ -13,7 +13,12 @@ import yaml
 from analysis.collect import RESULTS, DataError, Run, read_runs
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet", "imagenette": "Imagenette", "digits": "handwritten digits"}
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "imagenet": "ImageNet",
+    "imagenette": "Imagenette",
+    "digits": "handwritten digits",
+}
 MODELS = {"vgg16_bn": "VGG-16", "mobilenet_v2": "MobileNetV2"}  # and resnet<depth>
 PUBLISHED_PIXELS = {"cifar10": 32, "imagenet": 224}  # what published figures are about
 
@@ -108,7 +113,9 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
     )
 
 
-def read_suites(folder: Path = EXPERIMENTS / "suites", conf: Path = EXPERIMENTS / "conf") -> list[Suite]:
+def read_suites(
+    folder: Path = EXPERIMENTS / "suites", conf: Path = EXPERIMENTS / "conf"
+) -> list[Suite]:
     """All suites of a folder, by name. Raises DataError if a file is no suite."""
     return [read_suite(path, conf) for path in sorted(folder.glob("*.yaml"))]
 
@@ -117,20 +124,47 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
     """A suite's file, with recipes and choices from `conf`. Raises DataError if it is no suite."""
     try:
         content = yaml.safe_load(path.read_text())
-        configs = {entry["name"]: compose(entry["recipe"], entry["overrides"], conf) for entry in content["cells"]}
+        configs = {
+            entry["name"]: compose(entry["recipe"], entry["overrides"], conf)
+            for entry in content["cells"]
+        }
         settings = {name: setting_of(config) for name, config in configs.items()}
-        plans_of = {entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]}
-        title, seeds, reference = content.get("title", path.stem), tuple(content["seeds"]), content.get("reference")
+        plans_of = {
+            entry["name"]: entry.get("plan_of", entry["name"]) for entry in content["cells"]
+        }
+        title, seeds, reference = (
+            content.get("title", path.stem),
+            tuple(content["seeds"]),
+            content.get("reference"),
+        )
         against = {entry["name"]: entry.get("against", reference) for entry in content["cells"]}
         if reference is not None:
             against[reference] = None
         goals = {entry["name"]: entry["goal"] for entry in content["cells"] if "goal" in entry}
         for name, goal in goals.items():
-            if type(goal) not in (int, float) or not 1 < goal <= 100 or settings[plans_of[name]].target is None:
-                raise ValueError(f"the goal of cell {name!r}, {goal!r}, is no top-1 in percent at a target")
-        cells = [Cell(name, settings[name], settings[plans_of[name]].target, configs[name], against[name],
-                      goals.get(name)) for name in settings]  # fmt: skip
-        effects = {name: [(one, other) for one, other in pairs] for name, pairs in content.get("effects", {}).items()}
+            if (
+                type(goal) not in (int, float)
+                or not 1 < goal <= 100
+                or settings[plans_of[name]].target is None
+            ):
+                raise ValueError(
+                    f"the goal of cell {name!r}, {goal!r}, is no top-1 in percent at a target"
+                )
+        cells = [
+            Cell(
+                name,
+                settings[name],
+                settings[plans_of[name]].target,
+                configs[name],
+                against[name],
+                goals.get(name),
+            )
+            for name in settings
+        ]
+        effects = {
+            name: [(one, other) for one, other in pairs]
+            for name, pairs in content.get("effects", {}).items()
+        }
         paired = {name for pairs in effects.values() for pair in pairs for name in pair}
         if unknown := {reference, *against.values(), *paired} - {None, *settings}:
             raise ValueError(f"{unknown.pop()!r}, which it compares, is no cell")
@@ -138,7 +172,9 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
             raise ValueError("an effect has no pair of cells")
         return Suite(path.stem, title, seeds, tuple(cells), reference, effects)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"the suite {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"the suite {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no suite: {type(error).__name__} {error}") from error
 
@@ -165,9 +201,13 @@ def runs_of_cells(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int
         if run.cell not in cells or run.seed not in suite.seeds:
             left_out.append(f"{name}: the suite has no such cell and seed")
         elif differences := _differences(run, cells[run.cell]):
-            left_out.append(f"{name}: it was not trained as the suite says ({'; '.join(differences)})")
+            left_out.append(
+                f"{name}: it was not trained as the suite says ({'; '.join(differences)})"
+            )
         elif run.seed in of_cells[run.cell]:
-            raise DataError(f"there are two runs of suite {suite.name}, cell {name}: move one of them away")
+            raise DataError(
+                f"there are two runs of suite {suite.name}, cell {name}: move one of them away"
+            )
         else:
             of_cells[run.cell][run.seed] = run
     for name, by_seed in of_cells.items():
@@ -177,13 +217,24 @@ def runs_of_cells(suite: Suite, runs: Iterable[Run]) -> tuple[dict[str, dict[int
 
 def _differences(run: Run, cell: Cell) -> list[str]:
     """What a run's configuration has otherwise than its cell; keys that only one of them knows do not count."""
-    pairs = {key: (value, asdict(cell.setting)[key]) for key, value in asdict(setting_of(run.config)).items()}
+    pairs = {
+        key: (value, asdict(cell.setting)[key])
+        for key, value in asdict(setting_of(run.config)).items()
+    }
     for section in ("data", "model", "method", "optim"):
         wanted = cell.config.get(section, {})
-        known = {key for key in wanted.keys() & run.config.get(section, {}).keys() if not _is_open(wanted[key])}
+        known = {
+            key
+            for key in wanted.keys() & run.config.get(section, {}).keys()
+            if not _is_open(wanted[key])
+        }
         known -= {"name", *pairs}
-        pairs |= {f"{section}.{key}": (run.config[section][key], wanted[key]) for key in sorted(known)}
-    return [f"{key} {found}, not {wanted}" for key, (found, wanted) in pairs.items() if found != wanted]
+        pairs |= {
+            f"{section}.{key}": (run.config[section][key], wanted[key]) for key in sorted(known)
+        }
+    return [
+        f"{key} {found}, not {wanted}" for key, (found, wanted) in pairs.items() if found != wanted
+    ]
 
 
 def _is_open(value: Any) -> bool:
@@ -197,7 +248,10 @@ def refuse_different(what: str, runs: Iterable[Run]) -> None:
     for run in runs:
         seeds.setdefault(run.summary["config_hash"], []).append(run.seed)
     if len(seeds) > 1:
-        found = [f"{name} (seed{'s' * (len(of) > 1)} {', '.join(map(str, sorted(of)))})" for name, of in seeds.items()]
+        found = [
+            f"{name} (seed{'s' * (len(of) > 1)} {', '.join(map(str, sorted(of)))})"
+            for name, of in seeds.items()
+        ]
         raise DataError(
             f"{what} has runs of different configurations: {' and '.join(found)}: move those that do not belong away"
         )
@@ -223,7 +277,9 @@ def suite_runs(name: str, results: Path = RESULTS) -> list[Run]:
     """What is recorded of a suite, as far as it stands in its table; prints how many runs that are."""
     folder = results / name
     runs, left_out = runs_of_suite(name, read_runs(folder) if folder.is_dir() else [])
-    print("\n".join([f"{name}: {len(runs)} finished runs" if runs else f"{name}: not run", *left_out]))
+    print(
+        "\n".join([f"{name}: {len(runs)} finished runs" if runs else f"{name}: not run", *left_out])
+    )
     return runs
 
 
@@ -232,9 +288,13 @@ def compose(recipe: str, overrides: list[str], conf: Path = EXPERIMENTS / "conf"
 
     Hydra's composition as far as this suite's files use it: defaults lists, groups, and overrides `key=value`.
     """
-    config = _merge(_load(conf / "base.yaml", conf), _load(conf / "experiment" / f"{recipe}.yaml", conf))
+    config = _merge(
+        _load(conf / "base.yaml", conf), _load(conf / "experiment" / f"{recipe}.yaml", conf)
+    )
     pairs = [str(override).lstrip("+").partition("=")[::2] for override in overrides]
-    for key, text in sorted(pairs, key=lambda pair: not (conf / pair[0]).is_dir()):  # choices of groups first
+    for key, text in sorted(
+        pairs, key=lambda pair: not (conf / pair[0]).is_dir()
+    ):  # choices of groups first
         value = float(text) if re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", text) else yaml.safe_load(text)
         if (conf / key).is_dir():
             config[key] = _load(conf / key / f"{value}.yaml", conf)
@@ -249,7 +309,10 @@ def compose(recipe: str, overrides: list[str], conf: Path = EXPERIMENTS / "conf"
 
 def has_default_switches(cell: Cell, conf: Path = EXPERIMENTS / "conf") -> bool:
     """Does the cell train its method as it is without overrides, whatever the target?"""
-    default, no_target = _load(conf / "method" / f"{cell.setting.method}.yaml", conf), {"target_macs_cut": None}
+    default, no_target = (
+        _load(conf / "method" / f"{cell.setting.method}.yaml", conf),
+        {"target_macs_cut": None},
+    )
     return bool(cell.config["method"] | no_target == default | no_target)
 
 
@@ -275,7 +338,11 @@ def _defaults(entries: list[Any]) -> Iterator[tuple[str, str]]:
         if isinstance(entry, str):
             yield "", entry
         else:
-            yield from ((group.removeprefix("override").strip(" /"), name) for group, name in entry.items() if name)
+            yield from (
+                (group.removeprefix("override").strip(" /"), name)
+                for group, name in entry.items()
+                if name
+            )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

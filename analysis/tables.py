@@ -31,15 +31,40 @@ from analysis.suites import (
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
 SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
-BESIDE = ("psap", "thin", "dense")  # methods that all cells are compared with, their switches at the defaults
-ESTIMATES = ("top1", *(f"to_{method}" for method in BESIDE))  # each with columns _sd, _low, _high, _n
+# Methods that all cells are compared with, their switches at the defaults.
+BESIDE = ("psap", "thin", "dense")
+# Each has columns _sd, _low, _high and _n, too.
+ESTIMATES = ("top1", *(f"to_{method}" for method in BESIDE))
 COLUMNS = [
-    "section", "dataset", "model", "start", "epochs", "target", "kind", "method", "year", "peer", "cell",
-    "method_name", "seeds",
+    "section",
+    "dataset",
+    "model",
+    "start",
+    "epochs",
+    "target",
+    "kind",
+    "method",
+    "year",
+    "peer",
+    "cell",
+    "method_name",
+    "seeds",
     *(f"{name}{part}" for name in ESTIMATES for part in ("", "_sd", "_low", "_high", "_n")),
-    "masked_top1", "macs_cut", "base_top1", "drop", "drop_n", "params", "params_cut", "train_macs", "train_macs_share",
-    "start_stated", "commits", "devices", "source_url", "source_note",
-]  # fmt: skip
+    "masked_top1",
+    "macs_cut",
+    "base_top1",
+    "drop",
+    "drop_n",
+    "params",
+    "params_cut",
+    "train_macs",
+    "train_macs_share",
+    "start_stated",
+    "commits",
+    "devices",
+    "source_url",
+    "source_note",
+]
 LEGEND = [
     "Mean ± standard deviation over seeds and, in brackets, Student's 95 % interval of the mean.",
     "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
@@ -54,9 +79,13 @@ PUBLISHED_LEGEND = [
     "PSAP (paper): the paper's own figures are not available to us.",
 ]
 ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
-    ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}", ord("\\"): r"\textbackslash{}",
-    ord("±"): r"$\pm$", ord("†"): r"$\dagger$", ord("‡"): r"$\ddagger$",
-}  # fmt: skip
+    ord("~"): r"\textasciitilde{}",
+    ord("^"): r"\textasciicircum{}",
+    ord("\\"): r"\textbackslash{}",
+    ord("±"): r"$\pm$",
+    ord("†"): r"$\dagger$",
+    ord("‡"): r"$\ddagger$",
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +116,13 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
     rows, notes = [], []
     for section, cells in _sections(suite).items():
         facts = {
-            "section": _heading(section), "dataset": section.dataset_title, "model": section.model_title,
-            "start": section.start, "epochs": section.epochs, "target": section.target,
-        }  # fmt: skip
+            "section": _heading(section),
+            "dataset": section.dataset_title,
+            "model": section.model_title,
+            "start": section.start,
+            "epochs": section.epochs,
+            "target": section.target,
+        }
         beside: dict[str, Mapping[int, Run]] = {
             cell.setting.method: of_cells[cell.name]
             for cell in reversed(cells)
@@ -113,7 +146,9 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
     notes += [f"Left out: {why}." for why in left_out]
     urls = frame["source_url"].dropna().unique()
     notes += [f"[{number}] {url}" for number, url in enumerate(urls, start=1)]
-    return Table(suite.name, suite.title, _head(suite, of_cells), frame, LEGEND + list(dict.fromkeys(notes)))
+    return Table(
+        suite.name, suite.title, _head(suite, of_cells), frame, LEGEND + list(dict.fromkeys(notes))
+    )
 
 
 def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
@@ -125,7 +160,11 @@ def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
     keys = dict.fromkeys(key(cell, cell.target) for cell in suite.cells)
     with_target = {replace(section, target=None) for section in keys if section.target is not None}
     return {
-        section: [cell for cell in suite.cells if section in (key(cell, cell.target), _dense_key(cell, section))]
+        section: [
+            cell
+            for cell in suite.cells
+            if section in (key(cell, cell.target), _dense_key(cell, section))
+        ]
         for section in keys
         if section.target is not None or section not in with_target
     }
@@ -143,7 +182,9 @@ def _dense_elsewhere(section: str, ours: Sequence[Run], runs: Iterable[Run]) -> 
 
 def _training(run: Run) -> dict[str, Any]:
     """What was trained on what and how, but for the method; nothing is known of runs of older versions."""
-    return {key: value for key, value in (run.manifest.get("identity") or {}).items() if key != "method"}
+    return {
+        key: value for key, value in (run.manifest.get("identity") or {}).items() if key != "method"
+    }
 
 
 def _dense_key(cell: Cell, section: Setting) -> Setting | None:
@@ -166,7 +207,9 @@ def _trained(section: Setting) -> str:
 
 def _different_cuts(section: Setting, ours: Sequence[Mapping[str, Any]]) -> list[str]:
     """A note where the rows of a section with a target are not at one cut."""
-    cuts = [100 * row["macs_cut"] for row in ours if row["top1_n"] and row["method_name"] != "dense"]
+    cuts = [
+        100 * row["macs_cut"] for row in ours if row["top1_n"] and row["method_name"] != "dense"
+    ]
     if section.target is None or not cuts or max(cuts) - min(cuts) <= SAME_CUT:
         return []
     return [
@@ -189,20 +232,30 @@ def _incomparable(section: Setting) -> str | None:
 
 
 def _ours(
-    cell: Cell, runs: Mapping[int, Run], suite: Suite, section: Setting, beside: Mapping[str, Mapping[int, Run]]
-) -> dict[str, Any]:  # fmt: skip
+    cell: Cell,
+    runs: Mapping[int, Run],
+    suite: Suite,
+    section: Setting,
+    beside: Mapping[str, Mapping[int, Run]],
+) -> dict[str, Any]:
     """The row of one cell; `beside` has the runs that it is compared with, by their method."""
     words = {section.model, "" if section.target is None else f"{100 * section.target:g}"}
     label = " ".join(word for word in cell.name.split() if word not in words)
     row: dict[str, Any] = {
-        "kind": "ours", "method": label or cell.name, "cell": cell.name, "method_name": cell.setting.method,
-        "seeds": len(suite.seeds), "top1_n": 0,
-    }  # fmt: skip
+        "kind": "ours",
+        "method": label or cell.name,
+        "cell": cell.name,
+        "method_name": cell.setting.method,
+        "seeds": len(suite.seeds),
+        "top1_n": 0,
+    }
     if not runs:
         return row
     dense = beside["dense"]
     top1, dense_top1 = _values(runs, "top1"), _values(dense, "top1")
-    starts = {seed: start for seed, start in _values(runs, "start_top1").items() if start is not None}
+    starts = {
+        seed: start for seed, start in _values(runs, "start_top1").items() if start is not None
+    }
     base = starts if cell.setting.pretrained else {} if runs is dense else dense_top1
     drop = paired_difference(base, top1)
     train_macs = fmean(_values(runs, "train_macs").values())
@@ -237,8 +290,13 @@ def _mean(values: Iterable[float]) -> float | None:
 def _flat(name: str, found: Estimate | None) -> dict[str, float | None]:
     if found is None:
         return {}
-    return {name: found.mean, f"{name}_sd": found.sd, f"{name}_low": found.low, f"{name}_high": found.high,
-            f"{name}_n": found.n}  # fmt: skip
+    return {
+        name: found.mean,
+        f"{name}_sd": found.sd,
+        f"{name}_low": found.low,
+        f"{name}_high": found.high,
+        f"{name}_n": found.n,
+    }
 
 
 def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]]:
@@ -246,7 +304,10 @@ def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]
     published, start = usable(published, section), "yes" if section.pretrained else "no"
     rows = published[
         (published["pretrained"].isna() | (published["pretrained"] == start))
-        & ((published["flops_reduction_pct"] - 100 * (section.target or 0)).abs() <= TOLERANCE + 1e-9)
+        & (
+            (published["flops_reduction_pct"] - 100 * (section.target or 0)).abs()
+            <= TOLERANCE + 1e-9
+        )
     ]
     difference = rows["base_top1"] - rows["pruned_top1"]
     rows = rows.assign(
@@ -300,8 +361,14 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
     if ours:
         source = f"ours: {row['commits']}; {row['devices']}" if "commits" in known else "ours"
     else:
-        source = f"[{numbers[row['source_url']]}]" + ("" if row["start_stated"] else " †") if others else ""
-    missing = {"ours": "not run", "published": "not printed", "paper": "not available to us"}[row["kind"]]
+        source = (
+            f"[{numbers[row['source_url']]}]" + ("" if row["start_stated"] else " †")
+            if others
+            else ""
+        )
+    missing = {"ours": "not run", "published": "not printed", "paper": "not available to us"}[
+        row["kind"]
+    ]
     params = f"{row['params'] / 1e6:.3f} M" if "params" in known else ""
     return {
         "method": row["method"] + (f" ({row['year']:.0f})" if others else ""),
@@ -309,12 +376,20 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
         "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}" if ours else "",
         "top-1 [%]": _spread(row, "top1", ".2f") if "top1" in known else missing,
         "masked [%]": f"{row['masked_top1']:.2f}" if "masked_top1" in known else "",
-        "MACs cut [%]": f"{100 * row['macs_cut']:.1f}" + (" ‡" if others else "") if "macs_cut" in known else "",
+        "MACs cut [%]": f"{100 * row['macs_cut']:.1f}" + (" ‡" if others else "")
+        if "macs_cut" in known
+        else "",
         "base [%]": f"{row['base_top1']:.2f}" if "base_top1" in known else "",
         "drop": f"{row['drop']:.2f}{_other_n(row, 'drop')}" if "drop" in known else "",
-        "parameters": params or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
-        "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}" if "train_macs_share" in known else "",
-    } | {f"to {name}": _spread(row, f"to_{name}", "+.2f") if f"to_{name}" in known else "" for name in BESIDE}
+        "parameters": params
+        or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
+        "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}"
+        if "train_macs_share" in known
+        else "",
+    } | {
+        f"to {name}": _spread(row, f"to_{name}", "+.2f") if f"to_{name}" in known else ""
+        for name in BESIDE
+    }
 
 
 def _spread(row: Mapping[str, Any], name: str, form: str) -> str:
@@ -342,7 +417,11 @@ def latex(table: Table) -> str:
     for section, rows in display(table).items():
         style = rows.rename(columns=_escaped).map(_escaped).style.hide(axis="index")
         form = "ll" + "r" * (rows.shape[1] - 2)
-        parts.append(style.to_latex(hrules=True, position="htbp", column_format=form, caption=_escaped(section)))
+        parts.append(
+            style.to_latex(
+                hrules=True, position="htbp", column_format=form, caption=_escaped(section)
+            )
+        )
     notes = "\n\n".join(_escaped(note) for note in table.notes)
     return "\n".join([*parts, rf"{{\footnotesize {notes}\par}}"]) + "\n"
 
@@ -360,14 +439,20 @@ def write_tables(tables: Iterable[Table], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for table in tables:
-        for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", to_csv(table))):
+        for suffix, text in (
+            ("md", markdown(table)),
+            ("tex", latex(table)),
+            ("csv", to_csv(table)),
+        ):
             written.append(out / f"{table.name}.{suffix}")
             written[-1].write_text(text, encoding="utf-8")
     return written
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suites", nargs="*", metavar="SUITE")
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
@@ -375,11 +460,17 @@ def main(arguments: Sequence[str]) -> None:
     with plain_exits(DataError, OSError):
         suites = {suite.name: suite for suite in read_suites()}
         if unknown := [name for name in given.suites if name not in suites]:
-            raise DataError(f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}")
+            raise DataError(
+                f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}"
+            )
         wanted = [suites[name] for name in given.suites or suites]
         runs = read_runs(given.runs)
-        if given.runs != RESULTS and not {run.suite for run in runs} & {suite.name for suite in wanted}:
-            raise DataError(f"{given.runs} holds no finished run of {', '.join(given.suites) or 'any suite'}")
+        if given.runs != RESULTS and not {run.suite for run in runs} & {
+            suite.name for suite in wanted
+        }:
+            raise DataError(
+                f"{given.runs} holds no finished run of {', '.join(given.suites) or 'any suite'}"
+            )
         tables = [make_table(suite, runs, read_published()) for suite in wanted]
         if given.out is None:
             print("\n".join(map(markdown, tables)))

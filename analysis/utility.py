@@ -54,11 +54,27 @@ def picture(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = sorted(filters["epoch"].unique())
-    for color, epoch in zip(colormaps["cividis"](np.linspace(0, 0.85, len(epochs))), epochs, strict=True):
-        rows, when = filters[filters["epoch"] == epoch], f"after epoch {epoch}" if epoch else "at the start"
-        left.plot(rows["utility"], rows["reduction"], "o", markersize=2.5, color=color, alpha=0.6, label=when)
+    for color, epoch in zip(
+        colormaps["cividis"](np.linspace(0, 0.85, len(epochs))), epochs, strict=True
+    ):
+        rows, when = (
+            filters[filters["epoch"] == epoch],
+            f"after epoch {epoch}" if epoch else "at the start",
+        )
+        left.plot(
+            rows["utility"],
+            rows["reduction"],
+            "o",
+            markersize=2.5,
+            color=color,
+            alpha=0.6,
+            label=when,
+        )
     left.axline((0, 0), slope=1, color="#999999", linestyle=":", label="equal")
-    left.set(xlabel="utility of a suspended filter (eq. 5)", ylabel="other batches: the loss falls by, when given back")
+    left.set(
+        xlabel="utility of a suspended filter (eq. 5)",
+        ylabel="other batches: the loss falls by, when given back",
+    )
     left.legend(title="a filter")
     found = correlations(filters)
     for place, epoch in enumerate(epochs):
@@ -69,19 +85,27 @@ def picture(report: dict[str, Any]) -> Figure:
             places = place + shift + 0.05 * (np.arange(len(of_epoch)) - (len(of_epoch) - 1) / 2)
             right.plot(places, of_epoch[criterion], linestyle="", **style)
     right.axhline(0, color="#000000", linewidth=0.8)
-    right.set(xlabel="epochs completed", ylabel="rank correlation with what the loss falls by", ylim=(-1.05, 1.05))
+    right.set(
+        xlabel="epochs completed",
+        ylabel="rank correlation with what the loss falls by",
+        ylim=(-1.05, 1.05),
+    )
     right.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     right.set_xlim(-0.5, len(epochs) - 0.5)
     handles: list[Artist] = [Line2D([], [], linestyle="", **style) for style in CRITERIA.values()]
     handles.append(Patch(color="#DDDDDD", label="95 % of what has no relation"))
     right.legend(handles=handles, title="within layers; a mark is a seed")
     machine = report["machine"]
-    commit = (machine["commit"] or "unknown")[:7] + (" with changes" if machine["dirty_diff_sha256"] else "")
+    commit = (machine["commit"] or "unknown")[:7] + (
+        " with changes" if machine["dirty_diff_sha256"] else ""
+    )
     figure.suptitle(
         f"{' '.join(report['recipe'])}\n{len(filters)} filters of {filters['seed'].nunique()} seeds; "
         f"{report['batches']} batches for the utilities, as many others for the losses; commit {commit}",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
+        x=0.01,
+        ha="left",
+        fontsize=10,
+    )
     return figure
 
 
@@ -89,12 +113,22 @@ def read_report(path: Path) -> dict[str, Any]:
     """Raises DataError if the file holds something else."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
-        values = pd.DataFrame(report["filters"])[["epoch", "seed", "reduction", *CRITERIA]].apply(pd.to_numeric)
-        missing = {"recipe", "batches"} - report.keys() | {"commit", "dirty_diff_sha256"} - report["machine"].keys()
-        if missing or values.isna().any(axis=None) or not all("layer" in row for row in report["filters"]):
+        values = pd.DataFrame(report["filters"])[["epoch", "seed", "reduction", *CRITERIA]].apply(
+            pd.to_numeric
+        )
+        missing = {"recipe", "batches"} - report.keys() | {"commit", "dirty_diff_sha256"} - report[
+            "machine"
+        ].keys()
+        if (
+            missing
+            or values.isna().any(axis=None)
+            or not all("layer" in row for row in report["filters"])
+        ):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a report of `experiments.utility_check`: measure again") from error
+        raise DataError(
+            f"{path} is not a report of `experiments.utility_check`: measure again"
+        ) from error
     return report
 
 
@@ -109,7 +143,9 @@ def write_pictures(results: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)

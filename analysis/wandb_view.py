@@ -25,7 +25,13 @@ SECTIONS: dict[str, dict[str, list[Any] | str]] = {
     "Filters": {name: [f"psap/{name}"] for name in ("proposed", "suspended", "restored")},
     "Layers": {
         name: f"^layer/{name}/.*"
-        for name in ("weight_sparsity_ratio", "prune_ratio", "utility", "grad_norm_live", "grad_norm_suspended")
+        for name in (
+            "weight_sparsity_ratio",
+            "prune_ratio",
+            "utility",
+            "grad_norm_live",
+            "grad_norm_suspended",
+        )
     },
 }
 LINES = 100  # at most, in a panel: W&B's default of 10 would hide cells
@@ -52,13 +58,20 @@ def view(project: str, entity: str = "", suite: str | None = None) -> ws.Workspa
         project=project,
         name=f"PSAP against its peers{f': {suite}' if suite else ''}",
         sections=[
-            ws.Section(name=name, panels=[panel(title, keys) for title, keys in panels.items()], is_open=True)
+            ws.Section(
+                name=name,
+                panels=[panel(title, keys) for title, keys in panels.items()],
+                is_open=True,
+            )
             for name, panels in SECTIONS.items()
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=LINES),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(expr.Tags().isin([suite])) if suite else "",
-            groupby=[expr.Config("suite"), expr.Metric("Group")],  # cells of two suites may share a name
+            groupby=[
+                expr.Config("suite"),
+                expr.Metric("Group"),
+            ],  # cells of two suites may share a name
             order=[expr.Ordering(expr.Metric("Group"))],
             pinned_columns=["summary:top1", "summary:macs_cut"],
         ),
@@ -75,7 +88,9 @@ def description(workspace: ws.Workspace) -> dict[str, Any]:
         "runs": {"filters": runs.filters, "groupby": [metric.name for metric in runs.groupby]},
         "sections": {
             section.name: {
-                plot.title: plot.metric_regex or plot.y for plot in section.panels if isinstance(plot, LinePlot)
+                plot.title: plot.metric_regex or plot.y
+                for plot in section.panels
+                if isinstance(plot, LinePlot)
             }
             for section in workspace.sections
         },
@@ -83,7 +98,9 @@ def description(workspace: ws.Workspace) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--project", required=True)
     parser.add_argument("--entity", default="")
     parser.add_argument("--suite")
@@ -95,7 +112,9 @@ def main(arguments: list[str]) -> None:
         return
     with plain_exits(wandb.Error):
         if not wandb.login(prompt=False):
-            raise wandb.Error("nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view")
+            raise wandb.Error(
+                "nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view"
+            )
         workspace.entity = workspace.entity or wandb.Api().default_entity or ""
         workspace.save()  # type: ignore[no-untyped-call]
 

@@ -25,12 +25,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("pruning", "training", "files", "startup", "growth", "loader", "latency", "mobilenet", "gpu", "memory")
+SECTIONS = (
+    "pruning",
+    "training",
+    "files",
+    "startup",
+    "growth",
+    "loader",
+    "latency",
+    "mobilenet",
+    "gpu",
+    "memory",
+)
 LEFT_OUT = {"mobilenet", "memory"}  # unless they are named
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
     given = parser.parse_args()
@@ -50,12 +63,19 @@ def main() -> None:
     from experiments.harness.record import code_version
 
     has_gpu = torch.cuda.is_available()
-    sections = given.sections or [name for name in SECTIONS if name not in LEFT_OUT and (has_gpu or name != "gpu")]
+    sections = given.sections or [
+        name for name in SECTIONS if name not in LEFT_OUT and (has_gpu or name != "gpu")
+    ]
     if "gpu" in sections and not has_gpu:
         parser.error("the section gpu needs a CUDA device")
     torch.manual_seed(0)
-    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(),
-               "torch": torch.__version__, "python": platform.python_version(), **code_version()}
+    machine = {
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **code_version(),
+    }
     if has_gpu:
         machine["gpu"] = device_name(torch.device("cuda"))
     figures: dict[str, dict[str, Any]] = {}
@@ -66,7 +86,10 @@ def main() -> None:
         print(f"{section}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         for name, values in found.items():
             low, high = values["spread"]
-            print(f"{name:48} {values['median']:10.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}", flush=True)
+            print(
+                f"{name:48} {values['median']:10.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}",
+                flush=True,
+            )
         figures |= found
     if {"latency", "mobilenet"} & {*sections}:
         print(latency_table(figures))

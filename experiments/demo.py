@@ -98,15 +98,24 @@ def why_not_faster(rows: list[Row], facts: dict[str, Facts]) -> list[str]:
         fact = facts[row.method]
         odd = sum(filters % VECTOR != 0 for filters in fact.filters)
         reasons = [f"it starts as many convolutions ({len(fact.filters)})"]
-        reasons += [f"{odd} of them with a number of filters that is no multiple of {VECTOR}"] if odd else []
-        reasons += [f"{fact.scattered} residual outputs are widened again"] if fact.scattered else []
+        reasons += (
+            [f"{odd} of them with a number of filters that is no multiple of {VECTOR}"]
+            if odd
+            else []
+        )
+        reasons += (
+            [f"{fact.scattered} residual outputs are widened again"] if fact.scattered else []
+        )
         for i, images, now, before in (
             (0, "one image", row.latency_ms, dense.latency_ms),
             (1, f"{BATCH} images", row.latency_batch_ms, dense.latency_batch_ms),
         ):
             if row.method == "dense" or now <= NOT_FALLEN * before:
                 continue
-            inside, was_inside = fact.convolution_share[i] * now, facts["dense"].convolution_share[i] * before
+            inside, was_inside = (
+                fact.convolution_share[i] * now,
+                facts["dense"].convolution_share[i] * before,
+            )
             sentences.append(
                 f"{row.method}, {images}: {now:.2f} ms, dense {before:.2f} ms, with {row.macs / dense.macs:.0%} of "
                 f"the MACs. Convolutions take {inside:.2f} ms (dense {was_inside:.2f}), everything else "
@@ -117,7 +126,9 @@ def why_not_faster(rows: list[Row], facts: dict[str, Facts]) -> list[str]:
 
 def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
     """The rows of finished runs, method to folder, and why a latency did not fall."""
-    networks = {method: open_exported(folder / "export")[0].eval() for method, folder in folders.items()}
+    networks = {
+        method: open_exported(folder / "export")[0].eval() for method, folder in folders.items()
+    }
     image = torch.rand(1, *read_spec(folders["dense"] / "export")["plan"]["input_shape"])
     batch = image.repeat(BATCH, 1, 1, 1)
     one_ms, batch_ms = latencies_ms(networks, image), latencies_ms(networks, batch)
@@ -139,7 +150,10 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
         )
         modules = list(networks[method].modules())
         facts[method] = Facts(
-            (convolution_share(networks[method], image), convolution_share(networks[method], batch)),
+            (
+                convolution_share(networks[method], image),
+                convolution_share(networks[method], batch),
+            ),
             tuple(module.out_channels for module in modules if isinstance(module, nn.Conv2d)),
             sum(isinstance(module, ScatteredBatchNorm2d) for module in modules),
         )
@@ -177,7 +191,10 @@ def run(overrides: list[str]) -> Path:
     out.mkdir(exist_ok=True)
     (out / "report.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     picture = out / "what_happened.png"
-    subprocess.run([sys.executable, "-m", "analysis.plots", str(picture), *map(str, folders.values())], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "analysis.plots", str(picture), *map(str, folders.values())],
+        check=True,
+    )
 
     print_table(rows, console)
     print(
@@ -192,7 +209,9 @@ def run(overrides: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="as in epochs=3")
     with plain_exits():
         run(parser.parse_args().overrides)

@@ -38,14 +38,20 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     world = World()
     device = configure(cfg.runtime, world)
     if cfg.run is None and cfg.model.weights is None:
-        raise InputError("nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>")
-    dataset = data.load(cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device)
+        raise InputError(
+            "nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>"
+        )
+    dataset = data.load(
+        cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
+    )
     if cfg.run is None:
         model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
     else:
         model, normalisation = models.open_exported(Path(cfg.run) / "export")
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
-    batches = dataset.evaluation("test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world))
+    batches = dataset.evaluation(
+        "test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world)
+    )
     return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
 
 
@@ -53,7 +59,9 @@ def _refuse_what_a_run_decides(cfg: EvaluateConfig, overrides: Sequence[str]) ->
     for override in overrides if cfg.run is not None else ():
         key = override.partition("=")[0]
         if key not in ("run", "data.root") and key.split(".")[0] not in ("runtime", "hydra"):
-            raise InputError(f"run={cfg.run} brings its own data and network: leave out {override}, or leave out run")
+            raise InputError(
+                f"run={cfg.run} brings its own data and network: leave out {override}, or leave out run"
+            )
 
 
 def recorded_data(folder: Path, root: str) -> DataConfig:
@@ -67,7 +75,14 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
         kind = PhotographsConfig if "on_corrupt" in recorded else DataConfig
         elsewhere = {} if Path(recorded["root"]).exists() else {"root": root}
         return OmegaConf.to_object(OmegaConf.merge(kind, recorded, elsewhere))  # type: ignore[return-value]
-    except (OSError, YAMLError, OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        YAMLError,
+        OmegaConfBaseException,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(f"{path} is damaged: {one_sentence(error)}") from error
 
 

@@ -30,7 +30,11 @@ def check(cfg: ExportConfig) -> Path:
         InputError: the folder is no finished run, its network is not the one that the summary describes, or a package
             that ONNX needs is missing.
     """
-    if cfg.onnx and (missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]):
+    if cfg.onnx and (
+        missing := [
+            name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None
+        ]
+    ):
         raise InputError(f"onnx=true needs {', '.join(missing)}: pip install {' '.join(missing)}")
     configure(cfg.runtime, World())
     folder = Path(cfg.run) / "export"
@@ -47,7 +51,9 @@ def check(cfg: ExportConfig) -> Path:
         export_onnx(small, path, plan)
         error = onnx_error(small, path, plan.input_shape)
         if not error <= ONNX_TOLERANCE:
-            raise InputError(f"{path} computes something else than the exported network: it differs by {error:.1e}")
+            raise InputError(
+                f"{path} computes something else than the exported network: it differs by {error:.1e}"
+            )
         print(f"{path}: largest relative difference {error:.1e} in ONNX Runtime")
     return folder
 

@@ -44,14 +44,22 @@ def suite_latencies(suite: Suite) -> dict[str, Any]:
     groups: dict[tuple[int, ...], list[SuiteRun]] = defaultdict(list)
     for run in suite.runs:
         if run.record.done:
-            groups[tuple(read_spec(run.record.folder / "export")["plan"]["input_shape"])].append(run)
+            groups[tuple(read_spec(run.record.folder / "export")["plan"]["input_shape"])].append(
+                run
+            )
     if not groups:
         raise InputError(f"no run of {suite.name} is done: launch it first")
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for shape, runs in groups.items():
-        networks = {run.index: open_exported(run.record.folder / "export")[0].eval() for run in runs}
+        networks = {
+            run.index: open_exported(run.record.folder / "export")[0].eval() for run in runs
+        }
         measured = latencies_ms(networks, torch.rand(1, *shape))
         for run in runs:
             found[run.cell.name][str(run.seed)] = measured[run.index]
-    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), **code_version()}
+    machine = {
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        **code_version(),
+    }
     return {**machine, "rounds": ROUNDS, "latency_ms": found}

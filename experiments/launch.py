@@ -36,7 +36,9 @@ def pending(suite: Suite) -> list[SuiteRun]:
     runs = [run for run in runs if not run.counts]
     for run in runs:
         if run.plan_of is not None and run.plan_of not in chosen and not run.plan_of.record.done:
-            raise InputError(f"{run} takes the plan of {run.plan_of}, which is not done: choose that, too")
+            raise InputError(
+                f"{run} takes the plan of {run.plan_of}, which is not done: choose that, too"
+            )
     return sorted(runs, key=lambda run: run.plan_of is not None)
 
 
@@ -53,11 +55,18 @@ def slurm(suite: Suite) -> None:
         InputError: there is no sbatch, it refuses, or an earlier submission of the suite is not over.
     """
     name = f"psap-{suite.name}"
-    queued = sorted(set(_slurm("squeue", "--me", "--noheader", "--format=%A", f"--name={name}").split()))
+    queued = sorted(
+        set(_slurm("squeue", "--me", "--noheader", "--format=%A", f"--name={name}").split())
+    )
     if queued:
-        raise InputError(f"jobs of {suite.name} are queued or running: wait for them, or scancel {' '.join(queued)}")
+        raise InputError(
+            f"jobs of {suite.name} are queued or running: wait for them, or scancel {' '.join(queued)}"
+        )
     earlier: list[str] = []
-    for runs in ([r for r in pending(suite) if not r.plan_of], [r for r in pending(suite) if r.plan_of]):
+    for runs in (
+        [r for r in pending(suite) if not r.plan_of],
+        [r for r in pending(suite) if r.plan_of],
+    ):
         if runs:
             array = ",".join(str(run.index) for run in runs)
             behind = [f"--dependency=afterany:{earlier[0]}"] if earlier else []
@@ -71,7 +80,9 @@ def _slurm(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise InputError(f"there is no {command[0]} here: launch on a machine that submits to Slurm") from error
+        raise InputError(
+            f"there is no {command[0]} here: launch on a machine that submits to Slurm"
+        ) from error
     if done.returncode:
         raise InputError(f"{command[0]} refused: {' '.join(done.stderr.split())}")
     return done.stdout.strip()
@@ -90,7 +101,10 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
     free = [devices[slot % len(devices)] if devices else None for slot in range(jobs)]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     training: dict[subprocess.Popen[bytes], tuple[SuiteRun, str | None]] = {}
-    with SuiteProgress({run.record.metrics: run.config.epochs for run in waiting}) as progress, _sigterm_as_ctrl_c():
+    with (
+        SuiteProgress({run.record.metrics: run.config.epochs for run in waiting}) as progress,
+        _sigterm_as_ctrl_c(),
+    ):
         try:
             while training or waiting:
                 for run in [run for run in waiting if _ready(run)][: len(free)]:
@@ -135,7 +149,12 @@ def _start(run: SuiteRun, device: str | None, threads: str) -> "subprocess.Popen
     command = [sys.executable, "-m", "experiments.train", *run.overrides]
     with path.open("ab") as log:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
         )
 
 
@@ -161,7 +180,9 @@ def _ended(run: SuiteRun, code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; launched again, it continues"
     if state not in (State.failed, State.refused):
-        said = log_file(run).read_text(errors="replace").splitlines() or [f"it left with exit code {code}"]
+        said = log_file(run).read_text(errors="replace").splitlines() or [
+            f"it left with exit code {code}"
+        ]
         run.record.fail(said[-1])
     return f"{run.record.state.value}: {run.record.error} ({log_file(run)})"
 

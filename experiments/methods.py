@@ -90,12 +90,23 @@ def make_method(
             )
             return PSAPCallback(pruner, make_losses, save)
         case SFPConfig():
-            return SFP(model, example_input, method.target_macs_cut, cfg.epochs, method.ramp_end, save)
+            return SFP(
+                model, example_input, method.target_macs_cut, cfg.epochs, method.ramp_end, save
+            )
         case TargetConfig(name="fpgm"):
             return FPGM(model, optimizer, example_input, method.target_macs_cut, save)
         case TargetConfig(name="l1" | "l2" | "random" as score):
             # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
             prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2
-            return OneShot(model, optimizer, example_input, method.target_macs_cut, score, prune_at, cfg.seed, save)
+            return OneShot(
+                model,
+                optimizer,
+                example_input,
+                method.target_macs_cut,
+                score,
+                prune_at,
+                cfg.seed,
+                save,
+            )
         case _:
             return Unpruned(model, example_input)

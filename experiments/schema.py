@@ -82,7 +82,9 @@ class PhotographsConfig(DataConfig):
 class ModelConfig:
     name: str = MISSING
     width: float = MISSING  # factor on every width, stream included
-    weights: str | None = MISSING  # dense .safetensors or .pth, an exported folder, or a name of torchvision's enum
+    weights: str | None = (
+        MISSING  # dense .safetensors or .pth, an exported folder, or a name of torchvision's enum
+    )
     fan: Fan = MISSING  # of the initialisation
 
 
@@ -105,7 +107,9 @@ class TargetConfig(MethodConfig):
 
 @dataclass
 class SFPConfig(TargetConfig):
-    ramp_end: int | float = MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
+    ramp_end: int | float = (
+        MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
+    )
 
 
 @dataclass
@@ -159,7 +163,9 @@ class OptimConfig:
     accumulate: int = MISSING  # micro-batches of one process's share of them
     precision: Precision = MISSING
     lr: float = MISSING
-    lr_batch: int | None = MISSING  # the batch that lr is meant for: it grows linearly with batch_size; None: it stays
+    lr_batch: int | None = (
+        MISSING  # the batch that lr is meant for: it grows linearly with batch_size; None: it stays
+    )
     momentum: float = MISSING
     weight_decay: float = MISSING
     decay_all: bool = MISSING  # False: only tensors with two or more dimensions decay
@@ -173,7 +179,9 @@ class OptimConfig:
 class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda
     threads: int | None = MISSING  # torch's CPU threads; None: torch decides
-    workers: int | None = MISSING  # processes that read photographs, per training process; None: its share of the cores
+    workers: int | None = (
+        MISSING  # processes that read photographs, per training process; None: its share of the cores
+    )
     fast: Fast = MISSING
 
 

@@ -12,7 +12,9 @@ from experiments.schema import Config
 @entry_point("train")
 def main(cfg: Config) -> None:
     record = Record(cfg)
-    print(record.state.value, *([record.interrupted_at] if record.state is State.interrupted else []))
+    print(
+        record.state.value, *([record.interrupted_at] if record.state is State.interrupted else [])
+    )
 
 
 if __name__ == "__main__":

@@ -83,23 +83,33 @@ class Suite:
     def chosen(self) -> list["SuiteRun"]:
         """The runs that a person wants to see or to launch."""
         seeds = self.seeds if self.some_seeds is None else self.some_seeds
-        return [run for run in self.runs if fnmatchcase(run.cell.name, self.pattern) and run.seed in seeds]
+        return [
+            run
+            for run in self.runs
+            if fnmatchcase(run.cell.name, self.pattern) and run.seed in seeds
+        ]
 
     def choose(self, pattern: str, seeds: str | None) -> "Suite":
         """The suite with other `chosen` runs; `seeds` as in 0,1. Raises InputError if there are no such ones."""
         known = {str(seed): seed for seed in self.seeds}
         wanted = [*known] if seeds is None else seeds.split(",")
         if unknown := [seed for seed in wanted if seed not in known]:
-            raise InputError(f"--seeds={seeds}: the seeds of {self.name} are {','.join(known)}, not {unknown[0]!r}")
+            raise InputError(
+                f"--seeds={seeds}: the seeds of {self.name} are {','.join(known)}, not {unknown[0]!r}"
+            )
         suite = replace(self, pattern=pattern, some_seeds=tuple(known[seed] for seed in wanted))
         if not suite.chosen:
-            raise InputError(f"--cells={pattern!r} fits no cell of {self.name}: `plan {self.source}` lists them")
+            raise InputError(
+                f"--cells={pattern!r} fits no cell of {self.name}: `plan {self.source}` lists them"
+            )
         return suite
 
     def run(self, index: int) -> "SuiteRun":
         """One run. Raises InputError if the index is out of range."""
         if not 0 <= index < len(self.runs):
-            raise InputError(f"run {index} does not exist: the suite has runs 0 to {len(self.runs) - 1}")
+            raise InputError(
+                f"run {index} does not exist: the suite has runs 0 to {len(self.runs) - 1}"
+            )
         return self.runs[index]
 
 
@@ -118,7 +128,11 @@ class SuiteRun:
     @property
     def plan_of(self) -> "SuiteRun | None":
         """The run whose architecture this one trains."""
-        found = [run for run in self.suite.runs if (run.cell.name, run.seed) == (self.cell.plan_of, self.seed)]
+        found = [
+            run
+            for run in self.suite.runs
+            if (run.cell.name, run.seed) == (self.cell.plan_of, self.seed)
+        ]
         return found[0] if found else None
 
     @cached_property
@@ -186,7 +200,9 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
         content: Any = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         known = ", ".join(sorted(file.stem for file in SUITES.glob("*.yaml")))
-        raise InputError(f"there is no suite {name!r}: it must be one of {known}, or the path of a file") from error
+        raise InputError(
+            f"there is no suite {name!r}: it must be one of {known}, or the path of a file"
+        ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
     try:
@@ -194,12 +210,21 @@ def read_suite(name: str, extra: Sequence[str] = ()) -> Suite:
         suite = Suite(name, content.pop("title"), cells, tuple(content.pop("seeds")), tuple(extra))
         names = {None, *(cell.name for cell in cells)}
         effects = list(content.pop("effects", {}).values())
-        if not all(pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) for pairs in effects):
-            raise ValueError("an effect has pairs of cells, the first less the second, at least one")
+        if not all(
+            pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+            for pairs in effects
+        ):
+            raise ValueError(
+                "an effect has pairs of cells, the first less the second, at least one"
+            )
         paired = {name for pairs in effects for pair in pairs for name in pair}
         reference = content.pop("reference", None)
-        if not {reference, *(cell.against for cell in cells), *paired} <= names or (paired and reference is None):
-            raise ValueError("its `reference`, what a cell is `against`, or what an effect compares, is no cell")
+        if not {reference, *(cell.against for cell in cells), *paired} <= names or (
+            paired and reference is None
+        ):
+            raise ValueError(
+                "its `reference`, what a cell is `against`, or what an effect compares, is no cell"
+            )
         if content or not all(type(seed) is int for seed in suite.seeds) or not suite.runs:
             raise ValueError(
                 "it has a `title`, `seeds`, a list of integers, `cells`, each at least one, perhaps a `reference` and "
@@ -240,23 +265,67 @@ def _cell(entry: Any) -> Cell:
             f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {sorted(entry)}"
         )
     if not re.fullmatch(r"[\w%.-]+( [\w%.-]+)*", entry["name"]):
-        raise ValueError(f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -")
+        raise ValueError(
+            f"the cell's name {entry['name']!r} must be words of letters, digits, _ % . and -"
+        )
     overrides = tuple(map(str, entry["overrides"]))
-    return Cell(entry["name"], entry["recipe"], overrides, entry.get("plan_of"), entry.get("against"))
+    return Cell(
+        entry["name"], entry["recipe"], overrides, entry.get("plan_of"), entry.get("against")
+    )
+
+
+def print_plan(suite: Suite) -> None:
+    """One line per run: its folder, or why there is none."""
+    for run in suite.chosen:
+        place = run.refusal or run.record.folder
+        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {place}")
 
 
 def print_status(suite: Suite) -> None:
     """One line per run, and how many stand where."""
     states = [run.state for run in suite.chosen]
     for run, state in zip(suite.chosen, states, strict=True):
-        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {': '.join(filter(None, (state, run.reason)))}")
+        said = ": ".join(filter(None, (state, run.reason)))
+        print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {said}")
     counts = Counter(states)
-    print(f"{suite.name}: " + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
+    numbers = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    print(f"{suite.name}: {numbers}")
 
 
-def main(suite_name: str | None = None) -> None:
-    """The command; an artefact's entry point names its suite, everybody else gives one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _launch(suite: Suite, launcher: str, jobs: int | None, devices: str | None) -> None:
+    from experiments import launch
+
+    match launcher:
+        case "local":
+            gpus = devices.split(",") if devices else []
+            sys.exit(launch.local(suite, max(1, len(gpus)) if jobs is None else jobs, gpus))
+        case "slurm":
+            launch.slurm(suite)
+        case "print":
+            launch.to_print(suite)
+
+
+def _show(suite: Suite, index: int) -> None:
+    print("\n".join(suite.run(index).overrides))
+
+
+def _run(suite: Suite, index: int) -> None:
+    from experiments import train  # the other commands need none of what it imports
+
+    print(json.dumps(read_summary(train.run(suite.run(index).overrides))))
+
+
+def _latency(suite: Suite) -> None:
+    from experiments.latency import suite_latencies
+
+    print(json.dumps(suite_latencies(suite), indent=1))
+
+
+def _parser(suite_name: str | None) -> argparse.ArgumentParser:
+    """Of all commands; they ask for a suite where none is named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("plan", "status", "launch", "show", "run", "latency"):
         command = commands.add_parser(name)
@@ -265,49 +334,59 @@ def main(suite_name: str | None = None) -> None:
         if name in ("show", "run"):
             command.add_argument("index", type=int)
         if name in ("plan", "status", "launch"):
-            command.add_argument("--cells", default="*", help="only cells of such names, as in 'resnet20 *54'")
+            command.add_argument(
+                "--cells", default="*", help="only cells of such names, as in 'resnet20 *54'"
+            )
             command.add_argument("--seeds", help="only these seeds, as in 0,1")
         if name == "launch":
             command.add_argument("--launcher", choices=("local", "slurm", "print"), default="local")
-            command.add_argument("--jobs", type=int, help="runs at a time (default: one on each of --devices, or 1)")
+            command.add_argument(
+                "--jobs", type=int, help="runs at a time (default: one on each of --devices, or 1)"
+            )
             command.add_argument("--devices", help="GPUs that share the jobs, as in 0,1")
+    return parser
+
+
+def _parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """What the command line gives, and its overrides; ends the process where it is wrong."""
     given, overrides = parser.parse_known_args()
     if unknown := [word for word in overrides if word.startswith("-") or "=" not in word]:
         parser.error(f"unknown option {unknown[0]}")
-    if given.command == "launch" and given.launcher != "local" and (given.jobs is not None or given.devices):
-        parser.error("--jobs and --devices are of this machine's processes: leave them out, or leave out --launcher")
+    if (
+        given.command == "launch"
+        and given.launcher != "local"
+        and (given.jobs is not None or given.devices)
+    ):
+        parser.error(
+            "--jobs and --devices are of this machine's processes: leave them out, or leave out --launcher"
+        )
+    return given, overrides
+
+
+def _obey(suite: Suite, given: argparse.Namespace) -> None:
+    match given.command:
+        case "plan":
+            print_plan(suite)
+        case "status":
+            print_status(suite)
+        case "launch":
+            _launch(suite, given.launcher, given.jobs, given.devices)
+        case "show":
+            _show(suite, given.index)
+        case "run":
+            _run(suite, given.index)
+        case "latency":
+            _latency(suite)
+
+
+def main(suite_name: str | None = None) -> None:
+    """The command; an artefact's entry point names its suite, everybody else gives one."""
+    given, overrides = _parsed(_parser(suite_name))
     with plain_exits():
         suite = read_suite(suite_name or given.suite, overrides)
         if "cells" in given:
             suite = suite.choose(given.cells, given.seeds)
-        match given.command:
-            case "plan":
-                for run in suite.chosen:
-                    print(f"{run.index:3} {run.cell.name:40} seed {run.seed:2}  {run.refusal or run.record.folder}")
-            case "status":
-                print_status(suite)
-            case "launch":
-                from experiments import launch
-
-                match given.launcher:
-                    case "local":
-                        devices = given.devices.split(",") if given.devices else []
-                        jobs = max(1, len(devices)) if given.jobs is None else given.jobs
-                        sys.exit(launch.local(suite, jobs, devices))
-                    case "slurm":
-                        launch.slurm(suite)
-                    case "print":
-                        launch.to_print(suite)
-            case "show":
-                print("\n".join(suite.run(given.index).overrides))
-            case "run":
-                from experiments import train  # the others need none of what it imports
-
-                print(json.dumps(read_summary(train.run(suite.run(given.index).overrides))))
-            case "latency":
-                from experiments.latency import suite_latencies
-
-                print(json.dumps(suite_latencies(suite), indent=1))
+        _obey(suite, given)
 
 
 if __name__ == "__main__":

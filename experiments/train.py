@@ -33,7 +33,8 @@ def train(cfg: Config) -> Path:
     if alone and record.done:
         record.adopt(cfg.suite, cfg.cell)
     else:
-        from experiments.training import train_here  # a run that is done needs nothing of what it imports
+        # A run that is done needs nothing of what this imports.
+        from experiments.training import train_here
 
         train_here(cfg, record)
     return record.folder

@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.baselines.thin import starting_network
 from experiments.harness import checkpoint, data, distributed, models, seeding
-from experiments.harness.batches import Sharing
+from experiments.harness.batches import Sharing, TrainingData
 from experiments.harness.callbacks import Method
 from experiments.harness.data import Normalisation, SplitName
 from experiments.harness.devices import configure, device_name, has_bfloat16, reading_workers
@@ -23,7 +23,7 @@ from experiments.harness.loop import Accuracy, Loop, Metrics, Position, evaluate
 from experiments.harness.optim import learning_rate, make_optimizer
 from experiments.harness.progress import RunProgress
 from experiments.harness.record import Record
-from experiments.harness.steps import choose_fast, make_steps
+from experiments.harness.steps import Steps, choose_fast, make_steps
 from experiments.harness.tracking import Tracker
 from experiments.methods import make_method
 from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
@@ -53,7 +53,58 @@ def train_here(cfg: Config, record: Record) -> None:
                 raise
 
 
-def _train(cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals) -> None:
+@dataclass(frozen=True)
+class _Training:
+    """What one training is made of.
+
+    Attributes:
+        network: what `model` was built from: the run's model, or the small one of `thin` and `thin_plan`.
+        workers: processes that read the images of a split.
+        example: one image of the data's shape.
+    """
+
+    cfg: Config
+    record: Record
+    device: torch.device
+    world: World
+    dataset: "data.Dataset | Photographs"
+    normalisation: Normalisation
+    workers: int
+    images: TrainingData
+    network: ModelConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    example: Tensor
+    fast: Fast
+    method: Method
+    steps: Steps
+
+    def accuracy(self, network: nn.Module, split: SplitName) -> Accuracy:
+        batches = self.dataset.evaluation(
+            split,
+            self.world.rank,
+            self.world.size,
+            self.normalisation,
+            self.device,
+            self.workers,
+        )
+        return evaluate(network, batches, self.world)
+
+
+def _train(
+    cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals
+) -> None:
+    training = _make(cfg, record, device, world)
+    world.settle(training.steps.net, training.example)
+    facts = _facts(training)
+    world.first(lambda: record.begin(cfg, facts))
+    tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
+    position = _all_epochs(training, tracker, signals)
+    _finish(training, tracker, position)
+
+
+def _make(cfg: Config, record: Record, device: torch.device, world: World) -> _Training:
+    """All that is there before the first step and before anything is written."""
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     seeding.seed_everything(cfg.seed)
     # The first rank goes first: what it downloads or caches, the others find.
@@ -71,15 +122,11 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
     fast = choose_fast(cfg.runtime.fast, device, images, world)
     example = torch.zeros(1, channels, size, size, device=device)
-    autocast = torch.bfloat16 if cfg.optim.precision is Precision.auto and has_bfloat16(device) else None
+    autocast = _autocast(cfg, device)
 
     def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
         batches = images.epoch("pulse", epochs_done)
         return (F.cross_entropy(steps.net(x), y) for batch in batches for x, y in batch.parts)
-
-    def accuracy(network: nn.Module, split: SplitName) -> Accuracy:
-        batches = dataset.evaluation(split, world.rank, world.size, normalisation, device, workers)
-        return evaluate(network, batches, world)
 
     def save_step(kind: str, epochs_done: int, text: str) -> None:
         if world.is_first:
@@ -88,89 +135,177 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
     pulse_batches = images.batches * cfg.optim.accumulate
     method = make_method(cfg, model, optimizer, example, pulse_losses, pulse_batches, save_step)
     steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
-    world.settle(steps.net, example)
-    facts = {
-        "data_sha256": dataset.digest,
-        "device": device_name(device),
-        "world_size": world.size,
-        "autocast": str(autocast),
-        "compile": fast is Fast.compiled,
-        "fast": fast.value,
+    return _Training(
+        cfg=cfg,
+        record=record,
+        device=device,
+        world=world,
+        dataset=dataset,
+        normalisation=normalisation,
+        workers=workers,
+        images=images,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        example=example,
+        fast=fast,
+        method=method,
+        steps=steps,
+    )
+
+
+def _autocast(cfg: Config, device: torch.device) -> torch.dtype | None:
+    """The type in which the forward pass may compute; None: float32."""
+    if cfg.optim.precision is Precision.auto and has_bfloat16(device):
+        return torch.bfloat16
+    return None
+
+
+def _facts(training: _Training) -> dict[str, Any]:
+    """What the manifest says of data, machine and speed."""
+    return {
+        "data_sha256": training.dataset.digest,
+        "device": device_name(training.device),
+        "world_size": training.world.size,
+        "autocast": str(training.steps.autocast),
+        "compile": training.fast is Fast.compiled,
+        "fast": training.fast.value,
     }
-    world.first(lambda: record.begin(cfg, facts))
-    tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
 
-    def save() -> None:
-        own = {
-            "generators": checkpoint.generators(device),
-            "images": loop.position.images,
-            "loss_sum": loop.position.loss_sum,
-            "skipped": sorted(dataset.skipped),
-        }
-        ranks = world.gather(own)
-        if world.is_first:
-            state = {
-                "config_hash": record.config_hash,
-                "seed": cfg.seed,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "method": method.state_dict(),
-                "position": asdict(loop.position),
-                "ranks": ranks,
-                "metrics_bytes": record.metrics_bytes(),
-            }
-            checkpoint.save(record.checkpoint, state)
-        world.wait()
 
-    def log(metrics: Metrics) -> None:
-        skipped: set[str] = set().union(*world.gather(dataset.skipped))
-        if tracker is not None:
-            row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
-            record.log(row)
-            tracker.log(row)
-            progress.epoch(row)
-
-    position = _resume(record, model, optimizer, method, dataset.skipped, world, device)
-    if len(seen := set(world.gather((position.epoch, position.batch)))) > 1:
-        raise InputError(f"the processes see different checkpoints in {record.folder}: {sorted(seen)}; try again later")
-    steps_done = position.epoch * images.batches + position.batch
-    curve: SplitName = "validation" if dataset.count("validation") else "test"
-    title = f"{cfg.name} {cfg.method.name}"
-    with RunProgress(title, cfg.epochs, images.batches, steps_done, quiet=not world.is_first) as progress:
+def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSignals) -> Position:
+    """Train from the last checkpoint, or from the beginning, to the end; returns where that is."""
+    cfg = training.cfg
+    world = training.world
+    batches = training.images.batches
+    position = _resume(
+        training.record,
+        training.model,
+        training.optimizer,
+        training.method,
+        training.dataset.skipped,
+        world,
+        training.device,
+    )
+    _refuse_another_position(training.record, position, world)
+    curve: SplitName = "validation" if training.dataset.count("validation") else "test"
+    with RunProgress(
+        f"{cfg.name} {cfg.method.name}",
+        cfg.epochs,
+        batches,
+        steps_done=position.epoch * batches + position.batch,
+        quiet=not world.is_first,
+    ) as progress:
         loop = Loop(
-            model=model,
-            steps=steps,
+            model=training.model,
+            steps=training.steps,
             world=world,
-            callback=method,
+            callback=training.method,
             epochs=cfg.epochs,
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: accuracy(model, curve).top1,
-            log=log,
-            save=save,
+            evaluate=lambda: training.accuracy(training.model, curve).top1,
+            log=lambda metrics: _log(training, tracker, progress, metrics),
+            save=lambda: _save_checkpoint(training, loop.position),
             stop_requested=lambda: world.any(signals.received),
             advance=progress.advance,
             position=position,
         )
         loop.train()
+    return loop.position
 
-    masked = accuracy(model, "test")
-    method.finish()
-    small = export(model, method.plan)
-    exported = accuracy(small, "test")
-    start_top1 = None
-    if cfg.model.weights is not None:
-        start, _ = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
-        start_top1 = accuracy(start.to(device).to(memory_format=torch.channels_last), "test").top1
-    if tracker is None:
-        world.wait()
-        return
-    dense = model if network is cfg.model else models.build(cfg.model, channels, dataset.classes).to(device)
-    dense_macs, small_macs = macs(dense, example), macs(small, example)
-    _save_exported(record.folder / "export", network, small, method.plan, normalisation, dataset)
+
+def _log(
+    training: _Training, tracker: Tracker | None, progress: RunProgress, metrics: Metrics
+) -> None:
+    """Record an epoch's metrics, with the images that no rank could read."""
+    skipped: set[str] = set().union(*training.world.gather(training.dataset.skipped))
+    if tracker is not None:
+        row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
+        training.record.log(row)
+        tracker.log(row)
+        progress.epoch(row)
+
+
+def _save_checkpoint(training: _Training, position: Position) -> None:
+    """Write the present state, of which every rank has a part of its own."""
+    record = training.record
+    own = {
+        "generators": checkpoint.generators(training.device),
+        "images": position.images,
+        "loss_sum": position.loss_sum,
+        "skipped": sorted(training.dataset.skipped),
+    }
+    ranks = training.world.gather(own)
+    if training.world.is_first:
+        state = {
+            "config_hash": record.config_hash,
+            "seed": training.cfg.seed,
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "method": training.method.state_dict(),
+            "position": asdict(position),
+            "ranks": ranks,
+            "metrics_bytes": record.metrics_bytes(),
+        }
+        checkpoint.save(record.checkpoint, state)
+    training.world.wait()
+
+
+def _refuse_another_position(record: Record, position: Position, world: World) -> None:
+    seen = set(world.gather((position.epoch, position.batch)))
+    if len(seen) > 1:
+        raise InputError(
+            f"the processes see different checkpoints in {record.folder}: {sorted(seen)}; try again later"
+        )
+
+
+def _finish(training: _Training, tracker: Tracker | None, position: Position) -> None:
+    """Export the network, and write it with the run's summary."""
+    masked = training.accuracy(training.model, "test")
+    training.method.finish()
+    small = export(training.model, training.method.plan)
+    exported = training.accuracy(small, "test")
+    start_top1 = _start_top1(training)
+    if tracker is not None:
+        summary = _save_results(training, small, exported, masked, start_top1, position)
+        tracker.finish(training.record.rows(), summary)
+        training.record.finish()
+    training.world.wait()
+
+
+def _start_top1(training: _Training) -> float | None:
+    """Of the weights that the run began with, if it did with some."""
+    cfg = training.cfg.model
+    if cfg.weights is None:
+        return None
+    channels = training.dataset.image_shape[0]
+    start, _ = models.start(cfg, channels, training.dataset.classes, new_classifier=True)
+    start.to(training.device).to(memory_format=torch.channels_last)
+    return training.accuracy(start, "test").top1
+
+
+def _save_results(
+    training: _Training,
+    small: nn.Module,
+    exported: Accuracy,
+    masked: Accuracy,
+    start_top1: float | None,
+    position: Position,
+) -> dict[str, Any]:
+    """Write the exported network and the summary; returns the latter."""
+    cfg = training.cfg
+    record = training.record
+    dataset = training.dataset
+    plan = training.method.plan
+    dense_macs = macs(_dense(training), training.example)
+    small_macs = macs(small, training.example)
+    _save_exported(
+        record.folder / "export", training.network, small, plan, training.normalisation, dataset
+    )
     summary = {
         "dataset": cfg.data.name,
-        "image_size": size,
-        "train_images": len(images),
+        "image_size": dataset.image_shape[2],
+        "train_images": len(training.images),
         "model": cfg.model.name,
         "method": cfg.method.name,
         "epochs": cfg.epochs,
@@ -185,17 +320,24 @@ def _train(cfg: Config, record: Record, device: torch.device, world: World, sign
         "macs": small_macs,
         "macs_cut": 1 - small_macs / dense_macs,
         "params": params(small),
-        "export_max_relative_error": export_error(model, small, method.plan),
+        "export_max_relative_error": export_error(training.model, small, plan),
         # Forward MACs of the network in training times images seen; a training step costs three times it.
-        "train_macs": macs(model, example) * len(images) * cfg.epochs,
-        "train_seconds": loop.position.seconds,
+        "train_macs": macs(training.model, training.example) * len(training.images) * cfg.epochs,
+        "train_seconds": position.seconds,
         "prune_seconds": sum(row.get("psap/step_seconds", 0.0) for row in record.rows()),
         "config_hash": record.config_hash,
     }
     record.save_summary(summary)
-    tracker.finish(record.rows(), summary)
-    record.finish()
-    world.wait()
+    return summary
+
+
+def _dense(training: _Training) -> nn.Module:
+    """The network that the run's model is without any pruning."""
+    cfg = training.cfg.model
+    if training.network is cfg:
+        return training.model
+    channels = training.dataset.image_shape[0]
+    return models.build(cfg, channels, training.dataset.classes).to(training.device)
 
 
 def _resume(
@@ -224,7 +366,9 @@ def _resume(
         mine = state["ranks"][world.rank]
         checkpoint.restore_generators(mine["generators"], device)
         skipped.update(mine["skipped"])
-        position = Position(**state["position"] | {key: mine[key] for key in ("images", "loss_sum")})
+        position = Position(
+            **state["position"] | {key: mine[key] for key in ("images", "loss_sum")}
+        )
         if not all(value >= 0 for value in asdict(position).values()):
             raise ValueError(f"position {position}")
         if world.is_first:

@@ -37,7 +37,16 @@ from experiments.harness.record import code_version
 from experiments.harness.steps import Steps
 from experiments.methods import make_method
 from experiments.schema import Config, DataConfig, PSAPConfig
-from psap_core import FilterTensors, InputError, Snapshot, filter_norms, filter_tensors, pulse, restore_, suspend_
+from psap_core import (
+    FilterTensors,
+    InputError,
+    Snapshot,
+    filter_norms,
+    filter_tensors,
+    pulse,
+    restore_,
+    suspend_,
+)
 
 GROUPS = 5
 Rows = list[dict[str, Any]]
@@ -45,9 +54,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 def check(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], chosen: Mapping[str, Sequence[int]],
-    pulse_batches: Sequence[Batch], other_batches: Sequence[Batch],
-) -> Rows:  # fmt: skip
+    model: nn.Module,
+    tensors: Mapping[str, FilterTensors],
+    chosen: Mapping[str, Sequence[int]],
+    pulse_batches: Sequence[Batch],
+    other_batches: Sequence[Batch],
+) -> Rows:
     """Utility and true loss reduction of every chosen filter; the network comes out as it was.
 
     Args:
@@ -57,7 +69,9 @@ def check(
         pulse_batches: images and labels of which the utilities are.
         other_batches: those of which the reductions are.
     """
-    norms = {name: filter_norms(layer.parameters[f"{name}.weight"]) for name, layer in tensors.items()}
+    norms = {
+        name: filter_norms(layer.parameters[f"{name}.weight"]) for name, layer in tensors.items()
+    }
     saved = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in chosen.items()}
     try:
         losses = (F.cross_entropy(model(images), labels) for images, labels in pulse_batches)
@@ -72,8 +86,17 @@ def check(
                 reduction = without - mean_loss(model, other_batches)
                 _set_affine(layer, f, 0.0, 0.0)
                 utility, error = seen.utility[name][f]
-                rows.append({"layer": name, "filter": f, "norm": norms[name][f].item(), "gamma": gamma.abs().item(),
-                             "utility": utility, "standard_error": error, "reduction": reduction})  # fmt: skip
+                rows.append(
+                    {
+                        "layer": name,
+                        "filter": f,
+                        "norm": norms[name][f].item(),
+                        "gamma": gamma.abs().item(),
+                        "utility": utility,
+                        "standard_error": error,
+                        "reduction": reduction,
+                    }
+                )
     finally:
         for name, snapshot in saved.items():
             restore_(tensors[name], snapshot)
@@ -99,9 +122,14 @@ class Checked(Callback):
     """A method that is interrupted by checks after some epochs; half of a check's batches are the pulse's."""
 
     def __init__(
-        self, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer,
-        batches: Callable[[int], Iterable[Batch]], seed: int, after: Collection[int],
-    ) -> None:  # fmt: skip
+        self,
+        method: Method,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Callable[[int], Iterable[Batch]],
+        seed: int,
+        after: Collection[int],
+    ) -> None:
         self.method, self.model, self.optimizer, self.batches = method, model, optimizer, batches
         self.seed, self.after = seed, after
         self.rows: Rows = []
@@ -119,7 +147,10 @@ class Checked(Callback):
         if epochs_done not in self.after:
             return
         draw = seeding.generator(self.seed, "utility check", epochs_done)
-        tensors = {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.method.layers}
+        tensors = {
+            layer.name: filter_tensors(self.model, layer, self.optimizer)
+            for layer in self.method.layers
+        }
         orders = {}
         for part in self.method.plan.layers:
             live = sorted({*range(part.filters)} - {*part.pruned})
@@ -147,7 +178,9 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
     channels, _, size = dataset.image_shape
     model, normalisation = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
     if any(isinstance(module, nn.Dropout) for module in model.modules()):
-        raise InputError("the check needs a network without dropout: losses that differ by chance say nothing")
+        raise InputError(
+            "the check needs a network without dropout: losses that differ by chance say nothing"
+        )
     model.to(device).to(memory_format=torch.channels_last)
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     optimizer = make_optimizer(model, cfg.optim)
@@ -179,7 +212,11 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
             callback=checked,
             epochs=max(after),
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: evaluate(model, dataset.evaluation(curve, 0, 1, normalisation, device, 0), world).top1,
+            evaluate=lambda: (
+                evaluate(
+                    model, dataset.evaluation(curve, 0, 1, normalisation, device, 0), world
+                ).top1
+            ),
             log=progress.epoch,
             save=lambda: None,
             stop_requested=lambda: False,
@@ -189,7 +226,9 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
     return checked.rows
 
 
-def check_seeds(recipe: Sequence[str], seeds: Sequence[int], after: Collection[int], batches: int, out: Path) -> None:
+def check_seeds(
+    recipe: Sequence[str], seeds: Sequence[int], after: Collection[int], batches: int, out: Path
+) -> None:
     """Check one seed after the other; every one's filters are written when it is done.
 
     Raises:
@@ -209,15 +248,23 @@ def check_seeds(recipe: Sequence[str], seeds: Sequence[int], after: Collection[i
     for cfg in configs:
         rows += train_and_check(cfg, after, batches)
         device = configure(cfg.runtime, World())
-        machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = {
+            "device": device_name(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         report = {"machine": machine | code_version(), "recipe": [*recipe], "batches": batches}
-        text = ",\n".join(json.dumps({key: _short(value) for key, value in row.items()}) for row in rows)
+        text = ",\n".join(
+            json.dumps({key: _short(value) for key, value in row.items()}) for row in rows
+        )
         out.write_text(json.dumps(report)[:-1] + f', "filters": [\n{text}\n]}}\n')
         print(f"{out}: {len(rows)} filters", file=sys.stderr)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", nargs="*", help="as for experiments.train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--after", type=int, nargs="+", required=True, metavar="EPOCH")

@@ -8,13 +8,19 @@ from psap_core.cost import CostModel
 from psap_core.errors import InputError
 
 
-def filter_floors(filters: Sequence[int], min_filters: int = 2, min_filter_share: float = 0.05) -> list[int]:
+def filter_floors(
+    filters: Sequence[int], min_filters: int = 2, min_filter_share: float = 0.05
+) -> list[int]:
     """The fewest filters each layer keeps: max(min_filters, ceil(min_filter_share * O)), at most O."""
     return [min(o, max(min_filters, math.ceil(min_filter_share * o))) for o in filters]
 
 
 def layer_prune_ratios(
-    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float = 1.0
+    sparsity: Sequence[float],
+    cost: CostModel,
+    budget: float,
+    floors: Sequence[int],
+    alpha: float = 1.0,
 ) -> list[float]:
     """Prune ratio of each layer, real-valued: 1 - k_l / O_l with k_l = clamp(lambda (1 - s_l)^alpha O_l, floor_l, O_l).
 
@@ -33,7 +39,11 @@ def layer_prune_ratios(
 
 
 def filter_counts(
-    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float = 1.0
+    sparsity: Sequence[float],
+    cost: CostModel,
+    budget: float,
+    floors: Sequence[int],
+    alpha: float = 1.0,
 ) -> list[int]:
     """Kept filters of each layer, whole numbers: largest remainders of eq. 2 first, as long as one more fits.
 
@@ -58,7 +68,9 @@ def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> No
     """Raise InputError if even the floors cost more than the budget."""
     if cost.cost(floors) > budget:
         asked, most = 1 - budget / cost.dense, 1 - cost.cost(floors) / cost.dense
-        raise InputError(f"a cut of {asked:.4f} is unreachable: the layers' minimum filters allow {most:.4f}")
+        raise InputError(
+            f"a cut of {asked:.4f} is unreachable: the layers' minimum filters allow {most:.4f}"
+        )
 
 
 def _real_counts(
@@ -69,7 +81,10 @@ def _real_counts(
     layers = list(zip(shares, cost.filters, floors, strict=True))
 
     def counts(scale: float) -> list[float]:
-        return [floor if (k := scale * share * o) < floor else o if k > o else k for share, o, floor in layers]
+        return [
+            floor if (k := scale * share * o) < floor else o if k > o else k
+            for share, o, floor in layers
+        ]
 
     low, high = 0.0, max((1 / share for share in shares if share > 0), default=0.0)
     if cost.cost(counts(high)) <= budget:

@@ -47,7 +47,9 @@ class CostModel:
 
     def marginal(self, kept: Sequence[int], l: int) -> int:
         """What one more filter of layer l costs: its own output and its share of its consumers' input."""
-        return self.linear[l] + sum([c * kept[b if a == l else a] for a, b, c in self.bilinear if l in (a, b)])
+        return self.linear[l] + sum(
+            [c * kept[b if a == l else a] for a, b, c in self.bilinear if l in (a, b)]
+        )
 
     @property
     def dense(self) -> int:
@@ -74,13 +76,24 @@ def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
     with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
         copy.deepcopy(model).eval()(example_input)
     counts, flops = counter.get_flop_counts(), defaultdict[nn.Module, int](int)
-    for name, module in model.named_modules(remove_duplicate=False):  # a module may have several names
+    for name, module in model.named_modules(
+        remove_duplicate=False
+    ):  # a module may have several names
         flops[module] += sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
-    counted = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
-    return [LayerCost(name, type(m).__name__, flops[m] // 2 // len(example_input), params(m)) for name, m in counted]
+    counted = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
+    return [
+        LayerCost(name, type(m).__name__, flops[m] // 2 // len(example_input), params(m))
+        for name, m in counted
+    ]
 
 
-def macs_cost_model(model: nn.Module, layers: Sequence[PrunableLayer], example_input: Tensor) -> CostModel:
+def macs_cost_model(
+    model: nn.Module, layers: Sequence[PrunableLayer], example_input: Tensor
+) -> CostModel:
     """MACs of the exported network for one input, as a function of the kept filters of `layers`."""
     writes = {member: l for l, layer in enumerate(layers) for member in layer.members}
     reads = {consumer: l for l, layer in enumerate(layers) for consumer in layer.consumers}

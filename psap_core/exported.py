@@ -30,16 +30,29 @@ class ScatteredBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, kept: Tensor) -> None:
         like: Any = {"device": norm.weight.device, "dtype": norm.weight.dtype}
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, **like)
-        before = getattr(norm, "kept", torch.arange(norm.num_features, device=kept.device))  # exported once already?
+        super().__init__(
+            norm.num_features,
+            norm.eps,
+            norm.momentum,
+            norm.affine,
+            norm.track_running_stats,
+            **like,
+        )
+        before = getattr(
+            norm, "kept", torch.arange(norm.num_features, device=kept.device)
+        )  # exported once already?
         self.register_buffer("kept", before[kept], persistent=False)
         zeros = torch.zeros(2, norm.num_features, 1, 1, device=kept.device, dtype=torch.float64)
-        self.register_buffer("constant", copy.deepcopy(norm).double().eval()(zeros)[0].flatten().detach())
+        self.register_buffer(
+            "constant", copy.deepcopy(norm).double().eval()(zeros)[0].flatten().detach()
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         thin = super().forward(input)
         layout = torch.contiguous_format if thin.is_contiguous() else torch.channels_last
-        full = self.constant.to(thin.dtype)[:, None, None].expand(thin.shape[0], -1, *thin.shape[2:])
+        full = self.constant.to(thin.dtype)[:, None, None].expand(
+            thin.shape[0], -1, *thin.shape[2:]
+        )
         return full.clone(memory_format=layout).index_copy_(1, self.kept, thin)
 
 
@@ -58,24 +71,38 @@ def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
     """
     small = _shrink(model, plan)
     if not (error := export_error(model, small, plan)) <= MAX_RELATIVE_ERROR:
-        raise InputError(f"the export differs from the model by {error:.1e}: silence the filters with apply_")
+        raise InputError(
+            f"the export differs from the model by {error:.1e}: silence the filters with apply_"
+        )
     return small
 
 
 def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
     """max|a - b| / max|a| of both networks' outputs: evaluation mode, CPU, float64, two random inputs."""
-    example = torch.randn(2, *plan.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    example = torch.randn(
+        2, *plan.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     with torch.no_grad():
-        masked, exported = (copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small))
-    return float((masked - exported).abs().max() / masked.abs().max().clamp(min=1e-300))  # equal zeros are equal
+        masked, exported = (
+            copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small)
+        )
+    return float(
+        (masked - exported).abs().max() / masked.abs().max().clamp(min=1e-300)
+    )  # equal zeros are equal
 
 
-def save_exported(folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}) -> None:
+def save_exported(
+    folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}
+) -> None:
     """Write `spec.json` (the plan, and `extra` JSON values) and `weights.safetensors` into a folder."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()
+    }
     spec = {**extra, "format": SPEC_FORMAT, "plan": json.loads(plan.to_json())}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "weights.safetensors").write_bytes(safetensors.torch.save(tensors, {"plan": plan.digest}))
+    (Path(folder) / "weights.safetensors").write_bytes(
+        safetensors.torch.save(tensors, {"plan": plan.digest})
+    )
     (Path(folder) / "spec.json").write_text(json.dumps(spec, indent=1))
 
 
@@ -94,7 +121,9 @@ def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
                 raise RuntimeError("the weights are of another plan")
             small.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path} does not match its spec.json here: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path} does not match its spec.json here: {' '.join(str(error).split())}"
+        ) from error
     return small
 
 
@@ -114,8 +143,15 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     """Write the network as ONNX (dynamo exporter), any batch size, evaluation mode. Needs onnxscript."""
     example, batch = torch.zeros(2, *plan.input_shape), torch.export.Dim("batch", min=1)
     torch.onnx.export(
-        copy.deepcopy(small).cpu().eval(), (example,), path, dynamo=True, dynamic_shapes=({0: batch},),
-        input_names=["images"], output_names=["logits"], external_data=False, verbose=False,
+        copy.deepcopy(small).cpu().eval(),
+        (example,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: batch},),
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
     )
 
 
@@ -158,4 +194,8 @@ def _cut_inputs_(module: Any, channels: int, kept: Tensor) -> None:
     weight = module.weight.detach()
     by_channel = weight.reshape(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
     module.weight = nn.Parameter(by_channel.flatten(1, 2), module.weight.requires_grad)
-    setattr(module, "in_channels" if isinstance(module, nn.Conv2d) else "in_features", module.weight.shape[1])
+    setattr(
+        module,
+        "in_channels" if isinstance(module, nn.Conv2d) else "in_features",
+        module.weight.shape[1],
+    )

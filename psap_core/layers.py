@@ -20,8 +20,24 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # Operations, as torch.nn, functional and method calls name them (lower case, no underscores).
 # Channel-wise ones that map 0 to 0: a channel whose affine is zero is still zero behind them.
 ZERO_PRESERVING = {
-    "relu", "relu6", "leakyrelu", "elu", "silu", "gelu", "mish", "hardswish", "tanh", "identity",
-    "dropout", "dropout2d", "maxpool2d", "avgpool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "contiguous", "clone",
+    "relu",
+    "relu6",
+    "leakyrelu",
+    "elu",
+    "silu",
+    "gelu",
+    "mish",
+    "hardswish",
+    "tanh",
+    "identity",
+    "dropout",
+    "dropout2d",
+    "maxpool2d",
+    "avgpool2d",
+    "adaptiveavgpool2d",
+    "adaptivemaxpool2d",
+    "contiguous",
+    "clone",
 }
 RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 SUMS = {"add", "iadd"}
@@ -70,14 +86,24 @@ def find_layers(
     """
     convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if unknown := sorted(set(exclude) - convolutions):
-        raise InputError(f"excluded layer {unknown[0]!r} is not a convolution of {type(model).__name__}")
+        raise InputError(
+            f"excluded layer {unknown[0]!r} is not a convolution of {type(model).__name__}"
+        )
     layers, refused = analyse(model, example_input)
     if refusals := {name: why for name, why in refused.items() if name not in exclude}:
         name, why = next(iter(refusals.items()))
-        raise InputError(f"layer {name!r} cannot be pruned: {why}; exclude={sorted(refusals)} leaves such layers alone")
-    found = [layer for layer in layers if layer.name not in exclude and (scope == "all" or layer.role == "inner")]
+        raise InputError(
+            f"layer {name!r} cannot be pruned: {why}; exclude={sorted(refusals)} leaves such layers alone"
+        )
+    found = [
+        layer
+        for layer in layers
+        if layer.name not in exclude and (scope == "all" or layer.role == "inner")
+    ]
     if not found:
-        raise InputError(f"{type(model).__name__} has no prunable layer (convolution, BatchNorm) in scope {scope!r}")
+        raise InputError(
+            f"{type(model).__name__} has no prunable layer (convolution, BatchNorm) in scope {scope!r}"
+        )
     return tuple(found)
 
 
@@ -104,7 +130,9 @@ class _Tracer(fx.Tracer):
     """Keeps every convolution and BatchNorm a leaf, subclasses from outside torch.nn included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (nn.Conv2d, nn.Linear, *BATCH_NORMS)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (nn.Conv2d, nn.Linear, *BATCH_NORMS)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 class _Graph:
@@ -115,12 +143,21 @@ class _Graph:
             model = copy.deepcopy(model).eval()
             graph = _Tracer().trace(model)
             with torch.no_grad():
-                images = example_input[:1].expand(2, *example_input.shape[1:])  # a batch of one could be squeezed
-                _ = model(images).shape  # one output; and ShapeProp would print a failure's traceback
+                images = example_input[:1].expand(
+                    2, *example_input.shape[1:]
+                )  # a batch of one could be squeezed
+                _ = model(
+                    images
+                ).shape  # one output; and ShapeProp would print a failure's traceback
                 ShapeProp(fx.GraphModule(model, graph)).propagate(images)
         except Exception as error:
-            network, reason = type(model).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{network} cannot be traced by torch.fx on {[*example_input.shape]}: {reason}") from error
+            network, reason = (
+                type(model).__name__,
+                (str(error).strip() or type(error).__name__).splitlines()[0],
+            )
+            raise InputError(
+                f"{network} cannot be traced by torch.fx on {[*example_input.shape]}: {reason}"
+            ) from error
         self.nodes = list(graph.nodes)
         self.modules = dict(model.named_modules())
         targets = [node.target for node in self.nodes if node.op == "call_module"]
@@ -135,15 +172,24 @@ class _Graph:
 
     def is_dense_convolution(self, node: fx.Node) -> bool:
         module = self.module(node)
-        return isinstance(module, nn.Conv2d) and module.groups == 1 and node.target not in self.reused
+        return (
+            isinstance(module, nn.Conv2d) and module.groups == 1 and node.target not in self.reused
+        )
 
     def is_linear(self, node: fx.Node, tensor: fx.Node) -> bool:
         """Does a linear layer read channels, each as one column or several?"""
-        return isinstance(self.module(node), nn.Linear) and len(_shape(tensor)) == 2 and node.target not in self.reused
+        return (
+            isinstance(self.module(node), nn.Linear)
+            and len(_shape(tensor)) == 2
+            and node.target not in self.reused
+        )
 
     def is_depthwise(self, node: fx.Node) -> bool:
         module = self.module(node)
-        return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
+        return (
+            isinstance(module, nn.Conv2d)
+            and 1 < module.groups == module.in_channels == module.out_channels
+        )
 
     def is_plain(self, node: fx.Node) -> bool:
         """Is its weight a parameter and, of a BatchNorm, the forward torch's or ours?"""
@@ -155,7 +201,10 @@ class _Graph:
         return isinstance(self.module(node), BATCH_NORMS)
 
     def is_sum(self, node: fx.Node) -> bool:
-        return self.operation(node) in SUMS and [*map(type, (*node.args, *node.kwargs.values()))].count(fx.Node) == 2
+        return (
+            self.operation(node) in SUMS
+            and [*map(type, (*node.args, *node.kwargs.values()))].count(fx.Node) == 2
+        )
 
     def keeps_channels(self, node: fx.Node) -> bool:
         """Is this a channel-wise operation that maps 0 to 0?"""
@@ -190,14 +239,26 @@ class _Graph:
 
     def role(self, members: list[fx.Node]) -> tuple[Literal["inner", "residual"], tuple[str, ...]]:
         """Role and consumers of a layer; raises InputError with the reason if its affine cannot silence it."""
-        if not all(map(self.is_plain, members)) or not getattr(self.module(members[-1]), "affine", False):
-            raise InputError(f"its weight is computed, or {members[-1].target!r} is no plain BatchNorm with an affine")
+        if not all(map(self.is_plain, members)) or not getattr(
+            self.module(members[-1]), "affine", False
+        ):
+            raise InputError(
+                f"its weight is computed, or {members[-1].target!r} is no plain BatchNorm with an affine"
+            )
         if self.reused.intersection(member.target for member in members):
             raise InputError("its BatchNorm is called more than once")
-        ends = [(tensor, end) for tensor, end in self.reads_of(members[-1]) if not self.keeps_channels(end)]
+        ends = [
+            (tensor, end)
+            for tensor, end in self.reads_of(members[-1])
+            if not self.keeps_channels(end)
+        ]
         for tensor, end in ends:
-            if not (self.is_sum(end) or self.is_dense_convolution(end) or self.is_linear(end, tensor)):
-                raise InputError(f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel")
+            if not (
+                self.is_sum(end) or self.is_dense_convolution(end) or self.is_linear(end, tensor)
+            ):
+                raise InputError(
+                    f"its channels reach {str(end.target)!r}, which is not known to map 0 to 0 by channel"
+                )
         if any(self.is_sum(end) for _, end in ends):
             return "residual", ()
         if computed := [end.target for _, end in ends if not self.is_plain(end)]:
@@ -212,8 +273,10 @@ class _Graph:
         depth = self._convolutions_from(source, avoiding=convolution)
         return any(
             depth.get(operand, 0) >= 2
-            for tensor, reader in self.reads_of(affine) if self.is_sum(reader)
-            for operand in reader.all_input_nodes if operand is not tensor
+            for tensor, reader in self.reads_of(affine)
+            if self.is_sum(reader)
+            for operand in reader.all_input_nodes
+            if operand is not tensor
         )
 
     def _convolutions_from(self, source: fx.Node, avoiding: fx.Node) -> dict[fx.Node, int]:

@@ -23,7 +23,9 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         if list(self.pruned) != [f for f in sorted(set(self.pruned)) if f in range(self.filters)]:
-            raise InputError(f"pruned filters of {self.name!r} are not sorted, distinct and in 0..{self.filters - 1}")
+            raise InputError(
+                f"pruned filters of {self.name!r} are not sorted, distinct and in 0..{self.filters - 1}"
+            )
         if len(self.pruned) >= self.filters:
             raise InputError(f"the plan keeps no filter of layer {self.name!r}")
 
@@ -75,7 +77,9 @@ class PrunePlan:
         found = {(layer.name, layer.filters): layer for layer in layers}
         for part in self.layers:
             if (part.name, part.filters) not in found:
-                raise InputError(f"the plan is of another network: no layer {part.name!r} with {part.filters} filters")
+                raise InputError(
+                    f"the plan is of another network: no layer {part.name!r} with {part.filters} filters"
+                )
         return [(found[part.name, part.filters], part) for part in self.layers]
 
     def to_json(self) -> str:
@@ -87,7 +91,9 @@ class PrunePlan:
         try:
             data: dict[str, Any] = json.loads(text)
             digest = data.pop("digest")
-            layers = tuple(LayerPlan(d["name"], d["filters"], tuple(d["pruned"])) for d in data.pop("layers"))
+            layers = tuple(
+                LayerPlan(d["name"], d["filters"], tuple(d["pruned"])) for d in data.pop("layers")
+            )
             plan = cls(layers=layers, input_shape=tuple(data.pop("input_shape")), **data)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a pruning plan: {error}") from error
@@ -97,8 +103,12 @@ class PrunePlan:
 
 
 def make_plan(
-    layers: Sequence[PrunableLayer], pruned: Mapping[str, Collection[int]], cost: CostModel, input_shape: Sequence[int],
-    target_cut: float = 0.0, unit: Unit = "macs",
+    layers: Sequence[PrunableLayer],
+    pruned: Mapping[str, Collection[int]],
+    cost: CostModel,
+    input_shape: Sequence[int],
+    target_cut: float = 0.0,
+    unit: Unit = "macs",
 ) -> PrunePlan:
     """The plan that prunes the filters `pruned` (layer name to indices, none where absent).
 
@@ -107,6 +117,8 @@ def make_plan(
     """
     if unknown := sorted(set(pruned) - {layer.name for layer in layers}):
         raise InputError(f"the plan prunes {unknown[0]!r}, which is not a prunable layer in scope")
-    plans = tuple(LayerPlan(x.name, x.filters, tuple(sorted(pruned.get(x.name, ())))) for x in layers)
+    plans = tuple(
+        LayerPlan(x.name, x.filters, tuple(sorted(pruned.get(x.name, ())))) for x in layers
+    )
     macs = int(cost.cost([plan.kept for plan in plans]))
     return PrunePlan(plans, tuple(input_shape), macs, cost.dense, target_cut, unit)

@@ -20,7 +20,16 @@ from psap_core.schedule import make_schedule
 from psap_core.scoring import filter_norms, propose, pulse_margin
 from psap_core.sparsity import Fan, Reference, weight_sparsity_ratio
 from psap_core.supervision import MakeLosses, Supervision, choose_restored, pulse
-from psap_core.suspension import FilterTensors, Silence, Snapshot, filter_tensors, freeze_, refresh_, restore_, suspend_
+from psap_core.suspension import (
+    FilterTensors,
+    Silence,
+    Snapshot,
+    filter_tensors,
+    freeze_,
+    refresh_,
+    restore_,
+    suspend_,
+)
 
 Filters = dict[str, tuple[int, ...]]
 
@@ -86,39 +95,97 @@ class PSAP:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, example_input: Tensor, *,
-        target_macs_cut: float | None = None, target_filters_cut: float | None = None, total_epochs: int,
-        scope: Scope = "all", exclude: Sequence[str] = (),
-        kappa: float = 0.5, sparsity_reference: Reference = "network", fan: Fan = "in", alpha: float = 1.0,
-        protection: bool = True, pulse_batches: int = 10, margin: float = 0.3,
-        min_filters: int = 2, min_filter_share: float = 0.05,
-        start: int | float = 0.05, ramp_end: int | float = 0.40, freeze: int | float = 0.50, interval: int = 1,
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_input: Tensor,
+        *,
+        target_macs_cut: float | None = None,
+        target_filters_cut: float | None = None,
+        total_epochs: int,
+        scope: Scope = "all",
+        exclude: Sequence[str] = (),
+        kappa: float = 0.5,
+        sparsity_reference: Reference = "network",
+        fan: Fan = "in",
+        alpha: float = 1.0,
+        protection: bool = True,
+        pulse_batches: int = 10,
+        margin: float = 0.3,
+        min_filters: int = 2,
+        min_filter_share: float = 0.05,
+        start: int | float = 0.05,
+        ramp_end: int | float = 0.40,
+        freeze: int | float = 0.50,
+        interval: int = 1,
     ) -> None:
         targets: dict[Unit, float | None] = {"macs": target_macs_cut, "filters": target_filters_cut}
         given = [(unit, cut) for unit, cut in targets.items() if cut is not None]
         if len(given) != 1:
             raise InputError("give exactly one of target_macs_cut and target_filters_cut")
         self.unit, self.target_cut = given[0]
-        hooked = {type(getattr(hook, "__self__", None)) for hook in optimizer._optimizer_step_post_hooks.values()}
-        wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
+        hooked = {
+            type(getattr(hook, "__self__", None))
+            for hook in optimizer._optimizer_step_post_hooks.values()
+        }
+        wrappers = (
+            nn.parallel.DistributedDataParallel,
+            nn.DataParallel,
+            torch._dynamo.OptimizedModule,
+        )
         for name, value, in_range, wanted in (
-            (f"target_{self.unit}_cut", self.target_cut, 0 <= self.target_cut < 1, "a share in [0, 1)"),
-            ("model", type(model).__name__, not isinstance(model, wrappers), "bare; make_losses may use a wrapper"),
-            ("optimizer", "one after whose steps another PSAP zeroes filters", Silence not in hooked, "new"),
+            (
+                f"target_{self.unit}_cut",
+                self.target_cut,
+                0 <= self.target_cut < 1,
+                "a share in [0, 1)",
+            ),
+            (
+                "model",
+                type(model).__name__,
+                not isinstance(model, wrappers),
+                "bare; make_losses may use a wrapper",
+            ),
+            (
+                "optimizer",
+                "one after whose steps another PSAP zeroes filters",
+                Silence not in hooked,
+                "new",
+            ),
             ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
             ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
-            ("pulse_batches", pulse_batches, isinstance(pulse_batches, int) and pulse_batches > 1, "an integer from 2"),
+            (
+                "pulse_batches",
+                pulse_batches,
+                isinstance(pulse_batches, int) and pulse_batches > 1,
+                "an integer from 2",
+            ),
             ("margin", margin, 0 <= margin <= 1, "a share in [0, 1]"),
-            ("min_filters", min_filters, isinstance(min_filters, int) and min_filters > 0, "an integer from 1"),
+            (
+                "min_filters",
+                min_filters,
+                isinstance(min_filters, int) and min_filters > 0,
+                "an integer from 1",
+            ),
             ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1, "a share in [0, 1]"),
-            ("sparsity_reference", sparsity_reference, sparsity_reference in ("network", "layer"), "network or layer"),
+            (
+                "sparsity_reference",
+                sparsity_reference,
+                sparsity_reference in ("network", "layer"),
+                "network or layer",
+            ),
             ("fan", fan, fan in ("in", "out"), "in or out"),
             ("scope", scope, scope in ("all", "inner"), "all or inner"),
         ):
             if not in_range:
                 raise InputError(f"{name} must be {wanted}, not {value}")
         self.model, self.optimizer = model, optimizer
-        self.kappa, self.sparsity_reference, self.fan, self.alpha = kappa, sparsity_reference, fan, alpha
+        self.kappa, self.sparsity_reference, self.fan, self.alpha = (
+            kappa,
+            sparsity_reference,
+            fan,
+            alpha,
+        )
         self.protection, self.pulse_batches, self.margin = protection, pulse_batches, margin
         self.schedule = make_schedule(total_epochs, start, ramp_end, freeze, interval)
         self.layers = find_layers(model, example_input, scope=scope, exclude=exclude)
@@ -150,14 +217,20 @@ class PSAP:
                 as before the call.
         """
         if not self._silence.holds():
-            raise InputError("a pruned filter came back to life: nothing but the optimizer's step may write parameters")
+            raise InputError(
+                "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
+            )
         if not callable(make_losses):
-            raise InputError("make_losses must be a function: losses made beforehand were computed before the pulse")
+            raise InputError(
+                "make_losses must be a function: losses made beforehand were computed before the pulse"
+            )
         if self.epochs_done == self.schedule.total_epochs:
             raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
         due = self.epochs_done + 1 in self.schedule.steps
         if due and self.protection and not self.model.training:
-            raise InputError("call end_epoch before model.eval(): the pulse sees the network as it trains")
+            raise InputError(
+                "call end_epoch before model.eval(): the pulse sees the network as it trains"
+            )
         step = self._step(self.epochs_done + 1, make_losses) if due else None
         self.epochs_done += 1
         return step
@@ -171,10 +244,15 @@ class PSAP:
 
         weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
         sparsity = self._sparsity(weights)
-        kept = filter_counts([*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha)
+        kept = filter_counts(
+            [*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha
+        )
         norms = self._norms(weights)
         anew = self._propose(norms, kept)
-        snapshots = {name: suspend_(tensors[name], filters, self._snapshots[name]) for name, filters in anew.items()}
+        snapshots = {
+            name: suspend_(tensors[name], filters, self._snapshots[name])
+            for name, filters in anew.items()
+        }
         proposed = {name: tuple(sorted(snapshot.filters)) for name, snapshot in snapshots.items()}
         try:
             seen = Supervision({}, {}, {})
@@ -182,8 +260,12 @@ class PSAP:
                 seen = pulse(self.model, tensors, snapshots, make_losses, self.pulse_batches)
                 self.optimizer.zero_grad()  # also of what the losses pass through outside the model
             restored = self._protect(seen, norms, anew, kept)
-            suspended = {name: set(filters).difference(restored[name]) for name, filters in proposed.items()}
-            plan = make_plan(self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit)
+            suspended = {
+                name: set(filters).difference(restored[name]) for name, filters in proposed.items()
+            }
+            plan = make_plan(
+                self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit
+            )
             _check_same_plan_on_all_ranks(plan)
         except BaseException:
             for name, filters in anew.items():
@@ -200,17 +282,31 @@ class PSAP:
                 snapshots[name] = Snapshot()
         self._snapshots = snapshots
         self._silence.set_(plan.pruned)
-        changed = sum(len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items())
+        changed = sum(
+            len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items()
+        )
         return PruneStep(
-            epochs_done, plan, sparsity, proposed, restored, seen.utility, seen.grad_norm_live,
-            seen.grad_norm_suspended, changed / sum(self._macs.filters), time.perf_counter() - began,
+            epochs_done,
+            plan,
+            sparsity,
+            proposed,
+            restored,
+            seen.utility,
+            seen.grad_norm_live,
+            seen.grad_norm_suspended,
+            changed / sum(self._macs.filters),
+            time.perf_counter() - began,
         )
 
     def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        return weight_sparsity_ratio(weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference)
+        return weight_sparsity_ratio(
+            weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference
+        )
 
     def _norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        norms = torch.cat([filter_norms(weight) for weight in weights.values()]).cpu()  # one transfer
+        norms = torch.cat(
+            [filter_norms(weight) for weight in weights.values()]
+        ).cpu()  # one transfer
         if not norms.isfinite().all():
             raise InputError("a weight is not finite: the training has diverged")
         return dict(zip(weights, torch.split(norms, list(self._macs.filters)), strict=True))
@@ -222,17 +318,26 @@ class PSAP:
             anew[part.name] = propose(norms[part.name], part.pruned, part.filters - k, margin)
         return anew
 
-    def _protect(self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]) -> Filters:
+    def _protect(
+        self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]
+    ) -> Filters:
         restored = {}
         for part, k, new in zip(self.plan.layers, kept, anew.values(), strict=True):
             utility = seen.utility.get(part.name)  # without a pulse, the largest norms come back
-            scores = {f: utility[f][0] if utility else norms[part.name][f].item() for f in (*part.pruned, *new)}
+            scores = {
+                f: utility[f][0] if utility else norms[part.name][f].item()
+                for f in (*part.pruned, *new)
+            }
             restored[part.name] = choose_restored(scores, part.pruned, new, part.filters - k)
         return restored
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's and the optimiser's state; loads with weights_only."""
-        rows = {n: saved.select(self.plan.pruned[n]).rows for n, saved in self._snapshots.items() if saved.rows}
+        rows = {
+            n: saved.select(self.plan.pruned[n]).rows
+            for n, saved in self._snapshots.items()
+            if saved.rows
+        }
         standing = {"epochs_done": self.epochs_done, "plan": self.plan.to_json(), "snapshots": rows}
         return {"settings": self._settings()} | standing
 
@@ -244,15 +349,22 @@ class PSAP:
         """
         was, now = state.get("settings", {}), self._settings()
         for name in [name for name in now | was if was.get(name) != now.get(name)]:
-            raise InputError(f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}")
+            raise InputError(
+                f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
+            )
         plan, device = PrunePlan.from_json(state["plan"]), next(self.model.parameters()).device
         self._silence.set_(plan.pruned)
         if not self._silence.holds():
             self._silence.set_(self.plan.pruned)
-            raise InputError("filters that the pruner's state suspends are live: load the model's state first")
+            raise InputError(
+                "filters that the pruner's state suspends are live: load the model's state first"
+            )
         self.epochs_done, self.plan = state["epochs_done"], plan
         for n, pruned in plan.pruned.items():
-            rows = {key: tensor.to(device, copy=True) for key, tensor in state["snapshots"].get(n, {}).items()}
+            rows = {
+                key: tensor.to(device, copy=True)
+                for key, tensor in state["snapshots"].get(n, {}).items()
+            }
             self._snapshots[n] = Snapshot(pruned if rows else (), rows)
 
     def _settings(self) -> dict[str, Any]:
@@ -266,19 +378,31 @@ class PSAP:
         }
 
     def _tensors(self) -> dict[str, FilterTensors]:
-        return {layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers}
+        return {
+            layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers
+        }
 
 
-def _check_trained(model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]) -> None:
+def _check_trained(
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]
+) -> None:
     optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    for name, parameter in (pair for layer in tensors.values() for pair in layer.parameters.items()):
+    for name, parameter in (
+        pair for layer in tensors.values() for pair in layer.parameters.items()
+    ):
         if owners[id(parameter)] > 1:
-            raise InputError(f"{name!r} of a layer to be pruned is shared with another module; exclude that layer")
+            raise InputError(
+                f"{name!r} of a layer to be pruned is shared with another module; exclude that layer"
+            )
         if id(parameter) not in optimised or not parameter.requires_grad:
-            raise InputError(f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer")
+            raise InputError(
+                f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer"
+            )
         if parameter.dtype.itemsize < 4:
-            raise InputError(f"{name!r} is {parameter.dtype}: keep parameters in float32 and let autocast halve them")
+            raise InputError(
+                f"{name!r} is {parameter.dtype}: keep parameters in float32 and let autocast halve them"
+            )
 
 
 def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:
@@ -286,4 +410,6 @@ def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:
         digests = [""] * distributed.get_world_size()
         distributed.all_gather_object(digests, plan.digest)
         if len(set(digests)) > 1:
-            raise InputError("the ranks made different plans: make_losses must use the wrapper that reduces gradients")
+            raise InputError(
+                "the ranks made different plans: make_losses must use the wrapper that reduces gradients"
+            )

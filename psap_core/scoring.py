@@ -17,7 +17,9 @@ def pulse_margin(pruned: int, kept: int, floor: int, margin: float) -> int:
     return min(max(1, math.floor(margin * pruned)), kept - floor)
 
 
-def propose(scores: Tensor, suspended: Collection[int], pruned: int, margin: int) -> tuple[int, ...]:
+def propose(
+    scores: Tensor, suspended: Collection[int], pruned: int, margin: int
+) -> tuple[int, ...]:
     """The live filters proposed anew: the lowest scores first, ties by index.
 
     Args:

@@ -12,7 +12,11 @@ Reference = Literal["network", "layer"]
 
 
 def weight_sparsity_ratio(
-    weights: Mapping[str, Tensor], *, kappa: float = 0.5, fan: Fan = "in", reference: Reference = "network"
+    weights: Mapping[str, Tensor],
+    *,
+    kappa: float = 0.5,
+    fan: Fan = "in",
+    reference: Reference = "network",
 ) -> dict[str, float]:
     """Share of each layer's weights that training has left small, in units of their He initialisation.
 
@@ -30,10 +34,15 @@ def weight_sparsity_ratio(
         weights are multiplied by one number.
     """
     norms = torch.stack([torch.linalg.vector_norm(w.detach()) for w in weights.values()]).double()
-    scale = norms.new_tensor([math.sqrt((w[0] if fan == "in" else w[:, 0]).numel() / 2) for w in weights.values()])
+    scale = norms.new_tensor(
+        [math.sqrt((w[0] if fan == "in" else w[:, 0]).numel() / 2) for w in weights.values()]
+    )
     size = norms.new_tensor([w.numel() for w in weights.values()])
     square = (norms * scale) ** 2
     mean_square = square.sum() / size.sum() if reference == "network" else square / size
     thresholds = kappa * mean_square.sqrt() / scale
-    small = [w.detach().abs().lt_(t).sum(dtype=torch.float) for w, t in zip(weights.values(), thresholds, strict=True)]
+    small = [
+        w.detach().abs().lt_(t).sum(dtype=torch.float)
+        for w, t in zip(weights.values(), thresholds, strict=True)
+    ]
     return dict(zip(weights, (torch.stack(small) / size).tolist(), strict=True))  # one transfer

@@ -32,8 +32,11 @@ class Supervision:
 
 
 def pulse(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], snapshots: Mapping[str, Snapshot],
-    make_losses: MakeLosses, batches: int,
+    model: nn.Module,
+    tensors: Mapping[str, FilterTensors],
+    snapshots: Mapping[str, Snapshot],
+    make_losses: MakeLosses,
+    batches: int,
 ) -> Supervision:
     """Measure the utility of suspended filters on a standing network: no optimiser step, nothing is changed.
 
@@ -57,21 +60,31 @@ def pulse(
     with _standing(model, tensors, saved), torch.autocast(saved_gamma.device.type, enabled=False):
         for loss in islice(make_losses(), batches):
             loss.backward()
-            if lacking := [name for name, t in tensors.items() if t.gamma.grad is None or t.beta.grad is None]:
-                raise InputError(f"{lacking[0]!r} got no gradient: it is frozen, or make_losses uses another network")
+            if lacking := [
+                name for name, t in tensors.items() if t.gamma.grad is None or t.beta.grad is None
+            ]:
+                raise InputError(
+                    f"{lacking[0]!r} got no gradient: it is frozen, or make_losses uses another network"
+                )
             gamma_grad = torch.cat([layer.gamma.grad for layer in tensors.values()])  # type: ignore[misc]
             beta_grad = torch.cat([layer.beta.grad for layer in tensors.values()])  # type: ignore[misc]
             utilities.append(-(gamma_grad * saved_gamma + beta_grad * saved_beta))
             norms.append(torch.hypot(gamma_grad, beta_grad))
             model.zero_grad()
     if len(utilities) < 2:
-        raise InputError(f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}")
+        raise InputError(
+            f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}"
+        )
     seen = torch.stack([torch.stack(utilities), torch.stack(norms)]).double().cpu()  # one transfer
     if not seen.isfinite().all():
-        raise InputError("a loss of the pulse has a gradient that is not finite: the training has diverged")
+        raise InputError(
+            "a loss of the pulse has a gradient that is not finite: the training has diverged"
+        )
     (mean, norm), error = seen.mean(1), seen[0].std(0) / len(utilities) ** 0.5
     widths, result = [len(layer.gamma) for layer in tensors.values()], Supervision({}, {}, {})
-    for name, u, e, g in zip(tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True):
+    for name, u, e, g in zip(
+        tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True
+    ):
         filters = sorted(snapshots[name].filters)
         result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}
         result.grad_norm_live[name] = g[sorted({*range(len(g))}.difference(filters))].mean().item()
@@ -94,7 +107,9 @@ def choose_restored(
 
 @contextmanager
 def _standing(
-    model: nn.Module, tensors: Mapping[str, FilterTensors], saved: Mapping[str, tuple[Tensor, Tensor]]
+    model: nn.Module,
+    tensors: Mapping[str, FilterTensors],
+    saved: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Iterator[None]:
     """Suspended affines at PULSE_EPSILON times what they were, generators forked; undone whatever happens."""
     affines = [live.detach() for t in tensors.values() for live in (t.gamma, t.beta)]
@@ -104,7 +119,9 @@ def _standing(
         try:
             model.zero_grad()
             for live, part in zip(affines, chain.from_iterable(saved.values()), strict=True):
-                live.add_(part, alpha=PULSE_EPSILON)  # suspended entries are zero, and so is what is saved of live ones
+                live.add_(
+                    part, alpha=PULSE_EPSILON
+                )  # suspended entries are zero, and so is what is saved of live ones
             with torch.enable_grad():
                 yield
         finally:
@@ -115,7 +132,9 @@ def _standing(
 
 def _saved_affine(layer: FilterTensors, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
     """Saved (gamma, beta), each [O], zero for live filters."""
-    gamma, beta = (torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine)
+    gamma, beta = (
+        torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine
+    )
     for name, saved in zip(layer.affine, (gamma, beta), strict=True):
         if snapshot.filters:
             saved.index_copy_(0, layer.index(snapshot.filters), snapshot.rows[name])

@@ -23,7 +23,9 @@ class Snapshot:
         """The snapshot of some of its filters."""
         position = {f: i for i, f in enumerate(self.filters)}
         index = torch.tensor([position[f] for f in filters], dtype=torch.long)
-        return Snapshot(tuple(filters), {n: t.index_select(0, index.to(t.device)) for n, t in self.rows.items()})
+        return Snapshot(
+            tuple(filters), {n: t.index_select(0, index.to(t.device)) for n, t in self.rows.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class FilterTensors:
         return torch.tensor([*filters], dtype=torch.long, device=self.gamma.device)
 
 
-def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None) -> FilterTensors:
+def filter_tensors(
+    model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None
+) -> FilterTensors:
     """Everything that goes when a filter of `layer` is exported, and its optimiser state."""
     parameters, buffers, state = (dict[str, Tensor]() for _ in range(3))
     for member in layer.members:
@@ -58,10 +62,14 @@ def filter_tensors(model: nn.Module, layer: PrunableLayer, optimizer: Optimizer 
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 parameters[f"{member}.{key}"] = parameter
-                for kind, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+                for kind, value in (
+                    optimizer.state.get(parameter, {}) if optimizer else {}
+                ).items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         state[f"{member}.{key}:{kind}"] = value
-        buffers |= {f"{member}.{key}": b for key, b in module._buffers.items() if b is not None and b.ndim}
+        buffers |= {
+            f"{member}.{key}": b for key, b in module._buffers.items() if b is not None and b.ndim
+        }
     affine = f"{layer.affine}.weight", f"{layer.affine}.bias"
     return FilterTensors(parameters, buffers, state, affine, *(parameters[name] for name in affine))
 
@@ -113,7 +121,10 @@ def freeze_(tensors: FilterTensors, filters: Collection[int]) -> None:
 
 
 def apply_(
-    model: nn.Module, layers: Sequence[PrunableLayer], plan: PrunePlan, optimizer: Optimizer | None = None
+    model: nn.Module,
+    layers: Sequence[PrunableLayer],
+    plan: PrunePlan,
+    optimizer: Optimizer | None = None,
 ) -> None:
     """Zero the plan's filters for good, whoever made the plan.
 
@@ -131,8 +142,13 @@ class Silence:
     """
 
     def __init__(self, tensors: Mapping[str, FilterTensors]) -> None:
-        self._masks = {name: torch.ones_like(layer.gamma, requires_grad=False) for name, layer in tensors.items()}
-        self._affines = [affine for layer in tensors.values() for affine in (layer.gamma, layer.beta)]
+        self._masks = {
+            name: torch.ones_like(layer.gamma, requires_grad=False)
+            for name, layer in tensors.items()
+        }
+        self._affines = [
+            affine for layer in tensors.values() for affine in (layer.gamma, layer.beta)
+        ]
         self._multipliers = [mask for mask in self._masks.values() for _ in range(2)]
 
     def set_(self, pruned: Mapping[str, Collection[int]]) -> None:
@@ -148,7 +164,9 @@ class Silence:
     def holds(self) -> bool:
         """Are the affines of pruned filters zero?"""
         pruned = torch.cat(self._affines).masked_fill(torch.cat(self._multipliers) != 0, 0.0)
-        return not pruned.nan_to_num().any()  # zero times a diverged value is no number, and no revival
+        return (
+            not pruned.nan_to_num().any()
+        )  # zero times a diverged value is no number, and no revival
 
 
 @torch.no_grad()

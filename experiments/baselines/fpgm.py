@@ -33,11 +33,18 @@ class FPGM(UniformMethod):
     """See the module's description."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, example_input: Tensor, target_macs_cut: float, save: SaveStep
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_input: Tensor,
+        target_macs_cut: float,
+        save: SaveStep,
     ) -> None:
         super().__init__(model, example_input, target_macs_cut, save)
         # Changed in place only, so that a captured training step stays valid.
-        self.masks = {name: torch.ones(len(w), 1, 1, 1, device=w.device) for name, w in self.weights.items()}
+        self.masks = {
+            name: torch.ones(len(w), 1, 1, 1, device=w.device) for name, w in self.weights.items()
+        }
         optimizer.register_step_pre_hook(self._mask_gradients)
 
     def scores(self, weight: Tensor) -> Tensor:

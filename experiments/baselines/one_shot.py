@@ -31,9 +31,16 @@ class OneShot(UniformMethod):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, example_input: Tensor, target_macs_cut: float, score: Score,
-        prune_at: int, seed: int, save: SaveStep,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_input: Tensor,
+        target_macs_cut: float,
+        score: Score,
+        prune_at: int,
+        seed: int,
+        save: SaveStep,
+    ) -> None:
         super().__init__(model, example_input, target_macs_cut, save)
         self.optimizer = optimizer
         self.score, self.prune_at = score, prune_at

@@ -26,9 +26,14 @@ class SFP(UniformMethod):
     """
 
     def __init__(
-        self, model: nn.Module, example_input: Tensor, target_macs_cut: float, epochs: int, ramp_end: int | float,
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        target_macs_cut: float,
+        epochs: int,
+        ramp_end: int | float,
         save: SaveStep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(model, example_input, target_macs_cut, save)
         self.schedule = make_schedule(epochs, 1, ramp_end, epochs)
 

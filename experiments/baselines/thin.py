@@ -41,10 +41,14 @@ def starting_network(cfg: Config, channels: int, classes: int, image_size: int) 
 
 def _refuse_weights(cfg: Config) -> None:
     if cfg.model.weights is not None:
-        raise InputError(f"a thin network is trained from scratch: method={cfg.method.name} takes no model.weights")
+        raise InputError(
+            f"a thin network is trained from scratch: method={cfg.method.name} takes no model.weights"
+        )
 
 
-def thin_model(cfg: ModelConfig, target_macs_cut: float, channels: int, classes: int, image_size: int) -> ModelConfig:
+def thin_model(
+    cfg: ModelConfig, target_macs_cut: float, channels: int, classes: int, image_size: int
+) -> ModelConfig:
     """`cfg` with the largest width that lacks at least `target_macs_cut` of the MACs of `cfg` itself.
 
     Raises:
@@ -58,7 +62,9 @@ def thin_model(cfg: ModelConfig, target_macs_cut: float, channels: int, classes:
     steps = range(1, int(cfg.width / step) + 1)
     fitting = bisect_right(steps, budget, key=lambda k: cost(replace(cfg, width=k * step)))
     if not fitting:
-        raise InputError(f"target_macs_cut={target_macs_cut} is unreachable by a thinner {cfg.name}")
+        raise InputError(
+            f"target_macs_cut={target_macs_cut} is unreachable by a thinner {cfg.name}"
+        )
     return replace(cfg, width=fitting * step)
 
 
@@ -67,6 +73,9 @@ def network_macs(channels: int, classes: int, image_size: int) -> Callable[[Mode
 
     def cost(cfg: ModelConfig) -> int:
         with torch.device("meta"):
-            return macs(models.build(cfg, channels, classes), torch.empty(1, channels, image_size, image_size))
+            return macs(
+                models.build(cfg, channels, classes),
+                torch.empty(1, channels, image_size, image_size),
+            )
 
     return cost

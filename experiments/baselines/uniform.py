@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from experiments.harness.callbacks import Method, SaveStep, plan_metrics
 from experiments.harness.loop import Metrics
-from psap_core import InputError, PrunePlan, filter_counts, filter_tensors, find_layers, macs_cost_model, make_plan
+from psap_core import (
+    InputError,
+    PrunePlan,
+    filter_counts,
+    filter_tensors,
+    find_layers,
+    macs_cost_model,
+    make_plan,
+)
 
 
 def lowest(scores: Tensor, count: int) -> list[int]:
@@ -37,7 +45,9 @@ class UniformMethod(Method, ABC):
         InputError: the target is outside [0, 1), or one filter per layer still costs more.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, target_macs_cut: float, save: SaveStep) -> None:
+    def __init__(
+        self, model: nn.Module, example_input: Tensor, target_macs_cut: float, save: SaveStep
+    ) -> None:
         if not 0 <= target_macs_cut < 1:
             raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
         self.model, self.target_cut = model, target_macs_cut
@@ -51,13 +61,21 @@ class UniformMethod(Method, ABC):
     def counts(self, macs_cut: float) -> list[int]:
         """How many filters of every layer go for this cut."""
         filters = self.cost.filters
-        kept = filter_counts([0.0] * len(filters), self.cost, self.cost.budget(macs_cut), [1] * len(filters), alpha=0.0)
+        kept = filter_counts(
+            [0.0] * len(filters),
+            self.cost,
+            self.cost.budget(macs_cut),
+            [1] * len(filters),
+            alpha=0.0,
+        )
         return [o - k for o, k in zip(filters, kept, strict=True)]
 
     def choose(self, counts: Sequence[int]) -> dict[str, list[int]]:
         """The filters to prune, so many of every layer, by the method's scores."""
         chosen = zip(self.weights.items(), counts, strict=True)
-        return {name: lowest(self.scores(weight.detach()), count) for (name, weight), count in chosen}
+        return {
+            name: lowest(self.scores(weight.detach()), count) for (name, weight), count in chosen
+        }
 
     @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:
@@ -72,10 +90,15 @@ class UniformMethod(Method, ABC):
             self.weights[name][filters] = 0.0
         return self.adopt(pruned, epochs_done, macs_cut, began)
 
-    def adopt(self, pruned: dict[str, list[int]], epochs_done: int, macs_cut: float, began: float) -> Metrics:
+    def adopt(
+        self, pruned: dict[str, list[int]], epochs_done: int, macs_cut: float, began: float
+    ) -> Metrics:
         """Make these filters the plan; save it and say what changed since `began` (time.perf_counter)."""
         plan = make_plan(self.layers, pruned, self.cost, self.plan.input_shape, macs_cut)
-        changed = sum(len(set(now).symmetric_difference(self.plan.pruned[name])) for name, now in pruned.items())
+        changed = sum(
+            len(set(now).symmetric_difference(self.plan.pruned[name]))
+            for name, now in pruned.items()
+        )
         self.plan = plan
         self.save("plans", epochs_done, plan.to_json())
         return plan_metrics(plan, changed / sum(self.cost.filters), time.perf_counter() - began)
@@ -86,7 +109,9 @@ class UniformMethod(Method, ABC):
         for layer, part in self.plan.match(self.layers):
             tensors = filter_tensors(self.model, layer)
             spared = tensors.affine if layer.role == "residual" else ()
-            for parameter in [tensor for name, tensor in tensors.parameters.items() if name not in spared]:
+            for parameter in [
+                tensor for name, tensor in tensors.parameters.items() if name not in spared
+            ]:
                 parameter.index_fill_(0, tensors.index(part.pruned), 0.0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,9 +29,13 @@ class PSAPVariant(PSAP):
     def __init__(self, *args: Any, rule: Rule, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if rule in RETURNS and not self.protection:
-            raise InputError(f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true")
+            raise InputError(
+                f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true"
+            )
         self.rule = rule
-        self.order = torch.randperm(len(self.layers), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.order = torch.randperm(
+            len(self.layers), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
 
     def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
         ratios = super()._sparsity(weights)
@@ -46,11 +50,18 @@ class PSAPVariant(PSAP):
             return {name: ratios[shifted[name]] for name in ratios}
         return ratios
 
-    def _protect(self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]) -> Filters:
+    def _protect(
+        self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]
+    ) -> Filters:
         if self.rule not in RETURNS:
             return super()._protect(seen, norms, anew, kept)
-        counts = {part.name: part.filters - k for part, k in zip(self.plan.layers, kept, strict=True)}
-        means = {name: {f: mean for f, (mean, _) in found.items()} for name, found in seen.utility.items()}
+        counts = {
+            part.name: part.filters - k for part, k in zip(self.plan.layers, kept, strict=True)
+        }
+        means = {
+            name: {f: mean for f, (mean, _) in found.items()}
+            for name, found in seen.utility.items()
+        }
         return {
             name: choose_restored(means.get(name, {}), (), tuple(means.get(name, ())), count)
             for name, count in counts.items()
@@ -64,7 +75,11 @@ class PSAPVariant(PSAP):
             for layer in self.layers:
                 tensors = filter_tensors(self.model, layer, self.optimizer)
                 returned = tensors.index(set(earlier[layer.name]) & set(step.restored[layer.name]))
-                momenta = [state for name, state in tensors.state.items() if name.startswith(tensors.affine)]
+                momenta = [
+                    state
+                    for name, state in tensors.state.items()
+                    if name.startswith(tensors.affine)
+                ]
                 for affine in (tensors.gamma, tensors.beta, *momenta):
                     affine[returned] *= GRADE
         return step

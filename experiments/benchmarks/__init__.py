@@ -24,7 +24,11 @@ def seconds(function: Callable[[], object]) -> float:
 
 def figure(values: list[float]) -> dict[str, Any]:
     """Median, smallest and largest value, and their number."""
-    return {"median": statistics.median(values), "spread": [min(values), max(values)], "n": len(values)}
+    return {
+        "median": statistics.median(values),
+        "spread": [min(values), max(values)],
+        "n": len(values),
+    }
 
 
 @contextmanager
@@ -39,7 +43,9 @@ def one_thread() -> Iterator[None]:
 
 def cifar_resnet(depth: int) -> ResNet:
     """Randomly initialised, in the memory layout in which the suite trains."""
-    model = ResNet(RESNET_BLOCKS[f"resnet{depth}"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10)
+    model = ResNet(
+        RESNET_BLOCKS[f"resnet{depth}"], RESNET_WIDTHS, Shortcut.option_a, channels=3, classes=10
+    )
     return model.to(memory_format=torch.channels_last)
 
 

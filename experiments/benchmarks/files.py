@@ -27,8 +27,16 @@ def files() -> Figures:
     F.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.tensor([0, 1])).backward()
     optimizer.step()
     pruner = PSAP(
-        model, optimizer, torch.zeros(1, 3, 224, 224), target_macs_cut=0.5, total_epochs=4, fan="out",
-        protection=False, start=1, ramp_end=2, freeze=3,
+        model,
+        optimizer,
+        torch.zeros(1, 3, 224, 224),
+        target_macs_cut=0.5,
+        total_epochs=4,
+        fan="out",
+        protection=False,
+        start=1,
+        ramp_end=2,
+        freeze=3,
     )
     for _ in range(2):
         pruner.end_epoch(lambda: ())

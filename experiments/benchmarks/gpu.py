@@ -29,21 +29,29 @@ def gpu() -> Figures:
     figures = {
         "resnet56_epoch_seconds_fast": figure(epoch_seconds(56, "cuda", Fast.auto)),
         "resnet56_epoch_seconds_eager": figure(epoch_seconds(56, "cuda", Fast.eager)),
-        "resnet56_epoch_seconds_bfloat16": figure(epoch_seconds(56, "cuda", Fast.auto, torch.bfloat16)),
+        "resnet56_epoch_seconds_bfloat16": figure(
+            epoch_seconds(56, "cuda", Fast.auto, torch.bfloat16)
+        ),
     }
     speedups = [images_per_second(RUNS) / images_per_second(1) for _ in range(REPETITIONS)]
     return figures | {"runs_per_gpu_speedup": figure(speedups)}
 
 
 def epoch_seconds(
-    depth: int, device_type: str, fast: Fast, autocast: torch.dtype | None = None, images: int = IMAGES,
+    depth: int,
+    device_type: str,
+    fast: Fast,
+    autocast: torch.dtype | None = None,
+    images: int = IMAGES,
     wait: Callable[[], object] = lambda: None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Durations of some epochs; a first one, which captures the step, is not counted, and followed by `wait`."""
     seed_everything(0)
     device = torch.device(device_type)
     model = cifar_resnet(depth).to(device)
-    split = Split(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))).to(device)
+    split = Split(
+        torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))
+    ).to(device)
     batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0)
     world = World()
     chosen = choose_fast(fast, device, batches, world)

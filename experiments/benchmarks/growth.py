@@ -33,8 +33,11 @@ def growth() -> Figures:
     points |= {f"batch_{batch}": measured(20, batch) for batch in BATCHES}
     points |= {f"layers_{number}": measured(56, scope=scope) for number, scope in SCOPES.items()}
     points |= {f"ranks_{ranks}": _with(ranks) for ranks in RANKS}
-    return {f"growth_{name}_{part}_seconds": figure([value]) for name, found in points.items()
-            for part, value in zip(("epoch", "step"), found, strict=True)}  # fmt: skip
+    return {
+        f"growth_{name}_{part}_seconds": figure([value])
+        for name, found in points.items()
+        for part, value in zip(("epoch", "step"), found, strict=True)
+    }
 
 
 def measured(depth: int, batch: int = BATCH, scope: Scope = "all") -> tuple[float, float]:
@@ -43,9 +46,22 @@ def measured(depth: int, batch: int = BATCH, scope: Scope = "all") -> tuple[floa
         torch.manual_seed(world.rank)
         model = cifar_resnet(depth)
         net, optimizer = world.wrap(model), sgd(model)
-        images, labels = torch.randn(batch // world.size, 3, 32, 32), torch.randint(10, (batch // world.size,))
-        pruner = PSAP(model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=8, start=1, ramp_end=1, freeze=2,
-                      pulse_batches=PULSE_BATCHES, scope=scope)  # fmt: skip
+        images, labels = (
+            torch.randn(batch // world.size, 3, 32, 32),
+            torch.randint(10, (batch // world.size,)),
+        )
+        pruner = PSAP(
+            model,
+            optimizer,
+            images[:1],
+            target_macs_cut=0.5,
+            total_epochs=8,
+            start=1,
+            ramp_end=1,
+            freeze=2,
+            pulse_batches=PULSE_BATCHES,
+            scope=scope,
+        )
 
         def loss() -> Tensor:
             return F.cross_entropy(net(images), labels)
@@ -62,9 +78,17 @@ def measured(depth: int, batch: int = BATCH, scope: Scope = "all") -> tuple[floa
 
 
 def _with(ranks: int) -> tuple[float, float]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
     command = [*launch, "-m", "experiments.benchmarks.growth"]
-    epoch, step = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    epoch, step = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
     return epoch, step
 
 

@@ -62,26 +62,40 @@ def _latency(network: str, networks: Networks) -> Figures:
     for name, (scope, exclude) in networks.items():
         pruned, plan = _pruned(dense, scope, exclude)
         figures[f"macs_ratio_{name}"] = figure([macs(dense, example) / macs(pruned, example)])
-        dense_runs = dense_runs or {backend: make(dense, plan) for backend, make in backends.items()}
-        runs = {backend: (dense_runs[backend], make(pruned, plan)) for backend, make in backends.items()}
+        dense_runs = dense_runs or {
+            backend: make(dense, plan) for backend, make in backends.items()
+        }
+        runs = {
+            backend: (dense_runs[backend], make(pruned, plan)) for backend, make in backends.items()
+        }
         for batch, rounds in ROUNDS.items():
             images, speedups = torch.randn(batch, 3, SIZE, SIZE), []
             for backend, pair in runs.items():
-                rows = [[1000 * seconds(partial(run, images)) for run in pair] for _ in range(rounds + 1)][1:]
+                rows = [
+                    [1000 * seconds(partial(run, images)) for run in pair]
+                    for _ in range(rounds + 1)
+                ][1:]
                 key = f"{name}_b{batch}_{backend}"
                 figures[f"latency_ms_{key}_dense"] = figure([row[0] for row in rows])
                 figures[f"latency_ms_{key}_pruned"] = figure([row[1] for row in rows])
                 figures[f"latency_speedup_{key}"] = figure([row[0] / row[1] for row in rows])
                 speedups.append(figures[f"latency_speedup_{key}"])
-            figures[f"latency_speedup_{name}_b{batch}"] = max(speedups, key=lambda found: found["median"])
+            figures[f"latency_speedup_{name}_b{batch}"] = max(
+                speedups, key=lambda found: found["median"]
+            )
     return figures
 
 
-def _pruned(dense: nn.Module, scope: Scope, exclude: tuple[str, ...]) -> tuple[nn.Module, PrunePlan]:
+def _pruned(
+    dense: nn.Module, scope: Scope, exclude: tuple[str, ...]
+) -> tuple[nn.Module, PrunePlan]:
     """A network's pruned export (which equals the masked network to 1e-9, or export refuses)."""
     example = torch.zeros(1, 3, SIZE, SIZE)
     layers = find_layers(dense, example, scope=scope, exclude=exclude)
-    weights = {layer.name: filter_tensors(dense, layer).parameters[f"{layer.name}.weight"] for layer in layers}
+    weights = {
+        layer.name: filter_tensors(dense, layer).parameters[f"{layer.name}.weight"]
+        for layer in layers
+    }
     norms = {name: filter_norms(weight) for name, weight in weights.items()}
     lowest = {name: norm.argsort()[: len(norm) // 2].tolist() for name, norm in norms.items()}
     plan = make_plan(layers, lowest, macs_cost_model(dense, layers, example), example.shape[1:])
@@ -100,7 +114,9 @@ def _compiled(network: nn.Module, plan: PrunePlan) -> Run:
     compiled = torch.compile(laid_out, dynamic=False)
 
     def run(images: Tensor) -> object:
-        with inductor.patch(freezing=True):  # weights are constants, as in ONNX; compile's `options` do not do that
+        with inductor.patch(
+            freezing=True
+        ):  # weights are constants, as in ONNX; compile's `options` do not do that
             return _inferred(compiled, images.to(memory_format=torch.channels_last))
 
     return run
@@ -119,22 +135,34 @@ def _onnx(network: nn.Module, plan: PrunePlan) -> Run:
         export_onnx(network, path, plan)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "200")  # then sleep, not spin
+        # So long its threads spin, then they sleep.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
 def latency_table(figures: Figures) -> str:
     """The figures as a markdown table, medians, and the range of the speed-ups."""
-    lines = ["| network | MACs | batch | backend | dense ms | pruned ms | speed-up |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| network | MACs | batch | backend | dense ms | pruned ms | speed-up |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in [name for name in (RESNET50 | MOBILENET_V2) if f"macs_ratio_{name}" in figures]:
         ratio = figures[f"macs_ratio_{name}"]["median"]
         for batch in ROUNDS:
             for backend in ("eager", "compiled", "onnx"):
                 key = f"{name}_b{batch}_{backend}"
                 ms = [figures[f"latency_ms_{key}_{kind}"]["median"] for kind in ("dense", "pruned")]
-                cells = [name, f"{ratio:.2f}x fewer", str(batch), backend, *(f"{value:.1f}" for value in ms)]
+                cells = [
+                    name,
+                    f"{ratio:.2f}x fewer",
+                    str(batch),
+                    backend,
+                    *(f"{value:.1f}" for value in ms),
+                ]
                 speedup = figures[f"latency_speedup_{key}"]
                 low, high = speedup["spread"]
-                lines.append(f"| {' | '.join(cells)} | {speedup['median']:.2f}x [{low:.2f}, {high:.2f}] |")
+                lines.append(
+                    f"| {' | '.join(cells)} | {speedup['median']:.2f}x [{low:.2f}, {high:.2f}] |"
+                )
     return "\n".join(lines)

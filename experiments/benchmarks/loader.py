@@ -48,25 +48,47 @@ def _compared(root: Path, suffix: str) -> Figures:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    recipe = v2.Compose([
-        v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(NORMALISATION.mean, NORMALISATION.std),
-    ])
+    recipe = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(NORMALISATION.mean, NORMALISATION.std),
+        ]
+    )
     mean, std = list(NORMALISATION.mean), list(NORMALISATION.std)
-    cfg = PhotographsConfig("imagenet", str(root), SIZE, IMAGES, 0, True, mean, std, OnCorrupt.error)
+    cfg = PhotographsConfig(
+        "imagenet", str(root), SIZE, IMAGES, 0, True, mean, std, OnCorrupt.error
+    )
     dataset = photographs.load(cfg)
-    ours = dataset.training(Sharing(BATCH), NORMALISATION, seed=0, device=torch.device("cpu"), workers=1)
+    ours = dataset.training(
+        Sharing(BATCH), NORMALISATION, seed=0, device=torch.device("cpu"), workers=1
+    )
     folder = ImageFolder(str(root / "train"), recipe)
     chosen = set(map(os.fsdecode, dataset.train.names.tolist()))
-    same = [index for index, (path, _) in enumerate(folder.samples) if os.path.relpath(path, root) in chosen]
-    plain = DataLoader(Subset(folder, same), BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+    same = [
+        index
+        for index, (path, _) in enumerate(folder.samples)
+        if os.path.relpath(path, root) in chosen
+    ]
+    plain = DataLoader(
+        Subset(folder, same), BATCH, shuffle=True, num_workers=1, persistent_workers=True
+    )
     rates: dict[str, list[float]] = {"loader": [], "loader_plain": []}
-    for epoch in range(REPETITIONS + 1):  # the first one starts the workers and warms the disk's cache
+    for epoch in range(
+        REPETITIONS + 1
+    ):  # the first one starts the workers and warms the disk's cache
         rates["loader"].append(_rate(batch.parts[0][0] for batch in ours.epoch("train", epoch)))
         rates["loader_plain"].append(_rate(images for images, _ in plain))
-    figures = {f"{name}_images_per_second_per_core": figure(values[1:]) for name, values in rates.items()}
+    figures = {
+        f"{name}_images_per_second_per_core": figure(values[1:]) for name, values in rates.items()
+    }
     ratios = [a / b for a, b in list(zip(*rates.values(), strict=True))[1:]]
-    figures |= {"loader_vs_plain_ratio": figure(ratios), "loader_pixel_difference": figure(_differences(dataset))}
+    figures |= {
+        "loader_vs_plain_ratio": figure(ratios),
+        "loader_pixel_difference": figure(_differences(dataset)),
+    }
     return {name + suffix: values for name, values in figures.items()}
 
 
@@ -89,7 +111,9 @@ def _differences(dataset: photographs.Photographs) -> list[float]:
             ours = photographs.training_view(image, SIZE, uniforms, flip=False)
         with Image.open(Path(dataset.root, os.fsdecode(name))) as image:
             plain = TF.resized_crop(image.convert("RGB"), top, left, height, width, [SIZE, SIZE])
-        differences.append(float(np.abs(np.asarray(ours, dtype=int) - np.asarray(plain, dtype=int)).mean()))
+        differences.append(
+            float(np.abs(np.asarray(ours, dtype=int) - np.asarray(plain, dtype=int)).mean())
+        )
     return differences
 
 
@@ -104,5 +128,10 @@ def _write_samples(root: Path) -> None:
             folder = root / split / wnid
             folder.mkdir(parents=True)
             for index in range(count):
-                left, top = draw.randint(0, photograph.width - 500), draw.randint(0, photograph.height - 375)
-                photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{index}.JPEG", quality=90)
+                left, top = (
+                    draw.randint(0, photograph.width - 500),
+                    draw.randint(0, photograph.height - 375),
+                )
+                photograph.crop((left, top, left + 500, top + 375)).save(
+                    folder / f"{index}.JPEG", quality=90
+                )

@@ -24,8 +24,12 @@ def memory() -> Figures:
     for _ in range(REPETITIONS):
         for method, found in peaks.items():
             command = [sys.executable, "-m", "experiments.benchmarks.memory", method]
-            found.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    more = [100 * (psap / dense - 1) for dense, psap in zip(peaks["dense"], peaks["psap"], strict=True)]
+            found.append(
+                float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            )
+    more = [
+        100 * (psap / dense - 1) for dense, psap in zip(peaks["dense"], peaks["psap"], strict=True)
+    ]
     figures = {f"peak_memory_gib_{method}": figure(found) for method, found in peaks.items()}
     return figures | {"psap_memory_overhead_pct": figure(more)}
 
@@ -45,8 +49,16 @@ def main() -> None:
     pruner = None
     if sys.argv[1] == "psap":
         pruner = PSAP(
-            model, optimizer, images[:1], target_macs_cut=0.5, total_epochs=EPOCHS, fan="out", pulse_batches=2,
-            start=1, ramp_end=2, freeze=3,
+            model,
+            optimizer,
+            images[:1],
+            target_macs_cut=0.5,
+            total_epochs=EPOCHS,
+            fan="out",
+            pulse_batches=2,
+            start=1,
+            ramp_end=2,
+            freeze=3,
         )
     for _ in range(EPOCHS):
         optimizer.zero_grad()

@@ -46,8 +46,14 @@ def overhead() -> Figures:
     optimizer = sgd(model)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     pruner = PSAP(
-        model, optimizer, images[:1], target_macs_cut=0.54,
-        total_epochs=2 * PRUNING_EPOCHS, start=1, ramp_end=PRUNING_EPOCHS, freeze=PRUNING_EPOCHS + 1,
+        model,
+        optimizer,
+        images[:1],
+        target_macs_cut=0.54,
+        total_epochs=2 * PRUNING_EPOCHS,
+        start=1,
+        ramp_end=PRUNING_EPOCHS,
+        freeze=PRUNING_EPOCHS + 1,
     )
 
     def loss() -> Tensor:
@@ -63,12 +69,21 @@ def overhead() -> Figures:
     with timed("psap_core.pruner.pulse") as pulsed:
         for _ in range(PRUNING_EPOCHS):
             training = statistics.median(seconds(step) for _ in range(STEPS_BETWEEN))
-            pruning = seconds(lambda: pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches))))
+            pruning = seconds(
+                lambda: pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches)))
+            )
             overheads.append(100 * pruning / (CIFAR10_STEPS * training))
             pulses.append(100 * pulsed[-1] / (CIFAR10_STEPS * training))
-            hooks.append(100 * statistics.median(seconds(pruner._silence.hold_) for _ in range(50)) / training)
-    return {"psap_epoch_overhead_pct": figure(overheads), "pulse_overhead_pct": figure(pulses),
-            "psap_between_steps_pct": figure(hooks)}  # fmt: skip
+            hooks.append(
+                100
+                * statistics.median(seconds(pruner._silence.hold_) for _ in range(50))
+                / training
+            )
+    return {
+        "psap_epoch_overhead_pct": figure(overheads),
+        "pulse_overhead_pct": figure(pulses),
+        "psap_between_steps_pct": figure(hooks),
+    }
 
 
 def resnet50_step() -> Figures:
@@ -86,8 +101,16 @@ def resnet50_step() -> Figures:
             fresh = sgd(model)
             fresh.load_state_dict(optimizer.state_dict())
             pruner = PSAP(
-                model, fresh, images[:1], target_macs_cut=0.5, total_epochs=100, fan="out", protection=False,
-                start=1, ramp_end=40, freeze=50,
+                model,
+                fresh,
+                images[:1],
+                target_macs_cut=0.5,
+                total_epochs=100,
+                fan="out",
+                protection=False,
+                start=1,
+                ramp_end=40,
+                freeze=50,
             )
             gc.collect()
             step = pruner.end_epoch(lambda: ())

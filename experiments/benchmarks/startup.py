@@ -14,8 +14,15 @@ from functools import partial
 from experiments.benchmarks import Figures, figure, seconds
 
 REPETITIONS = 2
-RUN = ["experiment=digits_resnet20", "method=dense", "model.width=0.25", "data.train_images=64", "epochs=1",
-       "optim.batch_size=64", "tracking.mode=disabled"]  # fmt: skip
+RUN = [
+    "experiment=digits_resnet20",
+    "method=dense",
+    "model.width=0.25",
+    "data.train_images=64",
+    "epochs=1",
+    "optim.batch_size=64",
+    "tracking.mode=disabled",
+]
 
 
 def startup() -> Figures:
@@ -30,7 +37,8 @@ def startup() -> Figures:
             "done_seconds": done,
         }
         turns = [
-            {name: seconds(partial(_run, command)) for name, command in commands.items()} for _ in range(REPETITIONS)
+            {name: seconds(partial(_run, command)) for name, command in commands.items()}
+            for _ in range(REPETITIONS)
         ]
     return {name: figure([turn[name] for turn in turns]) for name in commands}
 

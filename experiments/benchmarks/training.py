@@ -9,6 +9,7 @@ train_step_dense_ms: one step of ResNet-20, batch 128 at 32x32: augmentation, fo
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ def training() -> Figures:
 
 def augmentation() -> Figures:
     images = torch.randint(256, (IMAGES, 3, SIZE, SIZE), dtype=torch.uint8)
-    batches = TrainingImages(Split(images, torch.zeros(IMAGES).long()), NORMALISATION, Sharing(BATCH), True, seed=0)
+    batches = TrainingImages(
+        Split(images, torch.zeros(IMAGES).long()), NORMALISATION, Sharing(BATCH), True, seed=0
+    )
     top, left = torch.randint(2 * PADDING + 1, (2, PIL_IMAGES))
     flips = torch.rand(PIL_IMAGES) < 0.5
     one_by_one = _pil(images[:PIL_IMAGES], top, left, flips)
@@ -41,10 +44,13 @@ def augmentation() -> Figures:
     rates, ratios = [], []
     with one_thread():
         for epoch in range(REPETITIONS):
-            ours = _rate(lambda: sum(len(batch.parts[0][1]) for batch in batches.epoch("train", epoch)))  # noqa: B023
+            ours = _rate(partial(_count, batches, epoch))
             ratios.append(ours / _rate(lambda: len(one_by_one())))
             rates.append(ours)
-    return {"augment_images_per_second_per_core": figure(rates), "augment_vs_pil_ratio": figure(ratios)}
+    return {
+        "augment_images_per_second_per_core": figure(rates),
+        "augment_vs_pil_ratio": figure(ratios),
+    }
 
 
 def _pil(images: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Callable[[], list[Tensor]]:
@@ -52,7 +58,9 @@ def _pil(images: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Callable[[
     from PIL import Image
     from torchvision.transforms import functional as TF
 
-    pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images.permute(0, 2, 3, 1).numpy()]
+    pictures = [
+        Image.fromarray(np.ascontiguousarray(image)) for image in images.permute(0, 2, 3, 1).numpy()
+    ]
     draws = list(zip(pictures, top.tolist(), left.tolist(), flips.tolist(), strict=True))
     mean, std = list(NORMALISATION.mean), list(NORMALISATION.std)
 
@@ -66,6 +74,11 @@ def _pil(images: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Callable[[
     return augmented
 
 
+def _count(batches: TrainingImages, epoch: int) -> int:
+    """Make an epoch's images, and say how many they are."""
+    return sum(len(batch.parts[0][1]) for batch in batches.epoch("train", epoch))
+
+
 def _rate(images: Callable[[], int]) -> float:
     began = time.perf_counter()
     return images() / (time.perf_counter() - began)
@@ -74,8 +87,10 @@ def _rate(images: Callable[[], int]) -> float:
 def steps() -> Figures:
     model = cifar_resnet(20)
     optimizer = sgd(model)
-    split = Split(torch.randint(256, (BATCH * (STEPS + 2), 3, SIZE, SIZE), dtype=torch.uint8),
-                  torch.randint(10, (BATCH * (STEPS + 2),)))  # fmt: skip
+    split = Split(
+        torch.randint(256, (BATCH * (STEPS + 2), 3, SIZE, SIZE), dtype=torch.uint8),
+        torch.randint(10, (BATCH * (STEPS + 2),)),
+    )
     batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0).epoch("train", 0)
 
     def step() -> None:

@@ -7,7 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from experiments.harness.loop import Callback, Metrics
-from psap_core import PSAP, PrunableLayer, PrunePlan, PruneStep, find_layers, macs_cost_model, make_plan
+from psap_core import (
+    PSAP,
+    PrunableLayer,
+    PrunePlan,
+    PruneStep,
+    find_layers,
+    macs_cost_model,
+    make_plan,
+)
 
 SaveStep = Callable[[str, int, str], None]  # kind (plans, pulses), completed epochs, JSON
 
@@ -40,7 +48,9 @@ class PSAPCallback(Method):
         save: takes every step's plan and pulse.
     """
 
-    def __init__(self, pruner: PSAP, make_losses: Callable[[int], Iterable[Tensor]], save: SaveStep) -> None:
+    def __init__(
+        self, pruner: PSAP, make_losses: Callable[[int], Iterable[Tensor]], save: SaveStep
+    ) -> None:
         self.pruner = pruner
         self.layers = pruner.layers
         self.make_losses = make_losses
@@ -106,5 +116,7 @@ def step_metrics(step: PruneStep) -> dict[str, float]:
         metrics |= {f"layer/{key}/{name}": value for name, value in getattr(step, key).items()}
     for name, utilities in step.utility.items():
         if utilities:
-            metrics[f"layer/utility/{name}"] = sum(mean for mean, _ in utilities.values()) / len(utilities)
+            metrics[f"layer/utility/{name}"] = sum(mean for mean, _ in utilities.values()) / len(
+                utilities
+            )
     return metrics

@@ -31,7 +31,9 @@ def load(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # foreign bytes make torch.load raise anything
-        raise InputError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
+        raise InputError(
+            f"{path} is truncated or not a checkpoint: {_first_line(error)}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of format {FORMAT!r}")
     return state

@@ -47,7 +47,11 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         numbers = all(map(math.isfinite, (*self.mean, *self.std)))
-        if not numbers or not all(value > 0 for value in self.std) or len(self.mean) != len(self.std):
+        if (
+            not numbers
+            or not all(value > 0 for value in self.std)
+            or len(self.mean) != len(self.std)
+        ):
             raise InputError(
                 f"data.mean={list(self.mean)} and data.std={list(self.std)} must be equally many finite numbers, "
                 "those of data.std above 0"
@@ -56,12 +60,14 @@ class Normalisation:
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
         mean, std = self._on(images.device)
-        return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)  # in place: memory binds
-
+        # In place, because memory is the bottleneck.
+        return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     @functools.cache  # noqa: B019  (few; a copy to the device at every batch would wait for it)
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
         return mean, std
 
 
@@ -113,24 +119,40 @@ class Dataset:
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> "Dataset":
-        return Dataset(self.train.to(device), self.validation.to(device), self.test.to(device), self.flip)
+        return Dataset(
+            self.train.to(device), self.validation.to(device), self.test.to(device), self.flip
+        )
 
     def count(self, split: SplitName) -> int:
         """Number of images."""
         return len(self.validation if split == "validation" else self.test)
 
     def training(
-        self, sharing: Sharing, normalisation: Normalisation, seed: int, device: torch.device, workers: int
+        self,
+        sharing: Sharing,
+        normalisation: Normalisation,
+        seed: int,
+        device: torch.device,
+        workers: int,
     ) -> "TrainingImages":
         """The training split, augmented; `workers` have nothing to read here."""
         return TrainingImages(self.train.to(device), normalisation, sharing, self.flip, seed)
 
     def evaluation(
-        self, split: SplitName, rank: int, ranks: int, normalisation: Normalisation, device: torch.device, workers: int
+        self,
+        split: SplitName,
+        rank: int,
+        ranks: int,
+        normalisation: Normalisation,
+        device: torch.device,
+        workers: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images, every `ranks`-th: float32 [B, C, S, S] and labels int64 [B]."""
         whole = (self.validation if split == "validation" else self.test).to(device)
-        parts = (torch.split(part[rank::ranks], EVALUATION_BATCH) for part in (whole.images, whole.labels))
+        parts = (
+            torch.split(part[rank::ranks], EVALUATION_BATCH)
+            for part in (whole.images, whole.labels)
+        )
         return ((normalisation(images), labels) for images, labels in zip(*parts, strict=True))
 
 
@@ -161,10 +183,14 @@ def load_resident(cfg: DataConfig) -> Dataset:
     train, test = loaders[cfg.name](Path(cfg.root))
     channels = train.images.shape[1]
     if not len(cfg.mean) == len(cfg.std) == channels:
-        raise InputError(f"data.mean={cfg.mean} and data.std={cfg.std} must have {channels} numbers, one per channel")
+        raise InputError(
+            f"data.mean={cfg.mean} and data.std={cfg.std} must have {channels} numbers, one per channel"
+        )
     validation_index, train_index = split_index(train.labels, cfg)
     validation, train = train.take(validation_index), train.take(train_index)
-    train, validation, test = (_resized(split, cfg.image_size) for split in (train, validation, test))
+    train, validation, test = (
+        _resized(split, cfg.image_size) for split in (train, validation, test)
+    )
     return Dataset(train, validation, test, cfg.flip)
 
 
@@ -196,7 +222,9 @@ def _load_cifar10(root: Path) -> tuple[Split, Split]:
     """root/cifar10.safetensors; made by torchvision's download and one conversion where it is absent."""
     path = root / "cifar10.safetensors"
     if not root.is_dir():
-        raise InputError(f"data.root={root} is no folder: create it, or name another one with PSAP_DATA or data.root")
+        raise InputError(
+            f"data.root={root} is no folder: create it, or name another one with PSAP_DATA or data.root"
+        )
     if not path.exists():
         _convert_cifar10(root, path)
     try:
@@ -204,10 +232,15 @@ def _load_cifar10(root: Path) -> tuple[Split, Split]:
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): delete it and it is made again") from error
     for name, shape in CIFAR10_SHAPES.items():
-        if name not in tensors or tensors[name].shape != shape or tensors[name].dtype != torch.uint8:
+        if (
+            name not in tensors
+            or tensors[name].shape != shape
+            or tensors[name].dtype != torch.uint8
+        ):
             raise InputError(f"{path} has no uint8 tensor {name!r} of shape {list(shape)}")
     return tuple(  # type: ignore[return-value]
-        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].long()) for split in ("train", "test")
+        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
+        for split in ("train", "test")
     )
 
 
@@ -247,8 +280,13 @@ def _resized(split: Split, size: int) -> Split:
         return split
     if not 1 <= size < native:
         raise InputError(f"data.image_size={size} must be between 1 and the images' own {native}")
-    small = [F.interpolate(part.float(), size=(size, size), mode="area") for part in torch.split(split.images, 1000)]
-    images = torch.cat(small) if small else split.images.new_zeros(0, split.images.shape[1], size, size)
+    small = [
+        F.interpolate(part.float(), size=(size, size), mode="area")
+        for part in torch.split(split.images, 1000)
+    ]
+    images = (
+        torch.cat(small) if small else split.images.new_zeros(0, split.images.shape[1], size, size)
+    )
     return Split(images.round().to(torch.uint8), split.labels)
 
 
@@ -291,7 +329,9 @@ class TrainingImages:
         seed: the run's seed.
     """
 
-    def __init__(self, split: Split, normalisation: Normalisation, sharing: Sharing, flip: bool, seed: int) -> None:
+    def __init__(
+        self, split: Split, normalisation: Normalisation, sharing: Sharing, flip: bool, seed: int
+    ) -> None:
         self.batches = sharing.batches(len(split))
         size = split.images.shape[-1]
         self.padding = size // 8  # 4 pixels at 32x32
@@ -326,5 +366,7 @@ class TrainingImages:
         drawn = self.draw(stream, epoch)
         for start in range(first * self.sharing.batch_size, len(self), self.sharing.batch_size):
             images = min(self.sharing.batch_size, len(self) - start)
-            mine = (slice(start + part.start, start + part.stop) for part in self.sharing.parts(images))
+            mine = (
+                slice(start + part.start, start + part.stop) for part in self.sharing.parts(images)
+            )
             yield Batch([self.augmented(drawn[:, part]) for part in mine], images)

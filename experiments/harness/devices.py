@@ -26,7 +26,9 @@ def configure(runtime: RuntimeConfig, world: World) -> torch.device:
         return torch.device("cpu")
     if world.local_rank >= torch.cuda.device_count():
         gpus = torch.cuda.device_count()
-        raise InputError(f"process {world.local_rank + 1} of this machine has no GPU of its own, there are {gpus}")
+        raise InputError(
+            f"process {world.local_rank + 1} of this machine has no GPU of its own, there are {gpus}"
+        )
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -42,7 +44,11 @@ def reading_workers(runtime: RuntimeConfig, world: World) -> int:
     if runtime.workers is not None:
         return runtime.workers
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return max(1, len(os.sched_getaffinity(0)) // here) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        max(1, len(os.sched_getaffinity(0)) // here)
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -85,7 +85,9 @@ class World:
 
     def synchronised(self, net: nn.Module, now: bool) -> AbstractContextManager[None]:
         """Inside, a backward pass averages gradients over the ranks, or leaves them to a later one."""
-        return nullcontext() if now or not isinstance(net, DistributedDataParallel) else net.no_sync()
+        return (
+            nullcontext() if now or not isinstance(net, DistributedDataParallel) else net.no_sync()
+        )
 
     @torch.no_grad()
     def share_buffers_(self, model: nn.Module) -> None:

@@ -52,7 +52,10 @@ def plain_exits() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
     except (InputError, OSError) as error:
         rank = os.environ.get("RANK", "0")
-        print(f"{'error' if rank == '0' else f'error on rank {rank}'}: {one_sentence(error)}", file=sys.stderr)
+        print(
+            f"{'error' if rank == '0' else f'error on rank {rank}'}: {one_sentence(error)}",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_REFUSED)
 
 
@@ -144,4 +147,7 @@ class StopSignals:
         if number == signal.SIGINT:
             self._ctrl_c = True
             signal.signal(number, signal.default_int_handler)
-            print("stopping after this step, with a checkpoint; Ctrl-C again: at once", file=sys.stderr)
+            print(
+                "stopping after this step, with a checkpoint; Ctrl-C again: at once",
+                file=sys.stderr,
+            )

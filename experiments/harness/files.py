@@ -20,7 +20,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not name the file
+        raise OSError(
+            error.errno, error.strerror, str(path)
+        ) from error  # a full disk does not name the file
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, outlives a power failure
@@ -60,8 +62,13 @@ def weights_digest(weights: str | None) -> str | None:
     if weights is None or is_published(weights):
         return weights
     path = Path(weights)
-    exported = ("spec.json", "weights.safetensors")  # and nothing that was put beside them, as model.onnx
-    files = sorted(file for file in path.rglob("*") if file.name in exported) if path.is_dir() else [path]
+    # Nothing that was put beside them, as model.onnx.
+    exported = ("spec.json", "weights.safetensors")
+    files = (
+        sorted(file for file in path.rglob("*") if file.name in exported)
+        if path.is_dir()
+        else [path]
+    )
     digest = hashlib.sha256()
     try:
         for file in files:

@@ -117,7 +117,9 @@ class Loop:
                 position.epoch_seconds = time.perf_counter() - began
                 self.save()
                 raise Interrupted
-        mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / self._summed(position.images)
+        mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / self._summed(
+            position.images
+        )
         self.world.share_buffers_(self.model)
         trained = time.perf_counter() - began
         metrics = {
@@ -138,7 +140,9 @@ def _finite(loss_sum: Tensor, model: nn.Module, epoch: int) -> float:
     """The sum as a number, where it and everything that a checkpoint of the network holds is finite."""
     value = loss_sum.item()
     if not abs(value) < float("inf"):
-        raise InputError(f"the loss became {value} in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)")
+        raise InputError(
+            f"the loss became {value} in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)"
+        )
     if not torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all():
         raise InputError(
             f"the network's weights are not finite in epoch {epoch + 1}: lower optim.lr (the last checkpoint is older)"
@@ -171,7 +175,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
         hits = hits.to(labels.device) + torch.stack([hit[:, 0].sum(), hit.sum()])
         count += len(labels)
     model.train(was_training)
-    top1, top5, count = world.sum(torch.tensor([*hits.tolist(), count])).tolist()  # waits for the device here only
+    # Only here does it wait for the device.
+    top1, top5, count = world.sum(torch.tensor([*hits.tolist(), count])).tolist()
     if not count:
         raise InputError("not one of the images to evaluate on can be read")
     return Accuracy(100 * top1 / count, 100 * top5 / count, count)

@@ -21,7 +21,14 @@ from psap_core import InputError, load_exported, read_spec
 from psap_core.exported import ScatteredBatchNorm2d
 
 RGB = 3
-RESNET_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}  # per stage
+# Blocks of each stage.
+RESNET_BLOCKS = {
+    "resnet20": 3,
+    "resnet32": 5,
+    "resnet44": 7,
+    "resnet56": 9,
+    "resnet110": 18,
+}
 RESNET_WIDTHS = (16, 32, 64)
 TORCHVISION_WIDEST = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "mobilenet_v2": 1280}
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -54,7 +61,9 @@ class BasicBlock(nn.Module):
         elif shortcut is Shortcut.option_a:
             self.shortcut = OptionA(width - inputs, stride)
         else:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -64,7 +73,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet (He et al. 2016): a stem and three stages of `blocks` basic blocks."""
 
-    def __init__(self, blocks: int, widths: tuple[int, ...], shortcut: Shortcut, channels: int, classes: int) -> None:
+    def __init__(
+        self, blocks: int, widths: tuple[int, ...], shortcut: Shortcut, channels: int, classes: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -73,7 +84,10 @@ class ResNet(nn.Module):
             strides = [2 if stage else 1] + [1] * (blocks - 1)
             stages.append(
                 nn.Sequential(
-                    *(BasicBlock(width if i else inputs, width, stride, shortcut) for i, stride in enumerate(strides))
+                    *(
+                        BasicBlock(width if i else inputs, width, stride, shortcut)
+                        for i, stride in enumerate(strides)
+                    )
                 )
             )
             inputs = width
@@ -98,7 +112,11 @@ class VGG(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
             for width in stage_widths:
-                layers += [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 channels = width
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(channels, classes)
@@ -139,12 +157,19 @@ def _torchvision_network(name: str, width: float, classes: int) -> nn.Module:
 
     for path, module in list(network.named_modules()) if width != 1 else ():
         if isinstance(module, nn.Conv2d):
-            inputs = module.in_channels if module.in_channels == RGB else thinner(module.in_channels)
+            inputs = (
+                module.in_channels if module.in_channels == RGB else thinner(module.in_channels)
+            )
             groups = 1 if module.groups == 1 else inputs
             thin = nn.Conv2d(
-                inputs, thinner(module.out_channels), module.kernel_size, module.stride,  # type: ignore[arg-type]
-                module.padding, groups=groups, bias=False,  # type: ignore[arg-type]
-            )  # fmt: skip
+                inputs,
+                thinner(module.out_channels),
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                groups=groups,
+                bias=False,
+            )
             network.set_submodule(path, thin)
         elif isinstance(module, nn.BatchNorm2d):
             network.set_submodule(path, nn.BatchNorm2d(thinner(module.num_features)))
@@ -180,7 +205,13 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
 
     network: nn.Module
     if cfg.name in RESNET_BLOCKS and isinstance(cfg, ResNetConfig):
-        network = ResNet(RESNET_BLOCKS[cfg.name], scaled(RESNET_WIDTHS), Shortcut(cfg.shortcut), channels, classes)
+        network = ResNet(
+            RESNET_BLOCKS[cfg.name],
+            scaled(RESNET_WIDTHS),
+            Shortcut(cfg.shortcut),
+            channels,
+            classes,
+        )
     elif cfg.name == "vgg16_bn":
         network = VGG(tuple(map(scaled, VGG16_WIDTHS)), channels, classes)
     elif cfg.name in TORCHVISION_WIDEST:
@@ -190,7 +221,9 @@ def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
     else:
         known = ", ".join([*RESNET_BLOCKS, "vgg16_bn", *TORCHVISION_WIDEST])
         raise InputError(f"model.name={cfg.name!r} is unknown, it must be one of {known}")
-    if Fan(cfg.fan) is not Fan("out" if cfg.name in TORCHVISION_WIDEST else "in"):  # not what it has already
+    if Fan(cfg.fan) is not Fan(
+        "out" if cfg.name in TORCHVISION_WIDEST else "in"
+    ):  # not what it has already
         initialise_(network, Fan(cfg.fan), cfg.name)
     return network
 
@@ -214,18 +247,27 @@ def start(
         return exported
     model = build(cfg, channels, classes)
     published = is_published(cfg.weights)
-    state, normalisation = (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
+    state, normalisation = (
+        (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
+    )
     if new_classifier:
         name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-        own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")}
+        own = {
+            key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")
+        }
         if any(key in state and state[key].shape != tensor.shape for key, tensor in own.items()):
-            print(f"{cfg.weights} is for another number of classes: {name!r} starts anew", file=sys.stderr)
+            print(
+                f"{cfg.weights} is for another number of classes: {name!r} starts anew",
+                file=sys.stderr,
+            )
             state |= own
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise InputError(f"{cfg.weights} is of another network than {cfg.name}: {reason}") from error
+        raise InputError(
+            f"{cfg.weights} is of another network than {cfg.name}: {reason}"
+        ) from error
     return model, normalisation
 
 
@@ -237,7 +279,9 @@ def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int)
         mine["shortcut"] = Shortcut(cfg.shortcut)
     for key, wanted in mine.items():
         if theirs.get(key) != wanted:
-            raise InputError(f"{folder} holds a network with {key}={theirs.get(key)}, this run's has {key}={wanted}")
+            raise InputError(
+                f"{folder} holds a network with {key}={theirs.get(key)}, this run's has {key}={wanted}"
+            )
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:
@@ -249,9 +293,13 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
         known = ", ".join(choices) or "none"
         raise InputError(f"model.weights={weights} is not one of torchvision's for {name}: {known}")
     try:
-        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True)
+        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(
+            progress=False, check_hash=True
+        )
     except (OSError, RuntimeError) as error:
-        raise InputError(f"model.weights={weights} of {name} could not be downloaded: {error}") from error
+        raise InputError(
+            f"model.weights={weights} of {name} could not be downloaded: {error}"
+        ) from error
     return state
 
 
@@ -274,7 +322,9 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
         )
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{folder}/spec.json does not say which network it shrinks: {reason}") from error
+        raise InputError(
+            f"{folder}/spec.json does not say which network it shrinks: {reason}"
+        ) from error
     return load_exported(folder, dense), normalisation
 
 
@@ -282,19 +332,26 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return _published({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return _published(tensors, file.metadata() or {})
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make torch.load raise anything
-        raise InputError(f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}") from error
+        raise InputError(
+            f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    named = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    )
     if not named:
         raise InputError(f"model.weights={path} is not a dictionary of named tensors")
     return _published(state, {})
 
 
-def _published(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], Normalisation | None]:
+def _published(
+    state: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], Normalisation | None]:
     """Keys and normalisation of published weights, in our terms.
 
     akamaster/pytorch_resnet_cifar10 saved a DataParallel wrapper with a torch that did not count batches, and

@@ -21,7 +21,11 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
         ("lr_batch", cfg.lr_batch is None or cfg.lr_batch >= 1, "at least 1, or null"),
         ("momentum", 0 < cfg.momentum < 1, "inside (0, 1)"),
         ("weight_decay", 0 <= cfg.weight_decay < math.inf, "finite and at least 0"),
-        ("milestones", all(0 <= share <= 1 for share in cfg.milestones), "shares of the epochs in [0, 1]"),
+        (
+            "milestones",
+            all(0 <= share <= 1 for share in cfg.milestones),
+            "shares of the epochs in [0, 1]",
+        ),
         ("lr_factor", 0 < cfg.lr_factor <= 1, "in (0, 1]"),
         ("warmup_epochs", cfg.warmup_epochs >= 0, "at least 0"),
         ("warmup_lr", not cfg.warmup_epochs or 0 < cfg.warmup_lr < math.inf, "finite and above 0"),
@@ -31,7 +35,9 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
     decayed = [p for p in model.parameters() if cfg.decay_all or p.ndim > 1]
     others = [p for p in model.parameters() if not (cfg.decay_all or p.ndim > 1)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return SGD(groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True)
+    return SGD(
+        groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True
+    )
 
 
 def learning_rate(cfg: OptimConfig, epoch: int, epochs: int) -> float:

@@ -41,7 +41,10 @@ from psap_core import InputError
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FLAT_LABELS = "LOC_val_solution.csv"
 INDEX_FORMAT = 1
-AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of a training crop, as torchvision's RandomResizedCrop
+# A training crop is that of torchvision's RandomResizedCrop.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
 DRAWS = 2 * TRIES + 3  # area and ratio of every try, top, left, mirror
 EVALUATION_BATCH = 128
 BATCHES_AHEAD = 2  # per worker
@@ -74,7 +77,8 @@ class Failure(NamedTuple):
     damaged: bool
 
 
-Rows = tuple[Tensor, Tensor, list[Failure]]  # images uint8 [N, S, S, 3], labels int64 [N], rows without an image
+# Images uint8 [N, S, S, 3], labels int64 [N], rows without an image.
+Rows = tuple[Tensor, Tensor, list[Failure]]
 
 
 # The recipe: what becomes of one image.
@@ -97,7 +101,9 @@ def crop_box(width: int, height: int, uniforms: Sequence[float]) -> tuple[int, i
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def training_view(image: Image.Image, size: int, uniforms: Sequence[float], flip: bool) -> NDArray[np.uint8]:
+def training_view(
+    image: Image.Image, size: int, uniforms: Sequence[float], flip: bool
+) -> NDArray[np.uint8]:
     """A random crop, mirrored for half of the last uniforms, uint8 [S, S, 3]; `image` is opened, not yet decoded.
 
     Equal to what torchvision makes of a uint8 tensor, and but for a level here and there of a PIL image, except where
@@ -109,9 +115,12 @@ def training_view(image: Image.Image, size: int, uniforms: Sequence[float], flip
     left, top, width, height = crop_box(full_width, full_height, uniforms)
     reduction = min(width, height) // (2 * size)
     if reduction >= 2:
-        image.draft(None, (full_width // reduction, full_height // reduction))  # nothing happens to a PNG
+        # It does nothing to a PNG.
+        image.draft(None, (full_width // reduction, full_height // reduction))
     x, y = image.width / full_width, image.height / full_height
-    crop = _rgb(image).crop((round(left * x), round(top * y), round((left + width) * x), round((top + height) * y)))
+    crop = _rgb(image).crop(
+        (round(left * x), round(top * y), round((left + width) * x), round((top + height) * y))
+    )
     # torch needs a quarter of PIL's time, if the memory is channels_last before and after (the first index matters).
     pixels = torch.from_numpy(np.array(crop))[None].permute(0, 3, 1, 2)
     view = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
@@ -135,7 +144,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 # Batches, built in a worker.
 
 
-def read_rows(root: str, files: Files, size: int, view: Callable[[int, Image.Image], NDArray[np.uint8]]) -> Rows:
+def read_rows(
+    root: str, files: Files, size: int, view: Callable[[int, Image.Image], NDArray[np.uint8]]
+) -> Rows:
     """The views of all files; a failure is a value, because an exception would leave a worker as a traceback.
 
     The rows without an image hold anything.
@@ -185,14 +196,18 @@ class TrainingRows(Dataset[Rows]):
     def __getitem__(self, item: tuple[str, int, int]) -> Rows:
         stream, epoch, batch = item
         start = batch * self.sharing.batch_size
-        index = _order(len(self.files), self.seed, stream, epoch)[start : start + self.sharing.batch_size]
+        index = _order(len(self.files), self.seed, stream, epoch)[
+            start : start + self.sharing.batch_size
+        ]
         parts = self.sharing.parts(len(index))
         mine = slice(parts[0].start, parts[-1].stop)
         # Drawn for the whole batch, so that a row has the same crop whichever rank takes it.
         draw = generator(self.seed, stream, epoch, batch)
         uniforms = torch.rand(len(index), DRAWS, dtype=torch.float64, generator=draw)[mine].tolist()
         return read_rows(
-            self.root, self.files.take(index[mine]), self.size,
+            self.root,
+            self.files.take(index[mine]),
+            self.size,
             lambda row, image: training_view(image, self.size, uniforms[row], self.flip),
         )
 
@@ -207,14 +222,23 @@ class EvaluationRows(Dataset[Rows]):
 
     def __getitem__(self, batch: int) -> Rows:
         files = self.files.take(slice(batch * EVALUATION_BATCH, (batch + 1) * EVALUATION_BATCH))
-        return read_rows(self.root, files, self.size, lambda _, image: evaluation_view(image, self.size))
+        return read_rows(
+            self.root, files, self.size, lambda _, image: evaluation_view(image, self.size)
+        )
 
 
-def _loader(rows: Dataset[Rows], items: Iterable[Any], device: torch.device, workers: int) -> DataLoader[Rows]:
+def _loader(
+    rows: Dataset[Rows], items: Iterable[Any], device: torch.device, workers: int
+) -> DataLoader[Rows]:
     """Serves `items` in order, whatever they are when an iteration begins; torch gives a worker one thread."""
     loader = DataLoader(
-        rows, batch_size=None, sampler=items, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0, prefetch_factor=BATCHES_AHEAD if workers else None,
+        rows,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        prefetch_factor=BATCHES_AHEAD if workers else None,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # a seed for workers, which do not need one, comes from torch's own otherwise
     )
@@ -272,7 +296,9 @@ class Photographs:
         digest = hashlib.sha256()
         for files in (self.train, self.validation, self.test):
             digest.update(b"\0".join([*files.names.tolist(), b""]))
-            digest.update(files.labels.astype("<i8").tobytes() + files.sizes.astype("<i8").tobytes())
+            digest.update(
+                files.labels.astype("<i8").tobytes() + files.sizes.astype("<i8").tobytes()
+            )
         return digest.hexdigest()
 
     def count(self, split: SplitName) -> int:
@@ -280,13 +306,24 @@ class Photographs:
         return len(self._split(split))
 
     def training(
-        self, sharing: Sharing, normalisation: Normalisation, seed: int, device: torch.device, workers: int
+        self,
+        sharing: Sharing,
+        normalisation: Normalisation,
+        seed: int,
+        device: torch.device,
+        workers: int,
     ) -> "TrainingPhotographs":
         """The training split, augmented, read by `workers` processes; by this one if there are none."""
         return TrainingPhotographs(self, sharing, normalisation, seed, device, workers)
 
     def evaluation(
-        self, split: SplitName, rank: int, ranks: int, normalisation: Normalisation, device: torch.device, workers: int
+        self,
+        split: SplitName,
+        rank: int,
+        ranks: int,
+        normalisation: Normalisation,
+        device: torch.device,
+        workers: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's images, every `ranks`-th: float32 [B, 3, S, S] and labels int64 [B].
 
@@ -295,7 +332,9 @@ class Photographs:
         """
         files = self._split(split).take(slice(rank, None, ranks))
         items = range(-(-len(files) // EVALUATION_BATCH))
-        for images, labels, failures in _loader(EvaluationRows(self.root, files, self.size), items, device, workers):
+        for images, labels, failures in _loader(
+            EvaluationRows(self.root, files, self.size), items, device, workers
+        ):
             if lost := self.lost_rows(failures):
                 kept = [row for row in range(len(labels)) if row not in lost]
                 images, labels = images[kept], labels[kept]
@@ -337,15 +376,22 @@ class TrainingPhotographs:
     """
 
     def __init__(
-        self, photographs: Photographs, sharing: Sharing, normalisation: Normalisation, seed: int,
-        device: torch.device, workers: int,
+        self,
+        photographs: Photographs,
+        sharing: Sharing,
+        normalisation: Normalisation,
+        seed: int,
+        device: torch.device,
+        workers: int,
     ) -> None:
         self.batches = sharing.batches(len(photographs.train))
         self.photographs = photographs
         self.sharing = sharing
         self.normalisation = normalisation
         self.device = device
-        rows = TrainingRows(photographs.root, photographs.train, photographs.size, photographs.flip, seed, sharing)
+        rows = TrainingRows(
+            photographs.root, photographs.train, photographs.size, photographs.flip, seed, sharing
+        )
         self._items: list[tuple[str, int, int]] = []  # changed for every epoch; the workers stay
         self._loader = _loader(rows, self._items, device, workers)
         if workers:
@@ -391,7 +437,9 @@ def load(cfg: PhotographsConfig) -> Photographs:
     if cfg.image_size < 1:
         raise InputError(f"data.image_size={cfg.image_size} must be at least 1")
     if not len(cfg.mean) == len(cfg.std) == 3:
-        raise InputError(f"data.mean={cfg.mean} and data.std={cfg.std} must have 3 numbers, one per channel")
+        raise InputError(
+            f"data.mean={cfg.mean} and data.std={cfg.std} must have 3 numbers, one per channel"
+        )
     root = Path(cfg.root)
     if cfg.name == "imagenette" and not root.is_dir():
         root = _imagenette(root)
@@ -406,15 +454,27 @@ def load(cfg: PhotographsConfig) -> Photographs:
     flat = index["val"].names and not _wnids(index, "val")
     test, test_wnids = _flat(root, index["val"]) if flat else _classified(root, index, "val")
     if len(wnids) < 2:
-        raise InputError(f"{root / 'train'} holds a single class, {wnids[0]}: there is nothing to learn from it")
+        raise InputError(
+            f"{root / 'train'} holds a single class, {wnids[0]}: there is nothing to learn from it"
+        )
     if different := set(wnids) ^ set(test_wnids):
         wnid = min(different)
         has, lacks = ("train", "val") if wnid in wnids else ("val", "train")
-        raise InputError(f"{root / has} holds the class {wnid} and {root / lacks} does not: they must hold the same")
-    validation, training = (part.numpy() for part in split_index(torch.from_numpy(train.labels), cfg))
+        raise InputError(
+            f"{root / has} holds the class {wnid} and {root / lacks} does not: they must hold the same"
+        )
+    validation, training = (
+        part.numpy() for part in split_index(torch.from_numpy(train.labels), cfg)
+    )
     return Photographs(
-        str(root), train.take(training), train.take(validation), test,
-        len(wnids), cfg.image_size, cfg.flip, cfg.on_corrupt,
+        str(root),
+        train.take(training),
+        train.take(validation),
+        test,
+        len(wnids),
+        cfg.image_size,
+        cfg.flip,
+        cfg.on_corrupt,
     )
 
 
@@ -424,7 +484,9 @@ def _imagenette(root: Path) -> Path:
     if beside.is_dir():
         return beside
     if not root.parent.is_dir():
-        raise InputError(f"{root.parent} is no folder: create it, or name another one with PSAP_DATA or data.root")
+        raise InputError(
+            f"{root.parent} is no folder: create it, or name another one with PSAP_DATA or data.root"
+        )
     from torchvision.datasets import Imagenette
 
     try:
@@ -484,7 +546,8 @@ def _scanned(root: Path) -> Index:
 
 def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
     """The folder's images and the names of the folders in it."""
-    modified = folder.stat().st_mtime_ns  # before the scan: what changes meanwhile is seen the next time
+    # Before the scan: what changes meanwhile is seen the next time.
+    modified = folder.stat().st_mtime_ns
     images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -493,7 +556,9 @@ def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
             elif entry.is_dir():
                 folders.append(entry.name)
     images.sort()
-    return Folder(modified, [name for name, _ in images], [size for _, size in images]), sorted(folders)
+    return Folder(modified, [name for name, _ in images], [size for _, size in images]), sorted(
+        folders
+    )
 
 
 def _digest(index: Any) -> str:
@@ -522,10 +587,18 @@ def _classified(root: Path, index: Index, split: str) -> tuple[Files, list[str]]
     folders = [index[f"{split}/{wnid}"] for wnid in wnids]
     for path, folder in zip((root / split / wnid for wnid in wnids), folders, strict=True):
         if not folder.names:
-            raise InputError(f"{path} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it")
+            raise InputError(
+                f"{path} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it"
+            )
     if not wnids:
-        raise InputError(f"{root / split} holds no images in folders per class, as in {split}/n01440764/*.JPEG")
-    names = (f"{split}/{wnid}/{name}" for wnid, folder in zip(wnids, folders, strict=True) for name in folder.names)
+        raise InputError(
+            f"{root / split} holds no images in folders per class, as in {split}/n01440764/*.JPEG"
+        )
+    names = (
+        f"{split}/{wnid}/{name}"
+        for wnid, folder in zip(wnids, folders, strict=True)
+        for name in folder.names
+    )
     labels = np.repeat(np.arange(len(wnids)), [len(folder.names) for folder in folders])
     return _files(names, labels, (size for folder in folders for size in folder.sizes)), wnids
 
@@ -540,11 +613,17 @@ def _flat(root: Path, folder: Folder) -> tuple[Files, list[str]]:
         )
     try:
         with path.open(newline="") as file:
-            wnid = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+            wnid = {
+                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)
+            }
     except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is damaged: it must have the columns ImageId and PredictionString") from error
+        raise InputError(
+            f"{path} is damaged: it must have the columns ImageId and PredictionString"
+        ) from error
     if missing := [name for name in folder.names if Path(name).stem not in wnid]:
-        raise InputError(f"{path} does not name the class of {root / 'val' / missing[0]}: it must cover every image")
+        raise InputError(
+            f"{path} does not name the class of {root / 'val' / missing[0]}: it must cover every image"
+        )
     found = [wnid[Path(name).stem] for name in folder.names]
     wnids = sorted(set(found))
     labels = np.searchsorted(wnids, found)

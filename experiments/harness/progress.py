@@ -34,14 +34,19 @@ class SuiteProgress:
     def __init__(self, epochs: Mapping[Path, int]) -> None:
         self.files = list(epochs)
         self.bar = _bar(sys.stderr.isatty())
-        self.task = self.bar.add_task("epochs of all runs", total=sum(epochs.values()), completed=self._done())
+        self.task = self.bar.add_task(
+            "epochs of all runs", total=sum(epochs.values()), completed=self._done()
+        )
 
     def __enter__(self) -> "SuiteProgress":
         self.bar.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
 
@@ -57,7 +62,9 @@ class SuiteProgress:
 class RunProgress:
     """Counts optimiser steps over all epochs of a run; a context manager; `quiet` shows nothing."""
 
-    def __init__(self, label: str, epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool) -> None:
+    def __init__(
+        self, label: str, epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool
+    ) -> None:
         self.label, self.epochs = label, epochs
         self.live = sys.stderr.isatty() and not quiet
         self.bar = _bar(self.live)
@@ -68,7 +75,10 @@ class RunProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
 

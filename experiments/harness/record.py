@@ -23,8 +23,12 @@ from experiments.schema import Config, ThinPlanConfig
 from psap_core import InputError
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
-FIXED_FACTS = {"data_sha256": "the data of SHA-256", "world_size": "a number of processes of",
-               "autocast": "the autocast type", "compile": "torch.compile"}
+FIXED_FACTS = {
+    "data_sha256": "the data of SHA-256",
+    "world_size": "a number of processes of",
+    "autocast": "the autocast type",
+    "compile": "torch.compile",
+}
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
 
@@ -56,7 +60,9 @@ class State(StrEnum):
     failed = "failed"  # by an error, which it remembers
     refused = "refused"  # before it began; it remembers why
     interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
-    incomplete = "incomplete"  # killed, or running on another machine; the same command continues it
+    incomplete = (
+        "incomplete"  # killed, or running on another machine; the same command continues it
+    )
     not_launched = "not launched"
 
 
@@ -127,7 +133,9 @@ class Record:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(f"the run folder {self.folder} cannot be made: a file stands in its place") from error
+            raise InputError(
+                f"the run folder {self.folder} cannot be made: a file stands in its place"
+            ) from error
         self._lock = self._take_lock()
         if self.done:
             raise InputError(f"another process has just finished the run in {self.folder}")
@@ -144,7 +152,9 @@ class Record:
             earlier = manifest["sessions"]
             devices = dict.fromkeys([*manifest["device"].split("; "), facts["device"]])
             facts = {**facts, "device": "; ".join(devices)}
-        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
+        write_atomically(
+            self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode()
+        )
         session = {"started": _now(), "command": sys.orig_argv, **code_version()}
         own = {"config_hash": self.config_hash, "seed": self.seed, "identity": identity(cfg)}
         manifest = {**own, **facts, "versions": _versions()}
@@ -180,7 +190,10 @@ class Record:
 
     def rows(self) -> list[dict[str, float]]:
         """All epochs' metrics."""
-        return [parse_json(line, self.metrics, "epoch") for line in self.metrics.read_bytes().splitlines()]
+        return [
+            parse_json(line, self.metrics, "epoch")
+            for line in self.metrics.read_bytes().splitlines()
+        ]
 
     def metrics_bytes(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
@@ -188,7 +201,9 @@ class Record:
     def cut_metrics(self, size: int) -> None:
         """Forget what was logged after the checkpoint that knew `size` bytes."""
         if not 0 <= size <= self.metrics_bytes():
-            raise InputError(f"{self.metrics} is shorter than its checkpoint says: it was edited or damaged")
+            raise InputError(
+                f"{self.metrics} is shorter than its checkpoint says: it was edited or damaged"
+            )
         if self.metrics.exists():
             os.truncate(self.metrics, size)
             self.rows()  # refuses damaged ones now, not when all epochs are trained
@@ -262,7 +277,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         return read_json(folder / "summary.json", "macs", "params")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is not the folder of a finished run: it has no summary.json") from error
+        raise InputError(
+            f"{folder} is not the folder of a finished run: it has no summary.json"
+        ) from error
 
 
 def _now() -> str:
@@ -284,7 +301,9 @@ def code_version() -> dict[str, str | None]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True
+            )
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.decode(errors="replace").strip()

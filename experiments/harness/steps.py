@@ -33,9 +33,15 @@ class Steps:
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: Optimizer, images: TrainingData, world: World, device: torch.device,
-        autocast: torch.dtype | None, after_step: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        images: TrainingData,
+        world: World,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        after_step: Callable[[], None],
+    ) -> None:
         self.net, self.optimizer, self.images, self.world = net, optimizer, images, world
         self.device, self.autocast, self.after_step = device, autocast, after_step
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -51,7 +57,9 @@ class Steps:
         self.optimizer.zero_grad()
         for number, (images, labels) in enumerate(batch.parts, 1):
             with self.world.synchronised(self.net, number == len(batch.parts)):
-                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                with torch.autocast(
+                    self.device.type, self.autocast, enabled=self.autocast is not None
+                ):
                     loss = F.cross_entropy(self.net(images), labels)
                 # Averaged over the ranks, this is the gradient of the whole batch's mean loss. (Skipped images
                 # are in batch.images: their batch counts a little less.)
@@ -104,14 +112,21 @@ class CapturedSteps(Steps):
     images: TrainingImages
 
     def __init__(
-        self, net: nn.Module, optimizer: Optimizer, images: TrainingImages, world: World, device: torch.device,
-        autocast: torch.dtype | None, after_step: Callable[[], None],
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        images: TrainingImages,
+        world: World,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        after_step: Callable[[], None],
         capture: Callable[[Callable[[], None]], Callable[[], None]] = CudaGraph,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(net, optimizer, images, world, device, autocast, after_step)
         self.batch_size = images.sharing.batch_size
         self.drawn = torch.empty(2, len(images), dtype=torch.long, device=device)
-        self.columns = torch.empty(self.batch_size, dtype=torch.long, device=device)  # of the next batch
+        # Of the next batch.
+        self.columns = torch.empty(self.batch_size, dtype=torch.long, device=device)
         self.capture = capture
         self.replay: Callable[[], None] | None = None
         self.captured_rates: list[float] = []
@@ -131,14 +146,24 @@ class CapturedSteps(Steps):
             yield min(left, self.batch_size)
 
     def _train_next(self) -> None:
-        self.train(Batch([self.images.augmented(self.drawn.index_select(1, self.columns))], self.batch_size))
+        self.train(
+            Batch(
+                [self.images.augmented(self.drawn.index_select(1, self.columns))], self.batch_size
+            )
+        )
         self.columns += self.batch_size
 
 
 def make_steps(
-    fast: Fast, model: nn.Module, optimizer: Optimizer, images: TrainingData, world: World, device: torch.device,
-    autocast: torch.dtype | None, after_step: Callable[[], None],
-) -> Steps:  # fmt: skip
+    fast: Fast,
+    model: nn.Module,
+    optimizer: Optimizer,
+    images: TrainingData,
+    world: World,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    after_step: Callable[[], None],
+) -> Steps:
     """The steps of a training that `choose_fast` has chosen."""
     net = world.wrap(torch.compile(model, dynamic=False) if fast is Fast.compiled else model)  # type: ignore[arg-type]
     if fast is Fast.captured:
@@ -153,7 +178,9 @@ def choose_fast(fast: Fast, device: torch.device, images: TrainingData, world: W
     Raises:
         InputError: what is asked for is not possible here.
     """
-    in_one_piece = isinstance(images, TrainingImages) and images.sharing.accumulate == world.size == 1
+    in_one_piece = (
+        isinstance(images, TrainingImages) and images.sharing.accumulate == world.size == 1
+    )
     capturable = device.type == "cuda" and in_one_piece
     if fast is Fast.auto:
         return Fast.captured if capturable else Fast.eager
@@ -164,5 +191,7 @@ def choose_fast(fast: Fast, device: torch.device, images: TrainingData, world: W
         )
     compiler = os.environ.get("CXX", "g++")
     if fast is Fast.compiled and shutil.which(compiler) is None:
-        raise InputError(f"runtime.fast=compiled needs a C++ compiler, there is no {compiler}: use runtime.fast=auto")
+        raise InputError(
+            f"runtime.fast=compiled needs a C++ compiler, there is no {compiler}: use runtime.fast=auto"
+        )
     return fast

@@ -35,7 +35,8 @@ class Tracker:
     def finish(self, rows: Iterable[Mapping[str, float]], summary: Mapping[str, Any]) -> None:
         """The run ended: write the offline mirror from all its `rows`, or complete the online one."""
         if self.mode is TrackingMode.offline:
-            shutil.rmtree(self.folder / "wandb", ignore_errors=True)  # of an attempt that was killed right here
+            # Of an attempt that was killed right here.
+            shutil.rmtree(self.folder / "wandb", ignore_errors=True)
             self.run = self._init()
             for row in rows:
                 self.log(row)
@@ -49,7 +50,10 @@ class Tracker:
         except ImportError as error:
             if self.mode is TrackingMode.online:
                 raise InputError("tracking.mode=online needs wandb: pip install wandb") from error
-            print("wandb is not installed: no mirror is written, metrics.jsonl has everything", file=sys.stderr)
+            print(
+                "wandb is not installed: no mirror is written, metrics.jsonl has everything",
+                file=sys.stderr,
+            )
             return None
         cfg = self.cfg
         try:
@@ -64,10 +68,14 @@ class Tracker:
                 tags=[cfg.suite or cfg.name, cfg.data.name, cfg.model.name],
                 config=asdict(cfg) | {"config_hash": self.config_hash},
                 resume="allow" if self.mode is TrackingMode.online else None,
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+                settings=wandb.Settings(
+                    silent=True, console="off", x_disable_stats=True, x_disable_meta=True
+                ),
             )
         except wandb.Error as error:
-            raise InputError(f"tracking.mode={self.mode.value}: wandb says: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"tracking.mode={self.mode.value}: wandb says: {' '.join(str(error).split())}"
+            ) from error
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
         return run

@@ -10,16 +10,34 @@ import yaml
 LAYERS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32}
 DENSE_MACS, DENSE_PARAMS = 40_000_000, 270_000
 PRUNING = ("sfp", "fpgm", "l1", "l2", "random", "psap")
-PULSE_SUSPENDED = {"filters": [0, 3, 5], "utility": [0.2, -0.1, 0.01], "standard_error": [0.05, 0.05, 0.02]}
+PULSE_SUSPENDED = {
+    "filters": [0, 3, 5],
+    "utility": [0.2, -0.1, 0.01],
+    "standard_error": [0.05, 0.05, 0.02],
+}
 
 
 def write_run(
-    folder: Path, method: str, epochs: int = 8, top1: float = 90.0, seed: int = 0, dataset: str = "digits",
-    image_size: int = 8, model: str = "resnet20", macs_cut: float = 0.6, suite: str | None = None,
-    cell: str | None = None, recipe: str | None = None, weights: str | None = None, protection: bool = True,
-    train_images: int | None = None, target: float | None = None, optim: float = 0.1, width: float = 1.0,
+    folder: Path,
+    method: str,
+    epochs: int = 8,
+    top1: float = 90.0,
+    seed: int = 0,
+    dataset: str = "digits",
+    image_size: int = 8,
+    model: str = "resnet20",
+    macs_cut: float = 0.6,
+    suite: str | None = None,
+    cell: str | None = None,
+    recipe: str | None = None,
+    weights: str | None = None,
+    protection: bool = True,
+    train_images: int | None = None,
+    target: float | None = None,
+    optim: float = 0.1,
+    width: float = 1.0,
     validation_images: int | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """A finished run; all paths in it are below /data/somebody.
 
     A pruning method's steps are at epochs 1 to 4. psap's prune (epoch + l) / 10 of layer number l, measure the
@@ -36,20 +54,38 @@ def write_run(
     if method == "psap" and protection:
         (folder / "pulses").mkdir()
         for epoch in range(1, 5):
-            pulse = PULSE_SUSPENDED | {"utility": [u * epoch for u in PULSE_SUSPENDED["utility"]], "restored": [0]}
+            pulse = PULSE_SUSPENDED | {
+                "utility": [u * epoch for u in PULSE_SUSPENDED["utility"]],
+                "restored": [0],
+            }
             _write_json(folder / "pulses" / f"epoch_{epoch:04d}.json", dict.fromkeys(LAYERS, pulse))
     if validation_images is None:
         validation_images = 180 if dataset == "digits" else 0
     config: dict[str, Any] = {
-        "name": recipe or f"{dataset}_{model}", "epochs": epochs, "seed": seed, "suite": suite, "cell": cell,
-        "target_macs_cut": macs_cut, "runs_dir": "/data/somebody/runs",
-        "data": {"name": dataset, "root": "/data/somebody/data", "image_size": image_size, "train_images": train_images,
-                 "validation_images": validation_images},
-        "model": {"name": model, "width": width, "weights": weights and f"/data/somebody/weights/{weights}"},
+        "name": recipe or f"{dataset}_{model}",
+        "epochs": epochs,
+        "seed": seed,
+        "suite": suite,
+        "cell": cell,
+        "target_macs_cut": macs_cut,
+        "runs_dir": "/data/somebody/runs",
+        "data": {
+            "name": dataset,
+            "root": "/data/somebody/data",
+            "image_size": image_size,
+            "train_images": train_images,
+            "validation_images": validation_images,
+        },
+        "model": {
+            "name": model,
+            "width": width,
+            "weights": weights and f"/data/somebody/weights/{weights}",
+        },
         "method": {"name": method},
         "optim": {"made_up": optim},
-        "runtime": {"device": "auto"}, "tracking": {"mode": "offline", "project": "psap"},
-    }  # fmt: skip
+        "runtime": {"device": "auto"},
+        "tracking": {"mode": "offline", "project": "psap"},
+    }
     if target is not None or method not in ("dense", "thin_plan"):
         config["method"]["target_macs_cut"] = macs_cut if target is None else target
     if method == "psap":
@@ -57,42 +93,86 @@ def write_run(
     if method == "thin_plan":
         config["method"]["run"] = "/data/somebody/runs/cifar10_resnet20/0123abcd/seed0"
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    identity = json.loads(json.dumps({key: config[key] for key in ("epochs", "data", "model", "method", "optim")}))
+    identity = json.loads(
+        json.dumps({key: config[key] for key in ("epochs", "data", "model", "method", "optim")})
+    )
     del identity["data"]["root"]
     identity["model"]["weights"] = weights and "sha256 of the weights"
     if method == "thin_plan":
         identity["method"]["run"] = "digest of the plan"
     config_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    session = {"started": "2025-01-01T00:00:00Z", "command": ["python", "/data/somebody/train.py"],
-               "commit": "0123456789abcdef0123456789abcdef01234567", "dirty_diff_sha256": None}  # fmt: skip
-    manifest = {"config_hash": config_hash, "seed": seed, "identity": identity, "data_sha256": "f" * 64,
-                "device": "x86_64 CPU, 2 cores", "world_size": 1, "autocast": "None", "compile": False, "fast": "eager",
-                "versions": {"python": "3.11.0", "torch": "2.15.0"}, "sessions": [session],
-                "finished": "2025-01-01T01:00:00Z"}  # fmt: skip
+    session = {
+        "started": "2025-01-01T00:00:00Z",
+        "command": ["python", "/data/somebody/train.py"],
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "dirty_diff_sha256": None,
+    }
+    manifest = {
+        "config_hash": config_hash,
+        "seed": seed,
+        "identity": identity,
+        "data_sha256": "f" * 64,
+        "device": "x86_64 CPU, 2 cores",
+        "world_size": 1,
+        "autocast": "None",
+        "compile": False,
+        "fast": "eager",
+        "versions": {"python": "3.11.0", "torch": "2.15.0"},
+        "sessions": [session],
+        "finished": "2025-01-01T01:00:00Z",
+    }
     _write_json(folder / "manifest.json", manifest)
     summary = {
-        "dataset": dataset, "image_size": image_size, "train_images": train_images or 1000, "model": model,
-        "method": method, "epochs": epochs, "seed": seed, "suite": suite, "cell": cell, "top1": top1, "top5": 99.0,
+        "dataset": dataset,
+        "image_size": image_size,
+        "train_images": train_images or 1000,
+        "model": model,
+        "method": method,
+        "epochs": epochs,
+        "seed": seed,
+        "suite": suite,
+        "cell": cell,
+        "top1": top1,
+        "top5": 99.0,
         "masked_top1": top1,
-        "start_top1": 92.0 if weights else None, "test_images": 360, "macs": round(DENSE_MACS * (1 - cut)),
-        "macs_cut": cut, "params": round(DENSE_PARAMS * (1 - cut)), "export_max_relative_error": 1e-15,
-        "train_macs": round(DENSE_MACS * (1 - cut / 2)) * 1000 * epochs, "train_seconds": 60.0,
-        "prune_seconds": 1.0 if method == "psap" else 0.0, "config_hash": config_hash,
-    }  # fmt: skip
+        "start_top1": 92.0 if weights else None,
+        "test_images": 360,
+        "macs": round(DENSE_MACS * (1 - cut)),
+        "macs_cut": cut,
+        "params": round(DENSE_PARAMS * (1 - cut)),
+        "export_max_relative_error": 1e-15,
+        "train_macs": round(DENSE_MACS * (1 - cut / 2)) * 1000 * epochs,
+        "train_seconds": 60.0,
+        "prune_seconds": 1.0 if method == "psap" else 0.0,
+        "config_hash": config_hash,
+    }
     _write_json(folder / "summary.json", summary)
     (folder / "done").touch()
     return folder
 
 
 def _row(method: str, epoch: int, top1: float, cut: float) -> dict[str, float]:
-    row = {"epoch": epoch, "train/loss": 1 / epoch, "train/lr": 0.1, "train/images_per_second": 500.0}
+    row = {
+        "epoch": epoch,
+        "train/loss": 1 / epoch,
+        "train/lr": 0.1,
+        "train/images_per_second": 500.0,
+    }
     row["eval/top1"] = top1 - 10 / epoch
     if method not in PRUNING or epoch > 4:
         return row
-    row |= {"psap/macs_cut": epoch / 8 + 0.01, "psap/macs_cut_target": epoch / 8, "psap/mask_churn": 0.1 / epoch}
+    row |= {
+        "psap/macs_cut": epoch / 8 + 0.01,
+        "psap/macs_cut_target": epoch / 8,
+        "psap/mask_churn": 0.1 / epoch,
+    }
     row["psap/step_seconds"] = 0.25
     if method == "psap":
-        row |= {"psap/proposed": 12 * epoch, "psap/suspended": 10 * epoch, "psap/restored": 2 * epoch}
+        row |= {
+            "psap/proposed": 12 * epoch,
+            "psap/suspended": 10 * epoch,
+            "psap/restored": 2 * epoch,
+        }
     for l, (name, filters) in enumerate(LAYERS.items()):
         row[f"layer/prune_ratio/{name}"] = (epoch + l) / 10
         row[f"layer/kept/{name}"] = filters - len(_pruned(epoch, l, filters))
@@ -113,8 +193,15 @@ def _plan(epoch: int, cut: float) -> dict[str, Any]:
         {"name": name, "filters": filters, "pruned": _pruned(epoch, l, filters)}
         for l, (name, filters) in enumerate(LAYERS.items())
     ]
-    return {"layers": layers, "input_shape": [1, 1, 8, 8], "macs": round(DENSE_MACS * (1 - cut)),
-            "dense_macs": DENSE_MACS, "target_cut": cut, "unit": "macs", "digest": f"{epoch:08x}"}  # fmt: skip
+    return {
+        "layers": layers,
+        "input_shape": [1, 1, 8, 8],
+        "macs": round(DENSE_MACS * (1 - cut)),
+        "dense_macs": DENSE_MACS,
+        "target_cut": cut,
+        "unit": "macs",
+        "digest": f"{epoch:08x}",
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:

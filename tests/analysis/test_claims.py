@@ -30,7 +30,11 @@ def moved_widths(study):
     for adaptive, uniform in study.suite.effects["adaptive layer ratios"]:
         for seed, run in study.runs[adaptive].items():
             ours, theirs = kept(run), kept(study.runs[uniform][seed])
-            found[tuple((name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name])] += 1
+            found[
+                tuple(
+                    (name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]
+                )
+            ] += 1
     return found
 
 
@@ -39,12 +43,22 @@ def test_adaptive_ratios_move_the_same_four_filters_in_14_of_16_pairs(studies):
     (same, times), *_ = fresh.most_common()
     assert (times, fresh.total()) == (14, 16)
     assert same[0] == ("conv1", 5, 4)
-    assert [(name, ours - theirs) for name, ours, theirs in same[1:]] == [(f"layer3.{i}.conv2", -1) for i in range(3)]
-    assert sum(times for pair, times in before.items() if ("conv1", 5, 4) in pair) == before.total() == 6
+    assert [(name, ours - theirs) for name, ours, theirs in same[1:]] == [
+        (f"layer3.{i}.conv2", -1) for i in range(3)
+    ]
+    assert (
+        sum(times for pair, times in before.items() if ("conv1", 5, 4) in pair)
+        == before.total()
+        == 6
+    )
 
 
 def test_adaptive_ratios_over_all_eleven_seeds(studies):
-    by_seed = [value for study in studies for value in study.effects["adaptive layer ratios"].by_seed.values()]
+    by_seed = [
+        value
+        for study in studies
+        for value in study.effects["adaptive layer ratios"].by_seed.values()
+    ]
     found = estimate(by_seed)
     assert found.n == 11
     assert [round(value, 2) for value in (found.mean, found.low, found.high)] == [0.27, 0.03, 0.51]
@@ -52,9 +66,14 @@ def test_adaptive_ratios_over_all_eleven_seeds(studies):
 
 @pytest.mark.parametrize(
     ("cell", "first", "last"),
-    [("psap_54", 0.03, 0.20), ("psap_without_protection_54", 0.03, 0.22), ("psap_one_step_54", 0.03, 0.18),
-     ("l1_54", 0.50, 0.19), ("sfp_54", 0.03, 1.79)],
-)  # fmt: skip
+    [
+        ("psap_54", 0.03, 0.20),
+        ("psap_without_protection_54", 0.03, 0.22),
+        ("psap_one_step_54", 0.03, 0.18),
+        ("l1_54", 0.50, 0.19),
+        ("sfp_54", 0.03, 1.79),
+    ],
+)
 def test_training_losses_from_a_pretrained_network(cell, first, last):
     (run,) = read_runs(RESULTS / "short_table" / cell)
     losses = run.metrics["train/loss"]
@@ -68,14 +87,26 @@ def test_sfp_changes_its_choice_from_a_pretrained_network():
 
 def test_three_of_twelve_differences_of_the_small_table_stand_after_correction():
     of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
-    top1 = {name: {seed: run.summary["top1"] for seed, run in runs.items()} for name, runs in of_cells.items()}
+    top1 = {
+        name: {seed: run.summary["top1"] for seed, run in runs.items()}
+        for name, runs in of_cells.items()
+    }
     others = ("thin", "thin_plan", "l1", "fpgm", "sfp", "psap without protection")
     compared = {f"{name} {cut}": f"psap {cut}" for name in others for cut in (54, 85)}
     found = {name: paired_difference(top1[name], top1[psap]) for name, psap in compared.items()}
     assert {name for name, one in found.items() if one.high < 0} == {
-        "thin 85", "thin_plan 85", "l1 85", "fpgm 54", "fpgm 85", "sfp 54", "sfp 85",
-    }  # fmt: skip
-    halves = {name: student_half_width(one.n, one.sd, one.n - 1, len(found)) for name, one in found.items()}
+        "thin 85",
+        "thin_plan 85",
+        "l1 85",
+        "fpgm 54",
+        "fpgm 85",
+        "sfp 54",
+        "sfp 85",
+    }
+    halves = {
+        name: student_half_width(one.n, one.sd, one.n - 1, len(found))
+        for name, one in found.items()
+    }
     stand = {name for name, one in found.items() if abs(one.mean) > halves[name]}
     assert stand == {"l1 85", "sfp 54", "sfp 85"}
 
@@ -85,20 +116,31 @@ def test_before_its_export_fpgms_difference_at_85_stands_too():
 
     def masked_to_psap(cut):
         masked = {seed: run.summary["masked_top1"] for seed, run in of_cells[f"fpgm {cut}"].items()}
-        return paired_difference(masked, {seed: run.summary["top1"] for seed, run in of_cells[f"psap {cut}"].items()})
+        return paired_difference(
+            masked, {seed: run.summary["top1"] for seed, run in of_cells[f"psap {cut}"].items()}
+        )
 
     found = {cut: masked_to_psap(cut) for cut in (54, 85)}
-    assert {cut: [round(value, 1) for value in (one.mean, one.low, one.high)] for cut, one in found.items()} == {
-        54: [-1.7, -3.3, -0.1], 85: [-4.2, -5.0, -3.4],
-    }  # fmt: skip
+    assert {
+        cut: [round(value, 1) for value in (one.mean, one.low, one.high)]
+        for cut, one in found.items()
+    } == {
+        54: [-1.7, -3.3, -0.1],
+        85: [-4.2, -5.0, -3.4],
+    }
     assert found[85].mean < -student_half_width(5, found[85].sd, 4, 12)
 
 
 @pytest.mark.parametrize(
     ("cell", "low", "high"),
-    [("alpha 4 and ratios of the stage width only", -3.6, 3.1), ("alpha 4 and ratios permuted over layers", -2.4, 2.1)],
+    [
+        ("alpha 4 and ratios of the stage width only", -3.6, 3.1),
+        ("alpha 4 and ratios permuted over layers", -2.4, 2.1),
+    ],
 )
-def test_controls_against_alpha_4_scatter_more_than_the_shared_spread_says(studies, cell, low, high):
+def test_controls_against_alpha_4_scatter_more_than_the_shared_spread_says(
+    studies, cell, low, high
+):
     own = estimate(list(studies[1].differences[cell].by_seed.values()))
     assert (round(own.low, 1), round(own.high, 1)) == (low, high)
 
@@ -116,7 +158,9 @@ def test_adaptive_ratios_stand_after_correction_for_all_seven_with_their_own_spr
 
 
 def test_the_utility_foresees_the_loss_where_psap_looks_too():
-    filters = pd.DataFrame(read_report(RESULTS / "utility" / "cifar10_small_resnet20.json")["filters"])
+    filters = pd.DataFrame(
+        read_report(RESULTS / "utility" / "cifar10_small_resnet20.json")["filters"]
+    )
     smaller = filters[filters.groupby(LAYER)["norm"].rank(pct=True) <= 0.5]
     for of, low, high in ((filters, 0.76, 0.82), (smaller, 0.74, 0.84)):
         found = correlations(of)["utility"]

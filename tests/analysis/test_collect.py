@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.collect import TIDY_COLUMNS, DataError, NotFinishedError, main, read_run, read_runs, record, tidy
+from analysis.collect import (
+    TIDY_COLUMNS,
+    DataError,
+    NotFinishedError,
+    main,
+    read_run,
+    read_runs,
+    record,
+    tidy,
+)
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 
@@ -54,16 +63,28 @@ def test_dense_runs_have_no_plan_and_empty_pulses(tmp_path):
     run = read_run(write_run(tmp_path / "run", "dense"))
     assert run.plan is None
     assert run.pulses.empty
-    assert list(run.pulses.columns) == ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
+    assert list(run.pulses.columns) == [
+        "epoch",
+        "layer",
+        "filter",
+        "utility",
+        "standard_error",
+        "restored",
+    ]
 
 
 def test_older_runs_are_read(folder):
-    for name, keys in {"summary": ("suite", "cell", "start_top1"), "manifest": ("identity",)}.items():
+    for name, keys in {
+        "summary": ("suite", "cell", "start_top1"),
+        "manifest": ("identity",),
+    }.items():
         path = folder / f"{name}.json"
         content = {k: v for k, v in json.loads(path.read_text()).items() if k not in keys}
         path.write_text(json.dumps(content))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if k not in ("suite", "cell")}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({k: v for k, v in config.items() if k not in ("suite", "cell")})
+    )
     shutil.rmtree(folder / "pulses")
     run = read_run(folder)
     assert (run.suite, run.cell) == (None, None)
@@ -71,7 +92,9 @@ def test_older_runs_are_read(folder):
 
 def test_a_run_that_has_not_finished_is_refused(folder):
     (folder / "done").unlink()
-    with pytest.raises(NotFinishedError, match=r"run is not the folder of a finished run: it has no file `done`$"):
+    with pytest.raises(
+        NotFinishedError, match=r"run is not the folder of a finished run: it has no file `done`$"
+    ):
         read_run(folder)
 
 
@@ -99,7 +122,9 @@ def test_a_missing_plan_is_refused(folder):
 )
 def test_a_file_that_was_cut_short_is_refused_by_name(folder, name, why):
     text = (folder / name).read_text().rstrip()
-    (folder / name).write_text(text[: len(text) // 3] + "\n{" if name.endswith("yaml") else text[:-3])
+    (folder / name).write_text(
+        text[: len(text) // 3] + "\n{" if name.endswith("yaml") else text[:-3]
+    )
     assert refusal(folder) == f"RUN/{name} is damaged: {why}; copy the run again"
 
 
@@ -113,59 +138,136 @@ def test_metrics_without_an_epoch_are_refused(folder, rows):
 @pytest.mark.parametrize("epochs", [1, 8])
 def test_an_epoch_without_accuracy_is_refused(folder, epochs):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    less = [json.dumps({key: value for key, value in json.loads(line).items() if key != "eval/top1"}) for line in lines]
+    less = [
+        json.dumps({key: value for key, value in json.loads(line).items() if key != "eval/top1"})
+        for line in lines
+    ]
     (folder / "metrics.jsonl").write_text("\n".join([*lines[:-epochs], *less[-epochs:]]))
-    assert refusal(folder) == "RUN/metrics.jsonl is damaged: an epoch has no 'eval/top1'; copy the run again"
+    assert (
+        refusal(folder)
+        == "RUN/metrics.jsonl is damaged: an epoch has no 'eval/top1'; copy the run again"
+    )
 
 
 def test_files_without_what_is_needed_are_refused(folder):
     (folder / "pulses" / "epoch_0002.json").write_text('{"conv1": {"filters": [0], "utility": []}}')
-    assert refusal(folder) == "RUN/pulses/epoch_0002.json is damaged: it holds no pulse; copy the run again"
-    for pulse in ("[]", '{"conv1": 5}', json.dumps({"conv1": PULSE_SUSPENDED | {"restored": 0}}),
-                  json.dumps({"conv1": PULSE_SUSPENDED | {"utility": ["a", "b", "c"], "restored": [0]}})):  # fmt: skip
+    assert (
+        refusal(folder)
+        == "RUN/pulses/epoch_0002.json is damaged: it holds no pulse; copy the run again"
+    )
+    for pulse in (
+        "[]",
+        '{"conv1": 5}',
+        json.dumps({"conv1": PULSE_SUSPENDED | {"restored": 0}}),
+        json.dumps({"conv1": PULSE_SUSPENDED | {"utility": ["a", "b", "c"], "restored": [0]}}),
+    ):
         (folder / "pulses" / "epoch_0002.json").write_text(pulse)
         assert "RUN/pulses/epoch_0002.json is damaged: it holds no " in refusal(folder)
     (folder / "plans" / "epoch_0004.json").write_text("{}")
-    assert refusal(folder) == "RUN/plans/epoch_0004.json is damaged: it has no 'layers'; copy the run again"
+    assert (
+        refusal(folder)
+        == "RUN/plans/epoch_0004.json is damaged: it has no 'layers'; copy the run again"
+    )
     (folder / "summary.json").write_text("[]")
-    assert refusal(folder) == "RUN/summary.json is damaged: it holds no names and values; copy the run again"
+    assert (
+        refusal(folder)
+        == "RUN/summary.json is damaged: it holds no names and values; copy the run again"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        *(("summary.json", key, value) for key in ("top1", "top5", "masked_top1", "start_top1", "macs_cut", "macs",
-           "params", "train_macs", "train_seconds", "prune_seconds", "epochs", "seed", "image_size", "train_images")
-          for value in (float("nan"), float("inf"), -1, "90", True, [90])),
-        *(("summary.json", key, None) for key in ("top1", "masked_top1", "macs_cut", "params", "train_macs", "epochs")),
-        *(("summary.json", key, 900) for key in ("top1", "top5", "masked_top1", "start_top1", "macs_cut")),
+        *(
+            ("summary.json", key, value)
+            for key in (
+                "top1",
+                "top5",
+                "masked_top1",
+                "start_top1",
+                "macs_cut",
+                "macs",
+                "params",
+                "train_macs",
+                "train_seconds",
+                "prune_seconds",
+                "epochs",
+                "seed",
+                "image_size",
+                "train_images",
+            )
+            for value in (float("nan"), float("inf"), -1, "90", True, [90])
+        ),
+        *(
+            ("summary.json", key, None)
+            for key in ("top1", "masked_top1", "macs_cut", "params", "train_macs", "epochs")
+        ),
+        *(
+            ("summary.json", key, 900)
+            for key in ("top1", "top5", "masked_top1", "start_top1", "macs_cut")
+        ),
         *(("summary.json", key, 1.5) for key in ("epochs", "seed", "params", "format")),
-        *(("summary.json", key, 5) for key in ("dataset", "model", "method", "suite", "cell", "config_hash")),
+        *(
+            ("summary.json", key, 5)
+            for key in ("dataset", "model", "method", "suite", "cell", "config_hash")
+        ),
         *(("summary.json", "format", value) for value in ("1", True, [1])),
-        *(("manifest.json", "sessions", value) for value in ([], {}, None, "none", [1], [{"commit": 5}])),
+        *(
+            ("manifest.json", "sessions", value)
+            for value in ([], {}, None, "none", [1], [{"commit": 5}])
+        ),
         *(("manifest.json", key, []) for key in ("seed", "device", "config_hash", "identity")),
         *(("config.yaml", key, "x") for key in ("epochs", "data", "model", "method")),
         ("config.yaml", "method", {"name": "psap", "target_macs_cut": "much"}),
-        *(("plans/epoch_0004.json", "layers", value) for value in (
-            [], {}, None, [1], [{"name": "conv1", "filters": 16}], [{"name": "conv1", "filters": 0, "pruned": []}],
-            [{"name": "conv1", "filters": 16, "pruned": 3}], [{"name": 1, "filters": 16, "pruned": []}])),
+        *(
+            ("plans/epoch_0004.json", "layers", value)
+            for value in (
+                [],
+                {},
+                None,
+                [1],
+                [{"name": "conv1", "filters": 16}],
+                [{"name": "conv1", "filters": 0, "pruned": []}],
+                [{"name": "conv1", "filters": 16, "pruned": 3}],
+                [{"name": 1, "filters": 16, "pruned": []}],
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be_is_refused_by_its_file_and_name(folder, name, key, value):
     content = yaml.safe_load((folder / name).read_text()) | {key: value}
-    (folder / name).write_text(yaml.safe_dump(content) if name.endswith("yaml") else json.dumps(content))
-    assert refusal(folder) == f"RUN/{name} is damaged: {key} cannot be {value!r:.60}; copy the run again"
+    (folder / name).write_text(
+        yaml.safe_dump(content) if name.endswith("yaml") else json.dumps(content)
+    )
+    assert (
+        refusal(folder)
+        == f"RUN/{name} is damaged: {key} cannot be {value!r:.60}; copy the run again"
+    )
 
 
-@pytest.mark.parametrize("line", ["5", "null", "[1]", '{"epoch": 8, "train/loss": "low"}', '{"epoch": 8, "a": true}'])
+@pytest.mark.parametrize(
+    "line", ["5", "null", "[1]", '{"epoch": 8, "train/loss": "low"}', '{"epoch": 8, "a": true}']
+)
 def test_a_line_of_metrics_that_holds_no_numbers_is_refused(folder, line):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], line]))
-    assert refusal(folder) == "RUN/metrics.jsonl is damaged: a line is no epoch's values; copy the run again"
+    assert (
+        refusal(folder)
+        == "RUN/metrics.jsonl is damaged: a line is no epoch's values; copy the run again"
+    )
 
 
-@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "config.yaml", "metrics.jsonl",
-                                  "plans/epoch_0004.json", "pulses/epoch_0002.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "summary.json",
+        "manifest.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "plans/epoch_0004.json",
+        "pulses/epoch_0002.json",
+    ],
+)
 def test_a_folder_in_a_files_place_is_refused(folder, name):
     (folder / name).unlink()
     (folder / name).mkdir()
@@ -175,27 +277,52 @@ def test_a_folder_in_a_files_place_is_refused(folder, name):
 @pytest.mark.parametrize(
     ("name", "change", "what"),
     [
-        ("config.yaml", {"optim": {"lr": 0.2}}, "optim differs between config.yaml and the identity in manifest.json"),
-        ("config.yaml", {"epochs": 9}, "epochs differs between config.yaml and the identity in manifest.json"),
-        ("config.yaml", {"cell": "other"}, "cell is other in config.yaml and resnet20 psap 60 in summary.json"),
-        ("summary.json", {"suite": "mine"}, "suite is table in config.yaml and mine in summary.json"),
+        (
+            "config.yaml",
+            {"optim": {"lr": 0.2}},
+            "optim differs between config.yaml and the identity in manifest.json",
+        ),
+        (
+            "config.yaml",
+            {"epochs": 9},
+            "epochs differs between config.yaml and the identity in manifest.json",
+        ),
+        (
+            "config.yaml",
+            {"cell": "other"},
+            "cell is other in config.yaml and resnet20 psap 60 in summary.json",
+        ),
+        (
+            "summary.json",
+            {"suite": "mine"},
+            "suite is table in config.yaml and mine in summary.json",
+        ),
         ("summary.json", {"seed": 4}, "seed is 4 in summary.json and 3 in manifest.json"),
     ],
 )
 def test_what_was_edited_by_hand_or_mixed_is_refused(folder, name, change, what):
     edit(folder / name, **change)
-    assert refusal(folder) == f"RUN was edited by hand or mixed from two runs: {what}; copy or train it again"
+    assert (
+        refusal(folder)
+        == f"RUN was edited by hand or mixed from two runs: {what}; copy or train it again"
+    )
 
 
 def test_a_hash_that_is_not_the_contents_is_refused(folder):
     found = read_run(folder).summary["config_hash"]
     edit(folder / "summary.json", config_hash="00000000")
-    assert f"config_hash is 00000000 in summary.json and {found} in manifest.json" in refusal(folder)
+    assert f"config_hash is 00000000 in summary.json and {found} in manifest.json" in refusal(
+        folder
+    )
     edit(folder / "manifest.json", config_hash="00000000")
-    assert f"config_hash is 00000000 and the identity in manifest.json has {found}" in refusal(folder)
+    assert f"config_hash is 00000000 and the identity in manifest.json has {found}" in refusal(
+        folder
+    )
 
 
-@pytest.mark.parametrize(("section", "name"), [("data", "root"), ("model", "weights"), ("method", "run")])
+@pytest.mark.parametrize(
+    ("section", "name"), [("data", "root"), ("model", "weights"), ("method", "run")]
+)
 def test_paths_may_differ(tmp_path, section, name):
     folder = write_run(tmp_path / "run", "thin_plan", weights="w.safetensors")
     edit(folder / "config.yaml", **{section: {name: "elsewhere"}})
@@ -206,18 +333,27 @@ def test_a_newer_format_is_refused(folder):
     edit(folder / "summary.json", format=1)
     read_run(folder)
     edit(folder / "summary.json", format=2)
-    assert refusal(folder) == "RUN/summary.json was written by a newer version of this suite: update"
+    assert (
+        refusal(folder) == "RUN/summary.json was written by a newer version of this suite: update"
+    )
 
 
 def test_uncommitted_changes_show_in_the_commit(folder):
-    edit(folder / "manifest.json", sessions=[{"commit": "f" * 40}, {"commit": "a" * 40, "dirty_diff_sha256": "b" * 64}])
+    edit(
+        folder / "manifest.json",
+        sessions=[{"commit": "f" * 40}, {"commit": "a" * 40, "dirty_diff_sha256": "b" * 64}],
+    )
     assert read_run(folder).commit == "aaaaaaa+"
 
 
 def test_all_runs_below_a_folder_in_a_stable_order(tmp_path):
     for name, cell, seed in (("a", "psap", 10), ("b", "psap", 2), ("c/d/e", "dense", 0)):
         write_run(tmp_path / name, cell, suite="table", cell=cell, seed=seed)
-    assert [(run.cell, run.seed) for run in read_runs(tmp_path)] == [("dense", 0), ("psap", 2), ("psap", 10)]
+    assert [(run.cell, run.seed) for run in read_runs(tmp_path)] == [
+        ("dense", 0),
+        ("psap", 2),
+        ("psap", 10),
+    ]
 
 
 def test_of_the_runs_below_a_folder_unfinished_ones_are_reported_and_damaged_ones_refused(tmp_path):
@@ -244,13 +380,17 @@ def test_tidy_has_a_row_per_run(folder, tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture
 def runs_dir(tmp_path):
     runs = tmp_path / "runs"
-    write_run(runs / "a", "psap", suite="table", cell="resnet20 psap 60", weights="resnet20.safetensors")
+    write_run(
+        runs / "a", "psap", suite="table", cell="resnet20 psap 60", weights="resnet20.safetensors"
+    )
     write_run(runs / "b", "thin_plan", suite="table", cell="resnet20 thin_plan 60")
     write_run(runs / "alone", "dense")
     (write_run(runs / "unfinished", "dense", suite="table", cell="dense") / "done").unlink()
@@ -261,8 +401,9 @@ def test_recording_keeps_what_analysis_reads_and_no_path_of_the_machine(runs_dir
     results = tmp_path / "results"
     recorded, left_out = record(runs_dir, results)
     assert [str(place.relative_to(results)) for place in recorded] == [
-        "table/resnet20_psap_60/seed0", "table/resnet20_thin_plan_60/seed0",
-    ]  # fmt: skip
+        "table/resnet20_psap_60/seed0",
+        "table/resnet20_thin_plan_60/seed0",
+    ]
     assert left_out == [
         f"{runs_dir / 'unfinished'} is not the folder of a finished run: it has no file `done`",
         f"{runs_dir / 'alone'} belongs to no suite",
@@ -272,7 +413,14 @@ def test_recording_keeps_what_analysis_reads_and_no_path_of_the_machine(runs_dir
         assert b"/data/" not in data
         assert str(tmp_path).encode() not in data
     assert sorted(map(str, psap)) == sorted(
-        ["config.yaml", "done", "manifest.json", "metrics.jsonl", "plans/epoch_0004.json", "summary.json"]
+        [
+            "config.yaml",
+            "done",
+            "manifest.json",
+            "metrics.jsonl",
+            "plans/epoch_0004.json",
+            "summary.json",
+        ]
         + [f"pulses/epoch_000{epoch}.json" for epoch in range(1, 5)]
     )
     original, again = read_run(runs_dir / "a"), read_run(recorded[0])
@@ -282,7 +430,9 @@ def test_recording_keeps_what_analysis_reads_and_no_path_of_the_machine(runs_dir
     assert again.plan == original.plan
     pd.testing.assert_frame_equal(again.metrics, original.metrics)
     pd.testing.assert_frame_equal(again.pulses, original.pulses)
-    assert [set(session) for session in again.manifest["sessions"]] == [{"started", "commit", "dirty_diff_sha256"}]
+    assert [set(session) for session in again.manifest["sessions"]] == [
+        {"started", "commit", "dirty_diff_sha256"}
+    ]
 
 
 def test_recording_again_changes_nothing(runs_dir, tmp_path):
@@ -310,14 +460,21 @@ def test_another_run_in_a_recorded_place_is_refused_and_nothing_is_written(runs_
 
 def test_two_runs_of_one_place_are_refused(runs_dir, tmp_path):
     write_run(runs_dir / "twin", "psap", top1=80.0, suite="table", cell="resnet20 psap 60")
-    with pytest.raises(DataError, match=r"a and .*twin are different runs of the same suite, cell and seed: move one"):
+    with pytest.raises(
+        DataError,
+        match=r"a and .*twin are different runs of the same suite, cell and seed: move one",
+    ):
         record(runs_dir, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
-def test_a_recording_that_was_cut_short_leaves_nothing_that_is_read(runs_dir, tmp_path, monkeypatch):
+def test_a_recording_that_was_cut_short_leaves_nothing_that_is_read(
+    runs_dir, tmp_path, monkeypatch
+):
     results = tmp_path / "results"
-    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         record(runs_dir, results)
     assert contents(results) == {}
@@ -330,9 +487,18 @@ def test_what_a_killed_recording_left_behind_is_not_read(runs_dir, tmp_path):
 
 
 def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_path):
-    command = [sys.executable, "-m", "analysis.collect", str(runs_dir), "--results", str(tmp_path / "results")]
+    command = [
+        sys.executable,
+        "-m",
+        "analysis.collect",
+        str(runs_dir),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == ["recorded"] * 2 + ["left out"] * 2
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == ["recorded"] * 2 + [
+        "left out"
+    ] * 2
     edit(runs_dir / "a" / "summary.json", top1=91.0)
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
@@ -340,9 +506,19 @@ def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_p
     assert refused.stderr.count("\n") == 1
 
 
-def test_the_command_writes_a_row_of_every_finished_run_and_records_nothing(runs_dir, tmp_path, capsys):
+def test_the_command_writes_a_row_of_every_finished_run_and_records_nothing(
+    runs_dir, tmp_path, capsys
+):
     with pytest.warns(UserWarning, match="^left out: .*unfinished"):
-        main([str(runs_dir), "--results", str(tmp_path / "results"), "--tidy", str(tmp_path / "out.csv")])
+        main(
+            [
+                str(runs_dir),
+                "--results",
+                str(tmp_path / "results"),
+                "--tidy",
+                str(tmp_path / "out.csv"),
+            ]
+        )
     written = pd.read_csv(tmp_path / "out.csv")
     assert list(written.columns) == TIDY_COLUMNS
     assert list(written["method"]) == ["dense", "psap", "thin_plan"]

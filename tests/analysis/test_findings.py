@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from analysis.collect import DataError, read_run
-from analysis.findings import Spread, compare, effect_rows, findings, markdown, shared_spread, write_findings
+from analysis.findings import (
+    Spread,
+    compare,
+    effect_rows,
+    findings,
+    markdown,
+    shared_spread,
+    write_findings,
+)
 from analysis.plots import draw_study
 from analysis.stats import student_half_width
 from analysis.suites import Cell, Suite, setting_of
@@ -24,12 +32,25 @@ def study(tmp_path):
         for seed, top1 in enumerate(values):
             method = "thin" if cell == "thin" else "psap"
             folder = tmp_path / cell / str(seed)
-            runs.append(read_run(write_run(folder, method, top1=top1, seed=seed, suite="study", cell=cell,
-                                           protection="without" not in cell)))  # fmt: skip
+            runs.append(
+                read_run(
+                    write_run(
+                        folder,
+                        method,
+                        top1=top1,
+                        seed=seed,
+                        suite="study",
+                        cell=cell,
+                        protection="without" not in cell,
+                    )
+                )
+            )
     settings = {run.cell: setting_of(run.config) for run in runs}
     settings["never"] = settings["psap"]
-    cells = tuple(Cell(name, setting, setting.target, against="psap" if name != "psap" else None)
-                  for name, setting in settings.items())  # fmt: skip
+    cells = tuple(
+        Cell(name, setting, setting.target, against="psap" if name != "psap" else None)
+        for name, setting in settings.items()
+    )
     return Suite("study", "A study", (0, 1, 2), cells, "psap"), runs
 
 
@@ -48,13 +69,26 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
     assert by_cell.loc["psap", "difference"] == ""
     # Differences -10, -10, -9: Student's own interval, 4.303 * 0.5774 / sqrt(3).
     assert by_cell.loc["thin", ["n", "difference", "95 %", "verdict", "plan"]].tolist() == [
-        "3 of 3", "-9.67 ± 0.58", "[-11.10, -8.23]", "worse", "",
-    ]  # fmt: skip
+        "3 of 3",
+        "-9.67 ± 0.58",
+        "[-11.10, -8.23]",
+        "worse",
+        "",
+    ]
     # Differences 0.5, -1, 0.2; with psap a residual sd of 0.5612 with 2 degrees; 4.303 * 0.5612 * sqrt(2 / 3).
-    assert by_cell.loc["without protection", ["difference", "95 %", "verdict", "plan"]].tolist() == [
-        "-0.10 ± 0.79", "[-2.07, +1.87]", "not shown", "0 filters, 0 %",
-    ]  # fmt: skip
-    assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == ["0 of 3", "not run", ""]
+    assert by_cell.loc[
+        "without protection", ["difference", "95 %", "verdict", "plan"]
+    ].tolist() == [
+        "-0.10 ± 0.79",
+        "[-2.07, +1.87]",
+        "not shown",
+        "0 filters, 0 %",
+    ]
+    assert by_cell.loc["never", ["n", "accuracy [%]", "verdict"]].tolist() == [
+        "0 of 3",
+        "not run",
+        "",
+    ]
     assert "Cells of psap and its variants have one standard deviation, 0.56 points" in notes[1]
     assert "(Bonferroni: 2 with the shared standard deviation, 1 others)" in notes[2]
     assert notes[-1] == "Hardware: x86_64 CPU, 2 cores; training: 0.1 h in all; commits: 0123456."
@@ -62,12 +96,20 @@ def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed
 
 def test_the_picture_shows_every_difference_and_its_two_intervals(study):
     suite, runs = study
-    (axes,) = draw_study(compare(suite, [run for run in runs if (run.cell, run.seed) != ("thin", 2)])).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["thin (n = 2)", "without protection", "never"]
+    (axes,) = draw_study(
+        compare(suite, [run for run in runs if (run.cell, run.seed) != ("thin", 2)])
+    ).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "thin (n = 2)",
+        "without protection",
+        "never",
+    ]
     bars = [sorted(bar.get_segments()[0].tolist()) for bar in axes.collections]
     # Bonferroni of two, then the interval of this one: 6.205 and 4.303, times 0.5612 * sqrt(2 / 3).
-    assert bars[-2:] == [[[pytest.approx(-0.1 - half, abs=0.01), 1], [pytest.approx(-0.1 + half, abs=0.01), 1]]
-                         for half in (2.84, 1.97)]  # fmt: skip
+    assert bars[-2:] == [
+        [[pytest.approx(-0.1 - half, abs=0.01), 1], [pytest.approx(-0.1 + half, abs=0.01), 1]]
+        for half in (2.84, 1.97)
+    ]
     seeds = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
     assert [list(values) for values in seeds] == [[-10, -10], pytest.approx([0.5, -1, 0.2])]
     assert [text.get_text() for text in axes.texts] == ["not run"]
@@ -78,7 +120,13 @@ def test_the_picture_has_the_effects_below_the_cells(study):
     effects = {"pruning": [("psap", "thin")], "nothing": [("never", "psap")]}
     (axes,) = draw_study(compare(replace(suite, effects=effects), runs)).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == ["thin", "without protection", "never", "effect of pruning", "effect of nothing"]
+    assert labels == [
+        "thin",
+        "without protection",
+        "never",
+        "effect of pruning",
+        "effect of nothing",
+    ]
     ends = [bar.get_segments()[0][:, 1].tolist() for bar in axes.collections]
     assert [place for place, _ in ends] == [0, 0, 1, 1, 3, 3]
     assert [text.get_text() for text in axes.texts] == ["not run", "no seed in common"]
@@ -96,26 +144,46 @@ def test_the_picture_tells_no_interval_and_nothing_to_compare_with_from_not_run(
 
 def test_a_verdict_holds_for_all_intervals_of_its_kind_together(study):
     suite, runs = study
-    close = [run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs]
+    close = [
+        run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs
+    ]
     thin = next(cell for cell in suite.cells if cell.name == "thin")
     more = replace(suite, cells=(*suite.cells, replace(thin, name="thinner")))
-    for asked, verdict in ((suite, "worse"), (more, "not shown")):  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
+    for asked, verdict in (
+        (suite, "worse"),
+        (more, "not shown"),
+    ):  # -1.8, -1.8, -0.8: 1.467 > 1.434, < 2.068
         found = findings(compare(asked, close))[0].set_index("cell").loc["thin"]
-        assert found[["difference", "95 %", "verdict"]].tolist() == ["-1.47 ± 0.58", "[-2.90, -0.03]", verdict]
+        assert found[["difference", "95 %", "verdict"]].tolist() == [
+            "-1.47 ± 0.58",
+            "[-2.90, -0.03]",
+            verdict,
+        ]
 
 
 def test_a_cell_may_be_compared_with_another_one_than_the_reference(study):
     suite, runs = study
-    cells = [replace(c, against="thin") if c.name == "without protection" else c for c in suite.cells]
+    cells = [
+        replace(c, against="thin") if c.name == "without protection" else c for c in suite.cells
+    ]
     found = findings(compare(replace(suite, cells=tuple(cells)), runs))[0].set_index("cell")
-    assert found.loc["without protection", ["against", "difference", "plan"]].tolist() == ["thin", "+9.57 ± 0.81", ""]
+    assert found.loc["without protection", ["against", "difference", "plan"]].tolist() == [
+        "thin",
+        "+9.57 ± 0.81",
+        "",
+    ]
     assert found.loc["thin", "against"] == "psap"
 
 
 def test_an_effect_is_the_mean_of_its_pairs(study):
     suite, runs = study
-    again = [replace(run, summary=run.summary | {"cell": "never"}) for run in runs if run.cell == "psap"]
-    again = [run_of(run, top1=run.summary["top1"] + move) for run, move in zip(again, (1, 2, 4), strict=True)]
+    again = [
+        replace(run, summary=run.summary | {"cell": "never"}) for run in runs if run.cell == "psap"
+    ]
+    again = [
+        run_of(run, top1=run.summary["top1"] + move)
+        for run, move in zip(again, (1, 2, 4), strict=True)
+    ]
     again = [replace(run, summary=run.summary | {"top1": run.summary["top1"] + 3}) for run in again]
     effects = {
         "inside": [("psap", "without protection"), ("never", "without protection")],
@@ -127,7 +195,9 @@ def test_an_effect_is_the_mean_of_its_pairs(study):
     found = compare(asked, [*runs, *again])
     assert found.effects["inside"].by_seed == pytest.approx({0: 0.0, 1: 2.0, 2: 1.8})
     for number, half in ((1, found.effects["inside"].half), (3, found.effects["inside"].together)):
-        assert half == pytest.approx(student_half_width(3, 1.5**0.5 * found.spread.sd, found.spread.degrees, number))
+        assert half == pytest.approx(
+            student_half_width(3, 1.5**0.5 * found.spread.sd, found.spread.degrees, number)
+        )
     assert found.effects["outside"].half == found.differences["thin"].half  # their own spread
     shown = effect_rows(found).set_index("effect").loc["inside"]
     assert shown["mean of"] == "psap - without protection; never - without protection"
@@ -143,7 +213,9 @@ def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
     suite, runs = study
     first = next(run.plan["layers"] for run in runs if run.cell == "psap")
     pruned = sum(len(layer["pruned"]) for layer in first)
-    other = [{**layer, "pruned": layer["pruned"][1:]} for layer in first]  # one filter a layer stays
+    other = [
+        {**layer, "pruned": layer["pruned"][1:]} for layer in first
+    ]  # one filter a layer stays
     moved = [replace(run, plan={"layers": other}) if "without" in run.cell else run for run in runs]
     found = findings(compare(suite, moved))[0].set_index("cell").loc["without protection", "plan"]
     assert found == f"{len(first)} filters, {100 * len(first) / pruned:.0f} %"
@@ -151,9 +223,13 @@ def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
 
 def test_the_shared_spread_knows_neither_where_cells_stand_nor_what_seeds_share():
     noise = {"a": {0: 1.0, 1: -1.0}, "b": {0: -1.0, 1: 1.0}}
-    moved = {name: {seed: value + 100 * (name == "b") + 7 * seed for seed, value in row.items()}
-             for name, row in noise.items()}  # fmt: skip
-    assert shared_spread(noise, "a") == shared_spread(moved, "a") == Spread(pytest.approx(2.0), 1, {})
+    moved = {
+        name: {seed: value + 100 * (name == "b") + 7 * seed for seed, value in row.items()}
+        for name, row in noise.items()
+    }
+    assert (
+        shared_spread(noise, "a") == shared_spread(moved, "a") == Spread(pytest.approx(2.0), 1, {})
+    )
     assert shared_spread({"a": {0: 1.0}}, "a") == Spread(0.0, 0, {})
 
 
@@ -174,34 +250,60 @@ def test_of_cells_without_effect_one_in_twenty_lies_outside_and_one_suite_in_twe
 
 def test_a_cell_whose_residuals_are_beyond_the_others_has_its_own_spread(study):
     draw = np.random.default_rng(1)
-    quiet = {name: dict(enumerate(row)) for name, row in zip("abcdefgh", draw.normal(size=(8, 3)), strict=True)}
+    quiet = {
+        name: dict(enumerate(row))
+        for name, row in zip("abcdefgh", draw.normal(size=(8, 3)), strict=True)
+    }
     wild, wilder = {0: 10.0, 1: -10.0, 2: 5.0}, {0: -50.0, 1: 40.0, 2: 0.0}
     found = shared_spread(quiet | {"y": wild, "z": wilder}, "a")
     assert (found.sd, found.degrees) == (shared_spread(quiet, "a").sd, 14)
     assert list(found.apart) == ["z", "y"]
     # z's F: the sum of squares that it adds has 2 degrees, what is without it 16.
-    squares = [spread.sd**2 * spread.degrees for spread in (shared_spread(quiet | {"y": wild}, "y"),
-                                                            shared_spread(quiet | {"y": wild, "z": wilder}, "z"))]
+    squares = [
+        spread.sd**2 * spread.degrees
+        for spread in (
+            shared_spread(quiet | {"y": wild}, "y"),
+            shared_spread(quiet | {"y": wild, "z": wilder}, "z"),
+        )
+    ]
     assert found.apart["z"] == pytest.approx((squares[1] - squares[0]) / 2 / (squares[0] / 16))
     assert shared_spread(quiet | {"z": wilder}, "z").apart == {}  # the reference
 
     suite, runs = study
     move = {"a": (0, 0.1, 0), "b": (0.1, 0, 0), "wild": (9, -8, 3)}
     cells = [replace(suite.cells[0], name=name, against="psap") for name in move]
-    made = [run_of(replace(run, summary=run.summary | {"cell": name}), run.summary["top1"] + moves[run.seed])
-            for name, moves in move.items() for run in runs if run.cell == "psap"]  # fmt: skip
+    made = [
+        run_of(
+            replace(run, summary=run.summary | {"cell": name}),
+            run.summary["top1"] + moves[run.seed],
+        )
+        for name, moves in move.items()
+        for run in runs
+        if run.cell == "psap"
+    ]
     study = compare(replace(suite, cells=(suite.cells[0], *cells)), [*runs[:3], *made])
     assert (study.inside, study.outside, [*study.spread.apart]) == (2, 1, ["wild"])
-    assert study.differences["wild"].half == pytest.approx(student_half_width(3, np.std(move["wild"], ddof=1), 2))
-    assert study.differences["a"].half == pytest.approx(student_half_width(3, 2**0.5 * study.spread.sd, 4))
-    assert re.search(r"their own, and so has wild \(F = \d+\.\d\): what the means leave of it", markdown(study))
+    assert study.differences["wild"].half == pytest.approx(
+        student_half_width(3, np.std(move["wild"], ddof=1), 2)
+    )
+    assert study.differences["a"].half == pytest.approx(
+        student_half_width(3, 2**0.5 * study.spread.sd, 4)
+    )
+    assert re.search(
+        r"their own, and so has wild \(F = \d+\.\d\): what the means leave of it", markdown(study)
+    )
     (legend,) = draw_study(study).legends
-    assert legend.get_title().get_text().endswith("share one spread; others, and wild, have their own")
+    assert (
+        legend.get_title().get_text().endswith("share one spread; others, and wild, have their own")
+    )
 
 
 def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):
     suite, runs = study
-    cells = [replace(c, config={"method": {"alpha": 4.0}}) if "without" in c.name else c for c in suite.cells]
+    cells = [
+        replace(c, config={"method": {"alpha": 4.0}}) if "without" in c.name else c
+        for c in suite.cells
+    ]
     for run in runs:
         run.config["method"]["alpha"] = 1.0
     rows, notes = findings(compare(replace(suite, cells=tuple(cells)), runs))
@@ -214,8 +316,11 @@ def test_without_two_runs_of_a_cell_there_is_no_interval(study):
     suite, runs = study
     rows, notes = findings(compare(suite, [run for run in runs if run.seed == 0]))
     assert rows.set_index("cell").loc["thin", ["n", "difference", "95 %", "verdict"]].tolist() == [
-        "1 of 3", "-10.00", "", "",
-    ]  # fmt: skip
+        "1 of 3",
+        "-10.00",
+        "",
+        "",
+    ]
     assert "one standard deviation" not in notes[1]
 
 
@@ -223,21 +328,32 @@ def test_only_a_study_has_findings(study, tmp_path):
     suite, runs = study
     plain = Suite(suite.name, suite.title, suite.seeds, suite.cells)
     assert write_findings([plain], runs, tmp_path) == []
-    assert [path.name for path in write_findings([suite, plain], runs, tmp_path)] == ["study_findings.md"]
+    assert [path.name for path in write_findings([suite, plain], runs, tmp_path)] == [
+        "study_findings.md"
+    ]
     assert (tmp_path / "study_findings.md").read_text() == markdown(compare(suite, runs))
     with pytest.raises(DataError, match="the suite study has no reference"):
         compare(plain, runs)
 
 
 def test_a_run_without_validation_images_is_refused(tmp_path):
-    run = read_run(write_run(tmp_path / "other", "psap", dataset="cifar10", suite="study", cell="psap"))
+    run = read_run(
+        write_run(tmp_path / "other", "psap", dataset="cifar10", suite="study", cell="psap")
+    )
     cells = (Cell("psap", setting_of(run.config), None),)
-    with pytest.raises(DataError, match="psap, seed 0 of study was trained without validation images"):
+    with pytest.raises(
+        DataError, match="psap, seed 0 of study was trained without validation images"
+    ):
         compare(Suite("study", "A study", (0,), cells, "psap"), [run])
 
 
 def test_a_run_from_weights_that_may_have_seen_the_validation_images_is_refused(tmp_path):
-    run = read_run(write_run(tmp_path / "run", "psap", weights="trained", suite="study", cell="psap"))
+    run = read_run(
+        write_run(tmp_path / "run", "psap", weights="trained", suite="study", cell="psap")
+    )
     cells = (Cell("psap", setting_of(run.config), None),)
-    with pytest.raises(DataError, match="psap, seed 0 of study starts from weights that may have seen its validation"):
+    with pytest.raises(
+        DataError,
+        match="psap, seed 0 of study starts from weights that may have seen its validation",
+    ):
         compare(Suite("study", "A study", (0,), cells, "psap"), [run])

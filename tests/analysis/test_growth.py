@@ -10,8 +10,10 @@ from analysis.growth import PARTS, WHATS, growth, main
 
 FIGURES = {
     f"growth_{what}_{amount}_{part}_seconds": {"median": 2.0 * amount, "spread": [1, 3], "n": 1}
-    for what in WHATS for part in PARTS for amount in (10, 2)
-}  # fmt: skip
+    for what in WHATS
+    for part in PARTS
+    for amount in (10, 2)
+}
 
 
 def test_measured_times_stand_beside_what_would_be_in_proportion():
@@ -26,7 +28,9 @@ def test_measured_times_stand_beside_what_would_be_in_proportion():
 def test_recorded_reports_become_figures(tmp_path):
     (tmp_path / "results" / "benchmark").mkdir(parents=True)
     for name, figures in (("a_machine", FIGURES), ("without", {})):
-        (tmp_path / "results" / "benchmark" / f"{name}.json").write_text(json.dumps({"figures": figures}))
+        (tmp_path / "results" / "benchmark" / f"{name}.json").write_text(
+            json.dumps({"figures": figures})
+        )
     build.main(["figures", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")])
     assert [path.name for path in tmp_path.glob("out/*/*")] == ["a_machine_growth.png"]
 
@@ -34,7 +38,11 @@ def test_recorded_reports_become_figures(tmp_path):
 def test_a_report_without_growth_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="the report has no growth_depth"):
         growth({})
-    for content in ("{", '{"figures": [1]}', '{"figures": {"growth_depth_20_epoch_seconds": {"median": "1"}}}'):
+    for content in (
+        "{",
+        '{"figures": [1]}',
+        '{"figures": {"growth_depth_20_epoch_seconds": {"median": "1"}}}',
+    ):
         (tmp_path / "report.json").write_text(content)
         with pytest.raises(SystemExit) as refused:
             main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
@@ -45,6 +53,12 @@ def test_a_report_without_growth_is_refused(tmp_path, capsys):
         main([str(tmp_path / "report.json"), str(tmp_path / "growth.no_format")])
     assert refused.value.code == 2
     (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
-    command = [sys.executable, "-m", "analysis.growth", str(tmp_path / "report.json"), str(tmp_path / "growth.png")]
+    command = [
+        sys.executable,
+        "-m",
+        "analysis.growth",
+        str(tmp_path / "report.json"),
+        str(tmp_path / "growth.png"),
+    ]
     subprocess.run(command, check=True)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

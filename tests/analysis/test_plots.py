@@ -20,7 +20,9 @@ TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}
 
 @pytest.fixture
 def runs(tmp_path):
-    return [read_run(write_run(tmp_path / method, method, top1=top1)) for method, top1 in TOP1.items()]
+    return [
+        read_run(write_run(tmp_path / method, method, top1=top1)) for method, top1 in TOP1.items()
+    ]
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ def test_an_unfinished_run_is_refused_by_name(tmp_path):
         read_run(folder)
 
 
-@pytest.mark.parametrize(("panel", "quantity"), [("1", "weight_sparsity_ratio"), ("2", "prune_ratio")])
+@pytest.mark.parametrize(
+    ("panel", "quantity"), [("1", "weight_sparsity_ratio"), ("2", "prune_ratio")]
+)
 def test_maps_show_the_layer_values_of_every_step(panels, runs, panel, quantity):
     (mesh,) = panels[panel].collections
     np.testing.assert_allclose(mesh.get_array(), runs[-1].layers(quantity).to_numpy().T)
@@ -78,11 +82,24 @@ def test_accuracy_shows_every_curve_and_every_exported_network(panels, runs):
 
 
 def test_line_style_or_marker_alone_tell_all_methods_apart():
-    methods = {"dense", "thin", "thin_plan", "sfp", "fpgm", "l1", "l2", "random", "psap", NO_PROTECTION}
+    methods = {
+        "dense",
+        "thin",
+        "thin_plan",
+        "sfp",
+        "fpgm",
+        "l1",
+        "l2",
+        "random",
+        "psap",
+        NO_PROTECTION,
+    }
     assert set(STYLES) == methods
     for mark in ("linestyle", "marker"):
         assert len({str(style[mark]) for style in STYLES.values()}) == len(STYLES)
-    assert len({style["marker"] for style in [*STYLES.values(), *SPARE_STYLES]}) == len(STYLES) + len(SPARE_STYLES)
+    assert len({style["marker"] for style in [*STYLES.values(), *SPARE_STYLES]}) == len(
+        STYLES
+    ) + len(SPARE_STYLES)
 
 
 @pytest.fixture
@@ -99,14 +116,25 @@ def make(tmp_path):
 def suite(make, **how):
     """Two seeds of dense, thin, sfp and psap with and without protection, 54 % of the MACs cut."""
     return [
-        make(method, cell=cell, seed=seed, top1=90 + place + seed, protection=cell != NO_PROTECTION, **{
-            "suite": "table", "macs_cut": 0.54, **how
-        })
+        make(
+            method,
+            cell=cell,
+            seed=seed,
+            top1=90 + place + seed,
+            protection=cell != NO_PROTECTION,
+            **{"suite": "table", "macs_cut": 0.54, **how},
+        )
         for place, (cell, method) in enumerate(
-            [("dense", "dense"), ("thin", "thin"), ("sfp", "sfp"), (NO_PROTECTION, "psap"), ("psap", "psap")]
+            [
+                ("dense", "dense"),
+                ("thin", "thin"),
+                ("sfp", "sfp"),
+                (NO_PROTECTION, "psap"),
+                ("psap", "psap"),
+            ]
         )
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
 
 
 def by_colour(axes):
@@ -133,22 +161,32 @@ def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own
     assert len({cell.style["marker"] for cell in found}) == 3
 
 
-def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_has_its_suites_target(make):
+def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_has_its_suites_target(
+    make,
+):
     runs = [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
     alone = make("thin_plan", cell="thin_plan", macs_cut=0.5301)
     found = cells([*runs, alone, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
     assert [(cell.label, cell.target) for cell in found if "ResNet-20" in cell.network] == [
-        ("thin_plan", 0.53), ("psap", 0.42), ("psap", 0.54),
-    ]  # fmt: skip
-    (of_suite,) = cells([make("thin_plan", suite="small_table", cell="thin_plan 85", macs_cut=0.80)])
+        ("thin_plan", 0.53),
+        ("psap", 0.42),
+        ("psap", 0.54),
+    ]
+    (of_suite,) = cells(
+        [make("thin_plan", suite="small_table", cell="thin_plan 85", macs_cut=0.80)]
+    )
     assert of_suite.target == 0.85
 
 
 def test_networks_go_by_the_names_of_the_literature_and_runs_of_other_length_apart(make):
-    runs = [make("psap", cell=f"{epochs}", epochs=epochs, dataset="cifar10", image_size=32) for epochs in (8, 9)]
+    runs = [
+        make("psap", cell=f"{epochs}", epochs=epochs, dataset="cifar10", image_size=32)
+        for epochs in (8, 9)
+    ]
     assert [cell.network for cell in cells(runs)] == [
-        "ResNet-20 on CIFAR-10\nfrom scratch, 8 epochs", "ResNet-20 on CIFAR-10\nfrom scratch, 9 epochs",
-    ]  # fmt: skip
+        "ResNet-20 on CIFAR-10\nfrom scratch, 8 epochs",
+        "ResNet-20 on CIFAR-10\nfrom scratch, 9 epochs",
+    ]
     (small,) = cells([make("psap", cell="small", width=0.5)])
     assert small.network == (
         "ResNet-20 of width 0.5 on handwritten digits\nfrom scratch, 8 epochs\nsmall set-up: 8 px, 1,000 images"
@@ -160,14 +198,19 @@ def test_every_network_and_target_has_a_panel_with_the_dense_network_in_it(make)
     runs += [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
     figure = plots.training_curves(runs)
     assert [axes.get_title(loc="left").splitlines()[3] for axes in figure.axes] == [
-        "42 % of the MACs cut", "54 % of the MACs cut",
-    ]  # fmt: skip
+        "42 % of the MACs cut",
+        "54 % of the MACs cut",
+    ]
     assert all(len(axes.lines) == 2 for axes in figure.axes)
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("training_curves", "eval/top1"), ("training_loss", "train/loss"), ("mask_churn", "psap/mask_churn")],
+    [
+        ("training_curves", "eval/top1"),
+        ("training_loss", "train/loss"),
+        ("mask_churn", "psap/mask_churn"),
+    ],
 )
 def test_curves_are_means_over_seeds_in_a_band_from_the_lowest_to_the_highest(make, name, key):
     runs = suite(make)
@@ -178,7 +221,9 @@ def test_curves_are_means_over_seeds_in_a_band_from_the_lowest_to_the_highest(ma
     for cell, band in zip(drawn, figure.axes[0].collections, strict=True):
         values = pd.concat([run.metrics[key] for run in cell.runs], axis=1, keys=(0, 1)).dropna()
         line = lines[cell.style["color"]]
-        np.testing.assert_allclose(line.get_xydata(), [*zip(values.index, values.mean(axis=1), strict=True)])
+        np.testing.assert_allclose(
+            line.get_xydata(), [*zip(values.index, values.mean(axis=1), strict=True)]
+        )
         corners = {(x, round(y, 9)) for x, y in band.get_paths()[0].vertices}
         assert {(x, round(y, 9)) for x, y in values.stack().droplevel(1).items()} <= corners
     assert legend_of(figure) == [f"{cell.label} (n = 2)" for cell in drawn]
@@ -199,7 +244,15 @@ PUBLISHED = pd.DataFrame(
         ("CIFAR-10", "ResNet-56", None, "no", 93.0, 50.0, None),
         ("ImageNet", "ResNet-20", None, "no", 70.0, 50.0, None),
     ],
-    columns=["dataset", "model", "peer", "pretrained", "pruned_top1", "flops_reduction_pct", "excluded"],
+    columns=[
+        "dataset",
+        "model",
+        "peer",
+        "pretrained",
+        "pruned_top1",
+        "flops_reduction_pct",
+        "excluded",
+    ],
 )
 FULL = {"dataset": "cifar10", "image_size": 32}
 
@@ -212,7 +265,9 @@ def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows
         mean = np.mean([run.summary["top1"] for run in cell.runs])
         expected = (54, mean) if cell.target else mean
         drawn = ours[cell.style["color"]]
-        np.testing.assert_allclose(drawn.get_xydata()[0] if cell.target else drawn.get_ydata()[0], expected)
+        np.testing.assert_allclose(
+            drawn.get_xydata()[0] if cell.target else drawn.get_ydata()[0], expected
+        )
     bars = [tuple(path.vertices[:, 1]) for lines in axes.collections for path in lines.get_paths()]
     assert sorted(bars) == [(90 + place, 91 + place) for place in (1, 2, 3, 4)]
     published = {line.get_label(): line for line in axes.lines if line.get_fillstyle() == "none"}
@@ -229,7 +284,9 @@ def marks(axes):
     axes.figure.draw_without_rendering()
     single = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker()]
     of_ours = [line for line in single if line.get_fillstyle() == "full"]
-    places = {line.get_color(): line.get_transform().transform(line.get_xydata()) for line in of_ours}
+    places = {
+        line.get_color(): line.get_transform().transform(line.get_xydata()) for line in of_ours
+    }
     return {color: axes.transData.inverted().transform(place)[0] for color, place in places.items()}
 
 
@@ -248,12 +305,16 @@ def test_a_cell_far_below_the_others_is_named_and_squeezes_nothing(make):
     runs = [make(method, cell=method, macs_cut=0.54, top1=value) for method, value in top1.items()]
     for name in ("accuracy_against_macs", "training_curves"):
         (axes,) = FIGURES[name](runs).axes
-        low = 17.9 - 10 / 8 if name == "training_curves" else 17.9  # the last epoch's, or the exported network's
+        low = (
+            17.9 - 10 / 8 if name == "training_curves" else 17.9
+        )  # the last epoch's, or the exported network's
         assert f"\nbelow the axis: sfp {low:.1f}" in axes.get_title(loc="left")
         assert 50 < axes.get_ylim()[0] < 70
         assert 90 <= axes.get_ylim()[1] + 10 / 8 < 95
     assert STYLES["sfp"]["color"] not in marks(plots.accuracy_against_macs(runs).axes[0])
-    (axes,) = plots.accuracy_against_latency(runs, latencies(**{name: {"0": 1.0} for name in top1})).axes
+    (axes,) = plots.accuracy_against_latency(
+        runs, latencies(**{name: {"0": 1.0} for name in top1})
+    ).axes
     assert "below the axis: sfp 17.9" in axes.get_title(loc="left")
     again = make("sfp", cell="sfp 42", macs_cut=0.42, top1=87.0)
     (axes,) = plots.accuracy_against_macs([*runs, again]).axes
@@ -269,12 +330,17 @@ def test_training_curves_say_where_their_axis_starts_and_curves_end_with_the_axi
         assert axes.get_xlim() == (0, 8)
     (axes,) = plots.training_curves(runs).axes
     low = axes.get_ylim()[0]
-    assert f"\naxis from {low:.0f} %: at most a tenth of each curve shown is below" in axes.get_title(loc="left")
+    assert (
+        f"\naxis from {low:.0f} %: at most a tenth of each curve shown is below"
+        in axes.get_title(loc="left")
+    )
     means = [line.get_ydata() for line in axes.lines]
     assert all(np.mean(np.asarray(curve) < low - 1e-9) <= 1 / 8 for curve in means)
 
 
-@pytest.mark.parametrize(("low", "high", "labels"), [(0.8, 2.2, ["1", "1.5", "2"]), (0.001, 2.2, ["0.001", "0.01"])])
+@pytest.mark.parametrize(
+    ("low", "high", "labels"), [(0.8, 2.2, ["1", "1.5", "2"]), (0.001, 2.2, ["0.001", "0.01"])]
+)
 def test_losses_have_plain_numbers_on_their_axis(make, low, high, labels):
     runs = suite(make)
     for run in runs:
@@ -310,7 +376,9 @@ def test_published_points_far_below_are_counted_and_not_drawn(make):
     assert axes.get_ylim()[0] > 80
 
 
-@pytest.mark.parametrize("small", [{"image_size": 16}, {"train_images": 1000}, {"dataset": "digits"}])
+@pytest.mark.parametrize(
+    "small", [{"image_size": 16}, {"train_images": 1000}, {"dataset": "digits"}]
+)
 def test_small_set_ups_say_so_and_have_no_published_points_beside_them(make, small):
     (axes,) = plots.accuracy_against_macs(suite(make, **(FULL | small)), PUBLISHED).axes
     assert "small set-up" in axes.get_title(loc="left")
@@ -322,9 +390,13 @@ def test_kept_filters_are_those_of_the_final_plan(make):
     figure = plots.kept_filters(runs)
     (axes,) = figure.axes
     assert legend_of(figure) == ["sfp (n = 2)", f"{NO_PROTECTION} (n = 2)", "psap (n = 2)"]
-    expected = [100 - 100 * len(layer["pruned"]) / layer["filters"] for layer in runs[-1].plan["layers"]]
+    expected = [
+        100 - 100 * len(layer["pruned"]) / layer["filters"] for layer in runs[-1].plan["layers"]
+    ]
     np.testing.assert_allclose(by_colour(axes)[STYLES["psap"]["color"]].get_ydata(), expected)
-    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{name} ({n})" for name, n in LAYERS.items()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        f"{name} ({n})" for name, n in LAYERS.items()
+    ]
 
 
 @pytest.mark.parametrize("quantity", ["prune_ratio", "weight_sparsity_ratio"])
@@ -332,7 +404,9 @@ def test_every_psap_cell_has_a_map_of_its_layers_on_one_scale(make, quantity):
     runs = suite(make)
     for run in runs[-4:-2]:  # both seeds without protection
         run.metrics.loc[:, run.metrics.columns.str.startswith("layer/")] /= 2
-    figure = FIGURES["layer_prune_ratios" if quantity == "prune_ratio" else "weight_sparsity_ratios"](runs)
+    figure = FIGURES[
+        "layer_prune_ratios" if quantity == "prune_ratio" else "weight_sparsity_ratios"
+    ](runs)
     meshes = [mesh for axes in figure.axes[:2] for mesh in axes.collections]
     for mesh, run in zip(meshes, (runs[-3], runs[-1]), strict=True):
         np.testing.assert_allclose(mesh.get_array(), run.layers(quantity).to_numpy().T)
@@ -346,8 +420,12 @@ def test_pulses_show_every_utility_and_who_was_restored(make):
     utility = PULSE_SUSPENDED["utility"]
     of_all_layers = [[epoch * u for epoch in range(1, 5) for _ in LAYERS] for u in utility]
     np.testing.assert_allclose(sorted(lines["restored"]), sorted(of_all_layers[0]))
-    np.testing.assert_allclose(sorted(lines["stays suspended"]), sorted(of_all_layers[1] + of_all_layers[2]))
-    np.testing.assert_allclose(lines["median, restored"], [epoch * utility[0] for epoch in range(1, 5)])
+    np.testing.assert_allclose(
+        sorted(lines["stays suspended"]), sorted(of_all_layers[1] + of_all_layers[2])
+    )
+    np.testing.assert_allclose(
+        lines["median, restored"], [epoch * utility[0] for epoch in range(1, 5)]
+    )
     assert right.get_title(loc="left") == "who was restored (white: nothing was suspended)"
     (mesh,) = right.collections
     np.testing.assert_allclose(mesh.get_array(), np.full((len(LAYERS), 4), 1 / 3))
@@ -358,8 +436,13 @@ def latencies(**cells: dict[str, float]) -> dict:
 
 
 def test_latency_figure_draws_the_means_of_measured_cells(make):
-    runs = [make("dense", suite="table", cell="dense", seed=seed, top1=90.0 + seed) for seed in (0, 1)]
-    runs += [make("psap", suite="table", cell="ours"), make("thin", suite="table", cell="not measured")]
+    runs = [
+        make("dense", suite="table", cell="dense", seed=seed, top1=90.0 + seed) for seed in (0, 1)
+    ]
+    runs += [
+        make("psap", suite="table", cell="ours"),
+        make("thin", suite="table", cell="not measured"),
+    ]
     measured = latencies(dense={"0": 4.0, "1": 5.0}, ours={"0": 2.5})
     axes = plots.accuracy_against_latency(runs, measured).axes[0]
     assert [tuple(line.get_xydata()[0]) for line in axes.lines] == [(4.5, 90.5), (2.5, 90.0)]
@@ -369,8 +452,12 @@ def test_latency_figure_draws_the_means_of_measured_cells(make):
 def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
     runs = suite(make)[-1:]
     (tmp_path / "results" / "table").mkdir(parents=True)
-    (tmp_path / "results" / "table" / "latency.json").write_text(json.dumps(latencies(psap={"0": 1.0})))
-    first, second = (plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b"))
+    (tmp_path / "results" / "table" / "latency.json").write_text(
+        json.dumps(latencies(psap={"0": 1.0}))
+    )
+    first, second = (
+        plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b")
+    )
     names = {*FIGURES, "accuracy_against_latency"} - {"study_differences"}  # the suite is no study
     expected = {f"table/{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {str(path.relative_to(tmp_path / "a")) for path in first} == expected
@@ -381,29 +468,48 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
 def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, capsys):
     of_suite = {"suite": "demo_table", "macs_cut": 0.6, "width": 0.5}
     runs = [make("psap", cell="psap", seed=seed, **of_suite) for seed in (0, 1, 99)]
-    runs += [make("psap", cell="psap", seed=2, **of_suite | {"epochs": 5}), make("psap", cell="gone", **of_suite)]
+    runs += [
+        make("psap", cell="psap", seed=2, **of_suite | {"epochs": 5}),
+        make("psap", cell="gone", **of_suite),
+    ]
     kept, left_out = runs_of_suite("demo_table", runs)
     assert [run.seed for run in kept] == [0, 1]
     table = make_table(find_suite("demo_table"), runs, read_published())
-    assert [f"Left out: {why}." for why in left_out] == [note for note in table.notes if note.startswith("Left out")]
+    assert [f"Left out: {why}." for why in left_out] == [
+        note for note in table.notes if note.startswith("Left out")
+    ]
     plots.write_figures(runs, tmp_path / "all", tmp_path)
     said = capsys.readouterr().out
     assert all(f"demo_table: left out: {why}\n" in said for why in left_out)
     plots.write_figures(kept, tmp_path / "kept", tmp_path)
     for path in (tmp_path / "kept").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "all" / "demo_table" / path.name).read_bytes()
-    with pytest.raises(DataError, match="cell psap of suite demo_table has runs of different configurations"):
-        plots.write_figures([*kept, make("psap", cell="psap", seed=2, optim=0.2, **of_suite)], tmp_path / "mixed")
+    with pytest.raises(
+        DataError, match="cell psap of suite demo_table has runs of different configurations"
+    ):
+        plots.write_figures(
+            [*kept, make("psap", cell="psap", seed=2, optim=0.2, **of_suite)], tmp_path / "mixed"
+        )
     assert not (tmp_path / "mixed").exists()
 
 
 def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys):
     runs = [make("dense", suite="table", cell="dense"), make("thin", recipe="alone")]
     written = plots.write_figures(runs, tmp_path / "out", tmp_path)
-    assert {path.stem for path in written} == {"accuracy_against_macs", "training_curves", "training_loss"}
+    assert {path.stem for path in written} == {
+        "accuracy_against_macs",
+        "training_curves",
+        "training_loss",
+    }
     assert {path.parent.name for path in written} == {"table", "alone"}
     said = capsys.readouterr().out
-    for name in ("mask_churn", "layer_prune_ratios", "weight_sparsity_ratios", "pulses", "kept_filters"):
+    for name in (
+        "mask_churn",
+        "layer_prune_ratios",
+        "weight_sparsity_ratios",
+        "pulses",
+        "kept_filters",
+    ):
         assert f"table: {name} is left out: no run" in said
     assert "table: study_differences is left out: the suite is no study" in said
     assert "table: accuracy_against_latency is left out: there is no table/latency.json" in said
@@ -411,17 +517,31 @@ def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys)
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "latency.json").write_text(json.dumps(latencies(other={"0": 1.0})))
     plots.write_figures(runs, tmp_path / "out", tmp_path)
-    assert "table: accuracy_against_latency is left out: no run was measured" in capsys.readouterr().out
+    assert (
+        "table: accuracy_against_latency is left out: no run was measured"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[1]", '{"latency_ms": {}}', json.dumps(latencies(dense={"0": 0})), '{"latency_ms": {"dense": 1}}']
+    "content",
+    [
+        "{",
+        "[1]",
+        '{"latency_ms": {}}',
+        json.dumps(latencies(dense={"0": 0})),
+        '{"latency_ms": {"dense": 1}}',
+    ],
 )
 def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path, content):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "latency.json").write_text(content)
-    with pytest.raises(DataError, match=r"latency\.json is not what `experiments.suite latency` prints"):
-        plots.write_figures([make("dense", suite="table", cell="dense")], tmp_path / "out", tmp_path)
+    with pytest.raises(
+        DataError, match=r"latency\.json is not what `experiments.suite latency` prints"
+    ):
+        plots.write_figures(
+            [make("dense", suite="table", cell="dense")], tmp_path / "out", tmp_path
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -438,7 +558,10 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
             plots.main([str(out), wrong])
         assert refused.value.code == 2
         assert capsys.readouterr().err == f"error: {sentence}\n"
-    for arguments, words in ((["no/such/folder.png", *folders], "error: "), ([str(out)], "usage: ")):
+    for arguments, words in (
+        (["no/such/folder.png", *folders], "error: "),
+        ([str(out)], "usage: "),
+    ):
         with pytest.raises(SystemExit) as refused:
             plots.main(arguments)
         assert refused.value.code == 2
@@ -448,5 +571,10 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
 def test_a_method_without_a_style_of_its_own_can_stand_beside_psap(tmp_path):
     runs = [read_run(write_run(tmp_path / "psap", "psap"))]
     runs.append(replace(runs[0], summary=runs[0].summary | {"method": "psap_variant"}))
-    (accuracy,) = (axes for axes in what_happened(runs).axes if axes.get_title(loc="left").startswith("5"))
-    assert [text.get_text().partition(":")[0] for text in accuracy.get_legend().get_texts()] == ["psap_variant", "psap"]
+    (accuracy,) = (
+        axes for axes in what_happened(runs).axes if axes.get_title(loc="left").startswith("5")
+    )
+    assert [text.get_text().partition(":")[0] for text in accuracy.get_legend().get_texts()] == [
+        "psap_variant",
+        "psap",
+    ]

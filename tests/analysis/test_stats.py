@@ -9,7 +9,9 @@ def test_mean_standard_deviation_and_students_interval_by_hand():
     assert found.n == 3
     assert found.mean == pytest.approx(92.0)
     assert found.sd == pytest.approx(7**0.5)  # (4 + 1 + 9) / (3 - 1)
-    assert found.low == pytest.approx(92 - 4.3027 * (7 / 3) ** 0.5, abs=1e-3)  # 97.5 % of t with 2 degrees
+    assert found.low == pytest.approx(
+        92 - 4.3027 * (7 / 3) ** 0.5, abs=1e-3
+    )  # 97.5 % of t with 2 degrees
     assert found.high == pytest.approx(184 - found.low)
 
 
@@ -32,5 +34,8 @@ def test_one_value_has_neither_spread_nor_interval_and_none_no_estimate():
 def test_paired_difference_by_hand_over_common_seeds_only():
     found = paired_difference({0: 92.0, 1: 93.0, 2: 99.0}, {1: 90.0, 0: 91.0, 7: 1.0})  # +1 and +3
     assert (found.n, found.mean, found.sd) == (2, 2.0, pytest.approx(2**0.5))
-    assert (found.low, found.high) == (pytest.approx(2 - 12.706, abs=1e-3), pytest.approx(2 + 12.706, abs=1e-3))
+    assert (found.low, found.high) == (
+        pytest.approx(2 - 12.706, abs=1e-3),
+        pytest.approx(2 + 12.706, abs=1e-3),
+    )
     assert paired_difference({0: 92.0}, {1: 90.0}) is None

@@ -27,10 +27,18 @@ TOP1 = {
     "resnet20 thin 54": ("thin", {0: 90.1, 1: 90.7, 2: 90.3}, {"macs_cut": 0.54}),
     "resnet20 psap 54": ("psap", {0: 91.3, 2: 91.1}, {"macs_cut": 0.54}),
     "resnet20 thin_plan 54": ("thin_plan", {1: 90.9}, {"macs_cut": 0.54}),
-    "pretrained psap 42": ("psap", {0: 91.0, 1: 91.5, 2: 91.2}, {"macs_cut": 0.42, "weights": "r20.safetensors"}),
+    "pretrained psap 42": (
+        "psap",
+        {0: 91.0, 1: 91.5, 2: 91.2},
+        {"macs_cut": 0.42, "weights": "r20.safetensors"},
+    ),
     "pretrained dense": ("dense", {0: 92.6}, {"weights": "r20.safetensors"}),
     "small dense": ("dense", {0: 70.0}, {"image_size": 16, "train_images": 10000}),
-    "small psap 54": ("psap", {0: 69.0}, {"macs_cut": 0.54, "image_size": 16, "train_images": 10000}),
+    "small psap 54": (
+        "psap",
+        {0: 69.0},
+        {"macs_cut": 0.54, "image_size": 16, "train_images": 10000},
+    ),
 }
 
 
@@ -64,9 +72,14 @@ def test_cells_are_compared_with_psap_as_it_is_by_default(root, table):
     (psap,) = (cell for cell in suite.cells if cell.name == "resnet20 psap 54")
     config = {**psap.config, "method": psap.config["method"] | {"protection": False}}
     variant = replace(psap, name="resnet20 psap without protection 54", config=config)
-    changed = make_table(replace(suite, cells=(variant, *suite.cells)), read_runs(root), read_published())
+    changed = make_table(
+        replace(suite, cells=(variant, *suite.cells)), read_runs(root), read_published()
+    )
     to_psap = changed.rows.dropna(subset=["to_psap"]).set_index("cell")["to_psap"]
-    assert to_psap.to_dict() == table.rows.dropna(subset=["to_psap"]).set_index("cell")["to_psap"].to_dict()
+    assert (
+        to_psap.to_dict()
+        == table.rows.dropna(subset=["to_psap"]).set_index("cell")["to_psap"].to_dict()
+    )
     assert "resnet20 thin 54" in to_psap
 
 
@@ -134,14 +147,18 @@ def test_a_run_that_is_not_of_the_suites_cell_is_left_out_and_named(table):
 
 def test_two_runs_of_one_cell_and_seed_are_refused(root):
     shutil.copytree(root / "resnet20_dense" / "seed0", root / "copy")
-    with pytest.raises(DataError, match="there are two runs of suite golden_table, cell resnet20 dense, seed 0"):
+    with pytest.raises(
+        DataError, match="there are two runs of suite golden_table, cell resnet20 dense, seed 0"
+    ):
         golden_table(root)
 
 
 def test_runs_of_one_cell_with_different_configurations_are_refused(root):
     shutil.rmtree(root / "resnet20_dense" / "seed2")
     write_run(root / "other", "dense", cell="resnet20 dense", seed=2, optim=0.2, **COMMON)
-    first, other = (read_run(root / name).summary["config_hash"] for name in ("resnet20_dense/seed0", "other"))
+    first, other = (
+        read_run(root / name).summary["config_hash"] for name in ("resnet20_dense/seed0", "other")
+    )
     with pytest.raises(DataError) as caught:
         golden_table(root)
     assert str(caught.value) == (
@@ -158,7 +175,9 @@ def mine(tmp_path):
     """The table of a suite of such cells and of all runs in a folder."""
 
     def table(*cells):
-        (tmp_path / "mine.yaml").write_text("seeds: [0, 1]\ncells:\n" + "".join(CELL % cell for cell in cells))
+        (tmp_path / "mine.yaml").write_text(
+            "seeds: [0, 1]\ncells:\n" + "".join(CELL % cell for cell in cells)
+        )
         return make_table(read_suite(tmp_path / "mine.yaml"), read_runs(tmp_path), read_published())
 
     return table
@@ -180,7 +199,10 @@ def test_dense_runs_of_another_suite_count_if_they_trained_the_same(tmp_path, mi
     assert mine(("a", "psap", 8)).rows["base_top1"][0] == 92.5
     shutil.rmtree(tmp_path / "another")
     write_run(tmp_path / "another", "dense", top1=93.0, seed=1, target=0.1, **OTHER)
-    with pytest.raises(DataError, match=r"the dense network of .*, 8 epochs, 54 % .* has runs of different configurat"):
+    with pytest.raises(
+        DataError,
+        match=r"the dense network of .*, 8 epochs, 54 % .* has runs of different configurat",
+    ):
         mine(("a", "psap", 8))
 
 
@@ -191,7 +213,10 @@ def test_rows_of_different_length_stand_in_sections_of_their_own(tmp_path, mine)
     rows = mine(("a", "psap", 8), ("b", "psap", 9), ("c", "dense", 9)).rows
     ours = rows[rows["kind"] == "ours"]
     assert [*zip(ours["cell"], ours["epochs"], strict=True)] == [("a", 8), ("b", 9), ("c", 9)]
-    assert ours["section"].iloc[0] == "CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut"
+    assert (
+        ours["section"].iloc[0]
+        == "CIFAR-10 at 32 pixels, ResNet-20, from scratch, 8 epochs, 54 % of the MACs cut"
+    )
     assert [pd.isna(base) or base for base in ours["base_top1"]] == [True, 93.0, True]
 
 
@@ -236,17 +261,25 @@ def test_published_rows_are_comparable_and_the_others_are_named_with_their_reaso
     pretrained = of["CIFAR-10 at 32 pixels, ResNet-20, pretrained, 8 epochs, 42 % of the MACs cut"]
     assert set(pretrained["method"][pretrained["start_stated"] == True]) == {"WHC 30%"}  # noqa: E712
     notes = "\n".join(table.notes)
-    assert "Excluded: FPGM-mix 40% (2019), CIFAR-10, ResNet-20, 54 % of the FLOPs: DO NOT USE AS TARGET" in notes
+    assert (
+        "Excluded: FPGM-mix 40% (2019), CIFAR-10, ResNet-20, 54 % of the FLOPs: DO NOT USE AS TARGET"
+        in notes
+    )
     assert "ResNet-32" not in notes
     assert not any("16 pixels" in section for section in of)
-    assert "No published rows: published figures of CIFAR-10 are of 32 pixels, all training images" in notes
+    assert (
+        "No published rows: published figures of CIFAR-10 are of 32 pixels, all training images"
+        in notes
+    )
 
 
 @pytest.mark.parametrize(
     "override", ["data.image_size=16", "data.train_images=10000", "model.width=0.5", "data=digits"]
 )
 def test_a_smaller_set_up_has_no_published_rows_and_says_so(tmp_path, override):
-    cell = "- {name: a, recipe: cifar10_resnet20, overrides: [method=psap, target_macs_cut=0.54, %s]}"
+    cell = (
+        "- {name: a, recipe: cifar10_resnet20, overrides: [method=psap, target_macs_cut=0.54, %s]}"
+    )
     (tmp_path / "mine.yaml").write_text(f"seeds: [0]\ncells:\n  {cell % override}\n")
     table = make_table(read_suite(tmp_path / "mine.yaml"), [], read_published())
     assert list(table.rows["kind"]) == ["ours"]
@@ -257,17 +290,27 @@ def test_without_runs_everything_is_not_run():
     table = make_table(read_suite(SUITE), [], read_published())
     ours = table.rows[table.rows["kind"] == "ours"]
     assert (ours["top1_n"] == 0).all()
-    assert "runs: 0 of 27, 27 not run; training: 0.0 h in all; hardware: none; commits: none." in table.head
+    assert (
+        "runs: 0 of 27, 27 not run; training: 0.0 h in all; hardware: none; commits: none."
+        in table.head
+    )
     assert set(verdicts(table)["verdict"]) == {"not run"}
 
 
 def test_latex_has_no_bare_special_characters(table, tmp_path):
-    text = next(path.read_text() for path in write_tables([table], tmp_path) if path.suffix == ".tex")
+    text = next(
+        path.read_text() for path in write_tables([table], tmp_path) if path.suffix == ".tex"
+    )
     assert r"A suite for tests \& nothing else" in text
     assert r"FPGM-only 40\% (2019)" in text
     assert r"thin\_plan" in text
     assert text.isascii()
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") == 3
+    assert (
+        text.count(r"\begin{tabular}")
+        == text.count(r"\end{tabular}")
+        == text.count(r"\bottomrule")
+        == 3
+    )
 
 
 def test_verdicts_say_where_the_interval_lies(table):
@@ -372,11 +415,17 @@ def test_usable_rows_are_of_the_same_data_and_network_and_not_excluded():
     [
         ("CIFAR-10,,M,2020,no,,,,,,,,u,n", "model is empty"),
         ("CIFAR-10,R,M,20,no,,,,,,,,u,n", "year is '20' and must be a year"),
-        ("CIFAR-10,R,M,2020,maybe,,,,,,,,u,n", "pretrained is 'maybe' and must be yes, no or empty"),
+        (
+            "CIFAR-10,R,M,2020,maybe,,,,,,,,u,n",
+            "pretrained is 'maybe' and must be yes, no or empty",
+        ),
         ("CIFAR-10,R,M,2020,no,high,,,,,,,u,n", "base_top1 is 'high' and must be a number"),
         ("CIFAR-10,R,M,2020,no,,932,,,,,,u,n", "pruned_top1 is 932 and must be within 0 and 100"),
         ("CIFAR-10,R,M,2020,no,,nan,,,,,,u,n", "pruned_top1 is nan and must be within 0 and 100"),
-        ("CIFAR-10,R,M,2020,no,,,,,,-3,,u,n", "flops_reduction_pct is -3 and must be within 0 and 100"),
+        (
+            "CIFAR-10,R,M,2020,no,,,,,,-3,,u,n",
+            "flops_reduction_pct is -3 and must be within 0 and 100",
+        ),
         ("CIFAR-10,R,M,2020,no,,,,,,,,,n", "source_url is empty"),
         ("CIFAR-10,R,M,2020", "it must have 14 values"),
         ("CIFAR-10,R,M,2020,no,,,,,,,,u,n,more", "it must have 14 values"),
@@ -405,7 +454,9 @@ def test_rows_that_cannot_be_used_have_a_reason():
     reasons = published["excluded"].dropna()
     flagged = published["source_note"].str.contains("DO NOT USE|REMAINING FLOPs")
     assert reasons[flagged].notna().all()
-    contradictory = (published["base_top1"] - published["pruned_top1"] - published["top1_drop"]).abs() > 0.05
+    contradictory = (
+        published["base_top1"] - published["pruned_top1"] - published["top1_drop"]
+    ).abs() > 0.05
     assert reasons[contradictory].str.startswith("print error: a drop of").all()
     assert len(reasons) < 0.05 * len(published)
 
@@ -445,25 +496,36 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     assert code == 0
     assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
     assert out.splitlines()[-1].startswith("Goals: mean top-1 in percent over a cell's seeds")
-    assert re.search(r"from_scratch_table +resnet20 psap 54 +91\.20 +90\.44 FPGM-only .* not run +0 of 3\n", out)
-    assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out)
+    assert re.search(
+        r"from_scratch_table +resnet20 psap 54 +91\.20 +90\.44 FPGM-only .* not run +0 of 3\n", out
+    )
+    assert re.search(
+        r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out
+    )
     (place / "summary.json").write_text("{")
     code, _, err = run(build, "verify", "--results", tmp_path / "results")
-    assert (code, err) == (2, f"error: {place / 'summary.json'} is damaged: it cannot be read; copy the run again\n")
+    assert (code, err) == (
+        2,
+        f"error: {place / 'summary.json'} is damaged: it cannot be read; copy the run again\n",
+    )
     (place / "done").unlink()
     assert run(build, "verify", "--results", tmp_path / "results")[0] == 2
 
 
 @pytest.mark.parametrize("module", ["analysis.tables", "analysis.build"])
 def test_the_modules_are_commands(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+    )
     assert f"python -m {module} " in done.stdout
 
 
 def test_committed_tables_are_what_the_recorded_results_give(tmp_path):
     build.main(["tables", "--out", str(tmp_path)])
     committed = Path(build.__file__).with_name("tables")
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {p.name: p.read_text() for p in committed.iterdir()}
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        p.name: p.read_text() for p in committed.iterdir()
+    }
 
 
 if __name__ == "__main__":

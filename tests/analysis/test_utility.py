@@ -14,15 +14,29 @@ from analysis.utility import CRITERIA, correlations, main, picture, read_report
 def filters(seed=0, epoch=5, layers=(("a", 4), ("b", 3))):
     """Utility in the order of the reduction, the norm against it; the ranks of gamma are 2, 4, 1, 3 and 1, 3, 2."""
     return [
-        {"seed": seed, "epoch": epoch, "layer": layer, "filter": f, "norm": 9.0 - f**3, "gamma": float((2, 4, 1, 3)[f]),
-         "utility": 10.0**f, "standard_error": 0.01, "reduction": 0.05 * f + 7 * number}
-        for number, (layer, count) in enumerate(layers) for f in range(count)
-    ]  # fmt: skip
+        {
+            "seed": seed,
+            "epoch": epoch,
+            "layer": layer,
+            "filter": f,
+            "norm": 9.0 - f**3,
+            "gamma": float((2, 4, 1, 3)[f]),
+            "utility": 10.0**f,
+            "standard_error": 0.01,
+            "reduction": 0.05 * f + 7 * number,
+        }
+        for number, (layer, count) in enumerate(layers)
+        for f in range(count)
+    ]
 
 
 MACHINE = {"commit": "0123456789", "dirty_diff_sha256": None}
-REPORT = {"machine": MACHINE, "recipe": ["experiment=x"], "batches": 10,
-          "filters": filters() + filters(seed=1) + filters(epoch=10)}  # fmt: skip
+REPORT = {
+    "machine": MACHINE,
+    "recipe": ["experiment=x"],
+    "batches": 10,
+    "filters": filters() + filters(seed=1) + filters(epoch=10),
+}
 
 
 def test_filters_are_ranked_within_their_layers_and_layers_weighted_with_their_degrees():
@@ -37,7 +51,9 @@ def test_filters_are_ranked_within_their_layers_and_layers_weighted_with_their_d
 
 def test_a_layer_with_one_filter_says_nothing_and_a_constant_criterion_is_undefined():
     alone = [row | {"reduction": -100.0} for row in filters(layers=(("c", 1),))]
-    pd.testing.assert_frame_equal(correlations(pd.DataFrame(filters() + alone)), correlations(pd.DataFrame(filters())))
+    pd.testing.assert_frame_equal(
+        correlations(pd.DataFrame(filters() + alone)), correlations(pd.DataFrame(filters()))
+    )
     found = correlations(pd.DataFrame(filters()).assign(gamma=1.0))
     assert found["gamma"].isna().all()
     half = [row | {"gamma": 1.0 if row["layer"] == "a" else -row["filter"]} for row in filters()]
@@ -46,7 +62,11 @@ def test_a_layer_with_one_filter_says_nothing_and_a_constant_criterion_is_undefi
 
 def test_without_relation_correlations_lie_where_the_picture_says():
     draw = np.random.default_rng(0)
-    rows = [{"seed": seed, "epoch": 1, "layer": layer} for seed in range(400) for layer in (0, 0, 0, 1, 1, 1, 1, 1, 1)]
+    rows = [
+        {"seed": seed, "epoch": 1, "layer": layer}
+        for seed in range(400)
+        for layer in (0, 0, 0, 1, 1, 1, 1, 1, 1)
+    ]
     noise = pd.DataFrame(draw.normal(size=(len(rows), 4)), columns=[*CRITERIA, "reduction"])
     found = correlations(pd.concat([pd.DataFrame(rows), noise], axis=1))
     assert found["utility"].var() == pytest.approx(1 / 7, rel=0.2)
@@ -55,7 +75,9 @@ def test_without_relation_correlations_lie_where_the_picture_says():
 def test_the_picture_shows_every_filter_and_every_seed():
     left, right = picture(REPORT).axes
     assert [len(line.get_xdata()) for line in left.lines] == [14, 7, 2]
-    assert [len(line.get_xdata()) for line in right.lines] == [2] * len(CRITERIA) + [1] * len(CRITERIA) + [2]
+    assert [len(line.get_xdata()) for line in right.lines] == [2] * len(CRITERIA) + [1] * len(
+        CRITERIA
+    ) + [2]
     assert left.lines[1].get_xydata()[5].tolist() == pytest.approx([10, 7.05])
 
 
@@ -72,11 +94,19 @@ def test_recorded_reports_become_pictures(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", "{}", json.dumps(REPORT | {"filters": []}), json.dumps(REPORT | {"machine": {}}),
-     json.dumps(REPORT | {"filters": [*REPORT["filters"], {"epoch": 5}]}),
-     json.dumps(REPORT | {"filters": [REPORT["filters"][0] | {"reduction": "x"}]})],
-)  # fmt: skip
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps(REPORT | {"filters": []}),
+        json.dumps(REPORT | {"machine": {}}),
+        json.dumps(REPORT | {"filters": [*REPORT["filters"], {"epoch": 5}]}),
+        json.dumps(REPORT | {"filters": [REPORT["filters"][0] | {"reduction": "x"}]}),
+    ],
+)
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(DataError, match=r"x\.json is not a report of `experiments.utility_check`: measure again"):
+    with pytest.raises(
+        DataError, match=r"x\.json is not a report of `experiments.utility_check`: measure again"
+    ):
         read_report(tmp_path / "x.json")

@@ -19,18 +19,32 @@ def test_a_dry_run_prints_the_view_without_a_login_or_a_network(capsys, monkeypa
     main(["--project", "psap", "--suite", "cifar10_table", "--dry-run"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["project"] == "psap"
-    assert printed["runs"] == {"filters": "Metric(\"Tags\") in ['cifar10_table']", "groupby": ["suite", "Group"]}
-    assert printed["sections"]["MACs cut"] == {"asked for and reached": ["psap/macs_cut_target", "psap/macs_cut"]}
+    assert printed["runs"] == {
+        "filters": "Metric(\"Tags\") in ['cifar10_table']",
+        "groupby": ["suite", "Group"],
+    }
+    assert printed["sections"]["MACs cut"] == {
+        "asked for and reached": ["psap/macs_cut_target", "psap/macs_cut"]
+    }
     assert printed["sections"]["Layers"]["utility"] == "^layer/utility/.*"
 
 
 def test_what_is_sent_groups_by_cell_filters_by_tag_and_matches_layers_by_expression():
-    section = view("psap", suite="cifar10_table")._to_model().spec.model_dump(by_alias=True)["section"]
+    section = (
+        view("psap", suite="cifar10_table")._to_model().spec.model_dump(by_alias=True)["section"]
+    )
     (runs,) = section["runSets"]
-    assert runs["grouping"] == [{"section": "config", "name": "suite.value"}, {"section": "run", "name": "group"}]
+    assert runs["grouping"] == [
+        {"section": "config", "name": "suite.value"},
+        {"section": "run", "name": "group"},
+    ]
     (tag,) = runs["filters"]["filters"]
     assert (tag["key"]["name"], tag["op"], tag["value"]) == ("tags", "IN", ["cifar10_table"])
-    plots = [panel["config"] for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]
+    plots = [
+        panel["config"]
+        for part in section["panelBankConfig"]["sections"]
+        for panel in part["panels"]
+    ]
     assert {plot["xAxis"] for plot in plots} == {"epoch"}
     assert sum(plot["useMetricRegex"] is True for plot in plots) == 5
     assert view("psap").runset_settings.filters == ""
@@ -49,9 +63,15 @@ def test_every_panel_shows_keys_that_a_run_of_psap_logs(tmp_path, capsys):
 
 def test_without_a_login_the_command_says_so_in_one_sentence(tmp_path):
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    env |= {
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "netrc"),
+        "WANDB_CONFIG_DIR": str(tmp_path),
+    }
     command = [sys.executable, "-m", "analysis.wandb_view", "--project", "psap"]
-    refused = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    refused = subprocess.run(
+        command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert refused.returncode == 2
     assert refused.stderr == (
         "error: nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view\n"

@@ -10,7 +10,9 @@ from experiments.benchmarks.latency import RESNET50, ROUNDS, latency_table
 
 
 def test_a_section_ends_in_the_report_with_its_machine(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.benchmarks.pruning.pruning", lambda: {"step_ms": figure([3.0, 1.0, 2.0])})
+    monkeypatch.setattr(
+        "experiments.benchmarks.pruning.pruning", lambda: {"step_ms": figure([3.0, 1.0, 2.0])}
+    )
     out = tmp_path / "deep" / "report.json"
     monkeypatch.setattr("sys.argv", ["benchmark", "pruning", "--out", str(out)])
     benchmark.main()
@@ -25,7 +27,10 @@ def test_an_unknown_section_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         benchmark.main()
     assert exit.value.code == 2
-    assert "there is no section 'nothing': choose from pruning, training, files" in capsys.readouterr().err
+    assert (
+        "there is no section 'nothing': choose from pruning, training, files"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.long
@@ -58,7 +63,10 @@ def test_the_latency_table_has_a_row_for_every_network_batch_and_backend():
         for batch in ROUNDS:
             for backend in ("eager", "compiled", "onnx"):
                 key = f"{name}_b{batch}_{backend}"
-                figures |= {f"latency_ms_{key}_dense": figure([3.0]), f"latency_ms_{key}_pruned": figure([2.0])}
+                figures |= {
+                    f"latency_ms_{key}_dense": figure([3.0]),
+                    f"latency_ms_{key}_pruned": figure([2.0]),
+                }
                 figures[f"latency_speedup_{key}"] = figure([1.5, 1.25, 2.0])
     rows = latency_table(figures).splitlines()[2:]
     assert len(rows) == len(RESNET50) * len(ROUNDS) * 3

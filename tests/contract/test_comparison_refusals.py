@@ -30,7 +30,9 @@ def said(monkeypatch) -> Callable[..., str]:
 
 def suite_of(folder: Path, *cells: str) -> Path:
     path = folder / "mine.yaml"
-    path.write_text("title: Mine\nseeds: [0]\ncells:\n" + "".join(f"  - {cell}\n" for cell in cells))
+    path.write_text(
+        "title: Mine\nseeds: [0]\ncells:\n" + "".join(f"  - {cell}\n" for cell in cells)
+    )
     return path
 
 
@@ -47,7 +49,9 @@ def duplicate_cell(folder, said, **_) -> str:
 
 
 def unknown_method(folder, said, **_) -> str:
-    return said(suite.main, "launch", suite_of(folder, CELL.replace("method=dense", "method=hrank")))
+    return said(
+        suite.main, "launch", suite_of(folder, CELL.replace("method=dense", "method=hrank"))
+    )
 
 
 def hash_of_another_configuration(folder, said, **_) -> str:
@@ -73,8 +77,12 @@ def newer_results(folder, said, **_) -> str:
 
 def broken_published_row(folder, said, monkeypatch) -> str:
     lines = published.PUBLISHED.read_text().splitlines()
-    (folder / "published.csv").write_text("\n".join([lines[0], lines[1].replace(",20", ",year 20", 1)]))
-    monkeypatch.setattr(build, "read_published", lambda: published.read_published(folder / "published.csv"))
+    (folder / "published.csv").write_text(
+        "\n".join([lines[0], lines[1].replace(",20", ",year 20", 1)])
+    )
+    monkeypatch.setattr(
+        build, "read_published", lambda: published.read_published(folder / "published.csv")
+    )
     return said(build.main, "tables", "--out", folder / "tables")
 
 
@@ -100,6 +108,12 @@ def no_runs_to_record(folder, said, **_) -> str:
         (no_runs_to_record, "holds no finished run of a suite"),
     ],
 )
-def test_refused_in_one_sentence(case: Callable[..., str], sentence: str, said, tmp_path, monkeypatch) -> None:
+def test_refused_in_one_sentence(
+    case: Callable[..., str], sentence: str, said, tmp_path, monkeypatch
+) -> None:
     assert sentence in case(folder=tmp_path, said=said, monkeypatch=monkeypatch)
-    assert {path.name for path in tmp_path.iterdir()} <= {"mine.yaml", "runs", "published.csv"}  # nothing half-written
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "mine.yaml",
+        "runs",
+        "published.csv",
+    }  # nothing half-written

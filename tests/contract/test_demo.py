@@ -34,7 +34,9 @@ def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path,
     assert (out / "what_happened.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(f"{row['macs'] / 1e6:.2f} M" in printed for row in rows)
-    (export,) = [line for line in printed.splitlines() if line.startswith("PSAP's exported network: ")]
+    (export,) = [
+        line for line in printed.splitlines() if line.startswith("PSAP's exported network: ")
+    ]
     assert "demo_digits" in export
 
     demo.run(tiny)
@@ -57,12 +59,22 @@ def test_a_slow_network_gets_its_reason_with_the_measured_figures_and_a_fast_one
     }
     sentences = why_not_faster([dense, thin, psap], facts)
     assert [sentence.split(":")[0] for sentence in sentences] == [
-        "thin, one image", "psap, one image", f"psap, {BATCH} images"
-    ]  # fmt: skip
-    assert sentences[0].endswith("everything else 1.26 (dense 1.00): it starts as many convolutions (2).")
+        "thin, one image",
+        "psap, one image",
+        f"psap, {BATCH} images",
+    ]
+    assert sentences[0].endswith(
+        "everything else 1.26 (dense 1.00): it starts as many convolutions (2)."
+    )
     assert "2.50 ms, dense 2.00 ms, with 40% of the MACs" in sentences[1]
-    assert "Convolutions take 48.00 ms (dense 45.00), everything else 12.00 (dense 5.00)" in sentences[2]
-    assert "1 of them with a number of filters that is no multiple of 8, 1 residual outputs" in sentences[2]
+    assert (
+        "Convolutions take 48.00 ms (dense 45.00), everything else 12.00 (dense 5.00)"
+        in sentences[2]
+    )
+    assert (
+        "1 of them with a number of filters that is no multiple of 8, 1 residual outputs"
+        in sentences[2]
+    )
     assert why_not_faster([dense, row("psap", 0.6, 1.0, 30.0)], facts) == []
 
 

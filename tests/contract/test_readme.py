@@ -15,7 +15,13 @@ from torch import nn
 from psap_core import macs
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/cost.md", "psap_core/METHOD.md", "slurm/README.md", "analysis/notebooks/README.md"]
+PAGES = [
+    "README.md",
+    "docs/cost.md",
+    "psap_core/METHOD.md",
+    "slurm/README.md",
+    "analysis/notebooks/README.md",
+]
 README = (ROOT / "README.md").read_text()
 TEXTS = "\n".join((ROOT / page).read_text() for page in PAGES)
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -43,12 +49,16 @@ def test_every_module_that_is_run_exists():
     modules = set(re.findall(r"(?:python|IN_VENV\)) -m ([a-z0-9_.]+)", TEXTS + MAKEFILE))
     assert {"experiments.demo", "experiments.train", "pytest"} <= modules
     # To look for pip makes setuptools leave distutils to Python, which torch.compile in the same process does not bear.
-    assert [name for name in modules - {"pip", "uv"} if importlib.util.find_spec(name) is None] == []
+    assert [
+        name for name in modules - {"pip", "uv"} if importlib.util.find_spec(name) is None
+    ] == []
 
 
 def test_every_recipe_and_method_named_exists():
     for group, choice in re.findall(r"\b(experiment|method|data|model)=([a-z0-9_]+)", TEXTS):
-        assert (ROOT / "experiments" / "conf" / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
+        assert (ROOT / "experiments" / "conf" / group / f"{choice}.yaml").is_file(), (
+            f"{group}={choice}"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -70,17 +80,25 @@ def test_only_ci_knows_where_the_shared_data_lies():
             continue
         text = path.read_text()
         assert beside not in text or name == ".ci/run", f"{name} names {beside}"
-        assert not personal.search(text), f"{name} names a folder of one machine: {personal.search(text)}"
+        assert not personal.search(text), (
+            f"{name} names a folder of one machine: {personal.search(text)}"
+        )
 
 
 def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
     (block,) = [block for block in code_blocks("python") if "PSAP(" in block]
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(4)]
     names = {
         "model": model,

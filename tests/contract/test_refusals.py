@@ -29,7 +29,13 @@ def trained_on(tmp_path, monkeypatch) -> Callable[[Path], str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def said(root: Path, *overrides: str) -> str:
-        small = ["data.image_size=32", "epochs=1", "optim.batch_size=8", "runtime.threads=1", "runtime.workers=0"]
+        small = [
+            "data.image_size=32",
+            "epochs=1",
+            "optim.batch_size=8",
+            "runtime.threads=1",
+            "runtime.workers=0",
+        ]
         places = [f"data.root={root}", f"runs_dir={tmp_path / 'runs'}", "tracking.mode=disabled"]
         arguments = ["experiment=imagenet_resnet18", "method=dense", *small, *places, *overrides]
         return refusal(train.main, arguments, monkeypatch)
@@ -53,7 +59,9 @@ class Agreeing(World):
 
 
 def pretend(monkeypatch, size: int) -> None:
-    monkeypatch.setattr("experiments.harness.distributed.join", lambda: nullcontext(Agreeing(0, size, 0)))
+    monkeypatch.setattr(
+        "experiments.harness.distributed.join", lambda: nullcontext(Agreeing(0, size, 0))
+    )
 
 
 def no_images(photographs, trained_on, **_) -> str:
@@ -102,7 +110,9 @@ def world_size_that_does_not_divide(photographs, trained_on, monkeypatch, **_) -
 
 def resume_under_another_world_size(photographs, trained_on, monkeypatch, **_) -> str:
     with monkeypatch.context() as patch:
-        patch.setattr(training, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1)
+        patch.setattr(
+            training, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1
+        )
         assert "in epoch 2" in trained_on(photographs, "epochs=2")
     pretend(monkeypatch, 2)
     monkeypatch.setattr(World, "wrap", lambda self, net: net)
@@ -111,7 +121,9 @@ def resume_under_another_world_size(photographs, trained_on, monkeypatch, **_) -
 
 def job(folder: Path, site: str | None, command: list[str]) -> str:
     """What a job script says in a copy of slurm/ with this site file."""
-    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("site.sh", "logs"))
+    shutil.copytree(
+        ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("site.sh", "logs")
+    )
     if site is not None:
         (folder / "slurm" / "site.sh").write_text(site)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -153,6 +165,13 @@ def array_index_out_of_range(monkeypatch, **_) -> str:
         (array_index_out_of_range, "run 1000 does not exist: the suite has runs 0 to "),
     ],
 )
-def test_refused_in_one_sentence(case: Said, sentence: str, photographs, trained_on, tmp_path, monkeypatch) -> None:
-    given = {"photographs": photographs, "trained_on": trained_on, "tmp_path": tmp_path, "monkeypatch": monkeypatch}
+def test_refused_in_one_sentence(
+    case: Said, sentence: str, photographs, trained_on, tmp_path, monkeypatch
+) -> None:
+    given = {
+        "photographs": photographs,
+        "trained_on": trained_on,
+        "tmp_path": tmp_path,
+        "monkeypatch": monkeypatch,
+    }
     assert sentence in case(**given)

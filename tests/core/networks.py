@@ -47,8 +47,12 @@ class Small(nn.Module):
 
 
 SMALL_LAYERS = {
-    "stem": "residual", "inner": "inner", "outer": "residual",
-    "expand": "inner", "project": "residual", "last": "inner",
+    "stem": "residual",
+    "inner": "inner",
+    "outer": "residual",
+    "expand": "inner",
+    "project": "residual",
+    "last": "inner",
 }
 
 
@@ -68,26 +72,41 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
     },
     "cifar_resnet20_projection": (lambda: cifar_resnet("resnet20", Shortcut.projection), 32, 19, 9),
     "cifar_vgg16_bn": (lambda: VGG(VGG16_WIDTHS, 3, 10), 32, 13, 13),
-    "vgg16_bn": (lambda: torchvision.models.vgg16_bn(num_classes=10, init_weights=False), 32, 13, 13),
+    "vgg16_bn": (
+        lambda: torchvision.models.vgg16_bn(num_classes=10, init_weights=False),
+        32,
+        13,
+        13,
+    ),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 64, 17, 8),
     "resnet34": (lambda: torchvision.models.resnet34(num_classes=10), 64, 33, 16),
     "resnet50": (lambda: torchvision.models.resnet50(num_classes=10), 64, 49, 33),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64, 35, 20),
 }
 # One network per topology: option A, projections and bottlenecks, flattened, depthwise.
-TOPOLOGIES = ["cifar_resnet20", "cifar_resnet20_projection", "resnet50", "cifar_vgg16_bn", "mobilenet_v2"]
+TOPOLOGIES = [
+    "cifar_resnet20",
+    "cifar_resnet20_projection",
+    "resnet50",
+    "cifar_vgg16_bn",
+    "mobilenet_v2",
+]
 
 
 def by_topology(names: Iterable[str] = NETWORKS) -> list[ParameterSet]:
     """The networks as test parameters: one per topology in the quick tests, the others in the long ones."""
-    return [pytest.param(name, marks=() if name in TOPOLOGIES else pytest.mark.long) for name in names]
+    return [
+        pytest.param(name, marks=() if name in TOPOLOGIES else pytest.mark.long) for name in names
+    ]
 
 
 def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def loss_on(model: nn.Module, side: int, batch: int = 8, classes: int = 3, seed: int | None = None) -> Tensor:
+def loss_on(
+    model: nn.Module, side: int, batch: int = 8, classes: int = 3, seed: int | None = None
+) -> Tensor:
     """Cross entropy on random images; `seed` fixes the batch whatever the default generator's state is."""
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, side, side, generator=generator)
@@ -96,7 +115,9 @@ def loss_on(model: nn.Module, side: int, batch: int = 8, classes: int = 3, seed:
     return F.cross_entropy(model(images.to(dtype)), labels)
 
 
-def train_(model: nn.Module, optimizer: torch.optim.Optimizer, side: int, steps: int, classes=3, batch=8) -> None:
+def train_(
+    model: nn.Module, optimizer: torch.optim.Optimizer, side: int, steps: int, classes=3, batch=8
+) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
         loss_on(model, side, batch, classes).backward()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 Filter = list[list[list[float]]]  # [I, kH, kW]
 Weight = list[Filter]  # [O, I, kH, kW]
 PULSE_EPSILON = 1e-4  # share of its affine at which a suspended filter stands during the pulse
-Cost = Callable[[Sequence[float]], float]  # kept filters of every layer -> cost of the exported network
+Cost = Callable[
+    [Sequence[float]], float
+]  # kept filters of every layer -> cost of the exported network
 
 
 # ---------------------------------------------------------------------------- eq. 1
@@ -49,7 +51,9 @@ def root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(total / len(values))
 
 
-def weight_sparsity_ratios(weights: Sequence[Weight], kappa: float, fan: str, reference: str) -> list[float]:
+def weight_sparsity_ratios(
+    weights: Sequence[Weight], kappa: float, fan: str, reference: str
+) -> list[float]:
     """s_l of every layer: share of its weights that are small beside the network's, or beside its own."""
     scaled = [in_he_units(weight, fan) for weight in weights]
     of_network = root_mean_square([value for layer in scaled for value in layer])
@@ -67,7 +71,9 @@ def weight_sparsity_ratios(weights: Sequence[Weight], kappa: float, fan: str, re
 # ---------------------------------------------------------------------------- eq. 2
 
 
-def cost_function(fixed: int, linear: Sequence[int], bilinear: Sequence[tuple[int, int, int]]) -> Cost:
+def cost_function(
+    fixed: int, linear: Sequence[int], bilinear: Sequence[tuple[int, int, int]]
+) -> Cost:
     """fixed + sum_l linear[l] k_l + sum_(l, m, c) c k_l k_m."""
 
     def cost(kept: Sequence[float]) -> float:
@@ -87,7 +93,11 @@ def minima(filters: Sequence[int], min_filters: int, min_filter_share: float) ->
 
 
 def keep_counts_at(
-    multiplier: float, sparsity: Sequence[float], filters: Sequence[int], floors: Sequence[int], alpha: float
+    multiplier: float,
+    sparsity: Sequence[float],
+    filters: Sequence[int],
+    floors: Sequence[int],
+    alpha: float,
 ) -> list[float]:
     """Real-valued kept filters of every layer for one lambda, the clamp inside."""
     kept = []
@@ -127,7 +137,9 @@ def largest_multiplier(
             high = middle
 
 
-def whole_counts(real: Sequence[float], filters: Sequence[int], cost: Cost, budget: float) -> list[int]:
+def whole_counts(
+    real: Sequence[float], filters: Sequence[int], cost: Cost, budget: float
+) -> list[int]:
     """Integer counts: floor, then one filter at a time, largest remainder first, as long as one fits."""
     kept = [math.floor(k) for k in real]
     remainder = [k - math.floor(k) for k in real]
@@ -175,7 +187,9 @@ def pulse_margin(pruned: int, kept: int, minimum: int, margin: float) -> int:
     return min(max(1, math.floor(margin * pruned)), kept - minimum)
 
 
-def proposed_anew(scores: Sequence[float], suspended: Collection[int], pruned: int, margin: int) -> list[int]:
+def proposed_anew(
+    scores: Sequence[float], suspended: Collection[int], pruned: int, margin: int
+) -> list[int]:
     """Live filters to propose besides the suspended ones: the lowest scores, sorted by index."""
     needed = pruned - len(suspended)
     if needed <= 0:
@@ -196,7 +210,9 @@ def proposed_anew(scores: Sequence[float], suspended: Collection[int], pruned: i
 # ---------------------------------------------------------------------------- eq. 5
 
 
-def utility(gradients: Sequence[tuple[float, float]], saved: tuple[float, float]) -> tuple[float, float]:
+def utility(
+    gradients: Sequence[tuple[float, float]], saved: tuple[float, float]
+) -> tuple[float, float]:
     """Mean and standard error over the batches of u = - <dL/d(gamma, beta), saved (gamma, beta)>."""
     u = [-(g_gamma * saved[0] + g_beta * saved[1]) for g_gamma, g_beta in gradients]
     mean = sum(u) / len(u)

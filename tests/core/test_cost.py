@@ -7,35 +7,54 @@ import torch
 import torchvision
 from torch import nn
 
-from psap_core import apply_, export, find_layers, layer_table, macs, macs_cost_model, make_plan, params
+from psap_core import (
+    apply_,
+    export,
+    find_layers,
+    layer_table,
+    macs,
+    macs_cost_model,
+    make_plan,
+    params,
+)
 from tests.core.networks import NETWORKS, Small, by_topology, cifar_resnet, small_example
 
 DENSE_MMACS = {
-    "cifar_resnet20": 40.55, "cifar_resnet32": 68.86, "cifar_resnet56": 125.49, "cifar_resnet110": 252.89,
+    "cifar_resnet20": 40.55,
+    "cifar_resnet32": 68.86,
+    "cifar_resnet56": 125.49,
+    "cifar_resnet110": 252.89,
 }
 
 
 @pytest.mark.parametrize("name", by_topology(list(DENSE_MMACS)))
 def test_macs_of_the_cifar_networks(name: str) -> None:
     model = NETWORKS[name][0]()
-    convolutions = sum(row.macs for row in layer_table(model, torch.zeros(1, 3, 32, 32)) if row.kind == "Conv2d")
+    convolutions = sum(
+        row.macs for row in layer_table(model, torch.zeros(1, 3, 32, 32)) if row.kind == "Conv2d"
+    )
     assert convolutions == pytest.approx(DENSE_MMACS[name] * 1e6, rel=1e-3)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "gmacs"), [("resnet18", 1.814), ("resnet34", 3.664), ("resnet50", 4.089)])
+@pytest.mark.parametrize(
+    ("name", "gmacs"), [("resnet18", 1.814), ("resnet34", 3.664), ("resnet50", 4.089)]
+)
 def test_macs_of_the_imagenet_networks(name: str, gmacs: float) -> None:
     model = getattr(torchvision.models, name)()
     assert macs(model, torch.zeros(1, 3, 224, 224)) == pytest.approx(gmacs * 1e9, rel=1e-3)
 
 
 def test_by_hand() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 7))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 7)
+    )
     example = torch.zeros(1, 3, 5, 5)
     assert macs(model, example) == 25 * 4 * 3 * 9 + 100 * 7
     assert params(model) == 4 * 3 * 9 + 4 + 700 + 7
     assert [(row.name, row.kind, row.macs) for row in layer_table(model, example)] == [
-        ("0", "Conv2d", 25 * 4 * 3 * 9), ("3", "Linear", 700),
+        ("0", "Conv2d", 25 * 4 * 3 * 9),
+        ("3", "Linear", 700),
     ]
     with torch.inference_mode():
         assert macs(model, example) == 25 * 4 * 3 * 9 + 100 * 7

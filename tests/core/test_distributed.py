@@ -38,7 +38,9 @@ distributed.destroy_process_group()
 def two_ranks(tmp_path, mode: str) -> list[list[str]]:
     command = [sys.executable, "-c", RANK]
     ranks = [
-        subprocess.Popen([*command, str(rank), tmp_path / "store", mode], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), tmp_path / "store", mode], stdout=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     return [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
@@ -53,5 +55,3 @@ def test_ranks_with_unequal_data_make_the_same_plans(tmp_path) -> None:
 def test_a_difference_between_ranks_is_caught(tmp_path) -> None:
     for printed in two_ranks(tmp_path, "own"):
         assert printed[-1].startswith("refused: the ranks made different plans")
-
-

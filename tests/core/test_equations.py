@@ -36,7 +36,9 @@ from psap_core import (
 drawn = settings(deadline=None, derandomize=True, max_examples=200)
 EITHER_FAN = pytest.mark.parametrize("fan", ["in", "out"])
 EITHER_REFERENCE = pytest.mark.parametrize("reference", ["network", "layer"])
-powers_of_two = st.integers(-20, 20).map(lambda power: 2.0**power)  # rescaling by these rounds nothing
+powers_of_two = st.integers(-20, 20).map(
+    lambda power: 2.0**power
+)  # rescaling by these rounds nothing
 
 # ---------------------------------------------------------------------------- eq. 1
 
@@ -45,7 +47,10 @@ def network(
     seed: int, shapes: tuple[tuple[int, ...], ...] = ((8, 3, 3, 3), (6, 8, 1, 1), (12, 6, 3, 3))
 ) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    return {f"layer{n}": torch.randn(shape, generator=generator) / (n + 1) for n, shape in enumerate(shapes)}
+    return {
+        f"layer{n}": torch.randn(shape, generator=generator) / (n + 1)
+        for n, shape in enumerate(shapes)
+    }
 
 
 @EITHER_FAN
@@ -82,10 +87,14 @@ def test_sparsity_grows_with_kappa(fan: Any, reference: Any, seed: int) -> None:
 
 
 @given(
-    st.integers(0, 999), st.sampled_from(["layer0", "layer1", "layer2"]), st.sampled_from([0.5, 0.25, 0.125])
+    st.integers(0, 999),
+    st.sampled_from(["layer0", "layer1", "layer2"]),
+    st.sampled_from([0.5, 0.25, 0.125]),
 )
 @drawn
-def test_a_layer_left_small_is_sparser_beside_the_network_only(seed: int, small: str, factor: float) -> None:
+def test_a_layer_left_small_is_sparser_beside_the_network_only(
+    seed: int, small: str, factor: float
+) -> None:
     weights = network(seed)
     shrunk = weights | {small: weights[small] * factor}
     before, after = weight_sparsity_ratio(weights), weight_sparsity_ratio(shrunk)
@@ -219,7 +228,9 @@ def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: 
     louder = weight.clone()
     louder[sorted(suspended)] *= 3
     for changed in (weight, weight * factor, louder):
-        assert list(propose(filter_norms(changed), suspended, len(suspended) + 2, 0)) == sorted(lowest)
+        assert list(propose(filter_norms(changed), suspended, len(suspended) + 2, 0)) == sorted(
+            lowest
+        )
 
 
 # ---------------------------------------------------------------------------- when
@@ -253,7 +264,9 @@ def test_impossible_schedules_are_refused(total: int, arguments: dict[str, Any])
             Schedule(total, **arguments)
 
 
-@pytest.mark.parametrize(("start", "ramp_end", "freeze"), [(1, 1, 1), (20, 20, 20), (1, 20, 20), (3, 3, 4)])
+@pytest.mark.parametrize(
+    ("start", "ramp_end", "freeze"), [(1, 1, 1), (20, 20, 20), (1, 20, 20), (3, 3, 4)]
+)
 def test_the_extremes_of_a_schedule_are_allowed(start: int, ramp_end: int, freeze: int) -> None:
     schedule = make_schedule(20, start, ramp_end, freeze)
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == (start, ramp_end, freeze)
@@ -261,7 +274,9 @@ def test_the_extremes_of_a_schedule_are_allowed(start: int, ramp_end: int, freez
 
 
 def test_epochs_are_taken_as_they_are_and_shares_follow_them() -> None:
-    schedule = make_schedule(20, 10, 0.4, 0.5)  # 8 and 10 epochs by share, but the ramp starts at 10
+    schedule = make_schedule(
+        20, 10, 0.4, 0.5
+    )  # 8 and 10 epochs by share, but the ramp starts at 10
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == (10, 10, 10)
     schedule = make_schedule(20, 1, 1.0, 1.0)  # 1 is an epoch, 1.0 all of them
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == (1, 20, 20)
@@ -280,7 +295,9 @@ def test_the_ramp_rises_to_the_whole_target(data: st.DataObject, total: int, int
     assert asked == sorted(asked)
     assert asked[0] > 0
     assert asked[-1] == 1.0
-    assert all((share == 1) == (epoch >= ramp_end) for share, epoch in zip(asked, steps, strict=True))
+    assert all(
+        (share == 1) == (epoch >= ramp_end) for share, epoch in zip(asked, steps, strict=True)
+    )
 
 
 # ---------------------------------------------------------------------------- plan
@@ -347,8 +364,13 @@ def test_the_digest_is_that_of_names_widths_and_indices() -> None:
     digest = plan().digest
     assert len(digest) == 64
     assert int(digest, 16) > 0
-    for irrelevant in ({"macs": 5}, {"dense_macs": 9999}, {"target_cut": 0.123}, {"unit": "filters"},
-                       {"input_shape": (3, 8, 8)}):  # fmt: skip
+    for irrelevant in (
+        {"macs": 5},
+        {"dense_macs": 9999},
+        {"target_cut": 0.123},
+        {"unit": "filters"},
+        {"input_shape": (3, 8, 8)},
+    ):
         assert plan(**irrelevant).digest == digest
     stem, conv1, conv2 = plan().layers
     others = [
@@ -373,10 +395,16 @@ def test_the_digest_is_the_same_in_every_version() -> None:
 @drawn
 def test_json_gives_the_same_plan_back(data: st.DataObject, target: float, unit: Any) -> None:
     pruned = {
-        l.name: data.draw(st.sets(st.integers(0, l.filters - 1), max_size=l.filters - 1)) for l in LAYERS
+        l.name: data.draw(st.sets(st.integers(0, l.filters - 1), max_size=l.filters - 1))
+        for l in LAYERS
     }
     made = make_plan(
-        LAYERS, {name: sorted(filters) for name, filters in pruned.items()}, COST, (3, 8, 8), target, unit
+        LAYERS,
+        {name: sorted(filters) for name, filters in pruned.items()},
+        COST,
+        (3, 8, 8),
+        target,
+        unit,
     )
     text = made.to_json()
     assert json.loads(text)
@@ -387,7 +415,8 @@ def test_json_gives_the_same_plan_back(data: st.DataObject, target: float, unit:
 
 
 @pytest.mark.parametrize(
-    "spoil", [("[0, 5]", "[0, 4]"), ("[0, 5]", "[5, 0]"), ('"stem"', '"stam"'), ("{", ""), ("6", "7")]
+    "spoil",
+    [("[0, 5]", "[0, 4]"), ("[0, 5]", "[5, 0]"), ('"stem"', '"stam"'), ("{", ""), ("6", "7")],
 )
 def test_spoiled_json_is_refused(spoil: tuple[str, str]) -> None:
     text = json.dumps(json.loads(plan().to_json()))
@@ -406,10 +435,20 @@ def test_json_that_is_no_plan_is_refused(text: str) -> None:
 
 
 STARTING_VALUES = {
-    "scope": "all", "kappa": 0.5, "sparsity_reference": "network", "alpha": 1.0, "protection": True,
-    "pulse_batches": 10, "margin": 0.3, "min_filters": 2, "min_filter_share": 0.05,
-    "start": 0.05, "ramp_end": 0.40, "freeze": 0.50, "interval": 1,
-}  # fmt: skip
+    "scope": "all",
+    "kappa": 0.5,
+    "sparsity_reference": "network",
+    "alpha": 1.0,
+    "protection": True,
+    "pulse_batches": 10,
+    "margin": 0.3,
+    "min_filters": 2,
+    "min_filter_share": 0.05,
+    "start": 0.05,
+    "ramp_end": 0.40,
+    "freeze": 0.50,
+    "interval": 1,
+}
 
 
 class Chain(nn.Module):

@@ -58,7 +58,9 @@ def test_exported_equals_masked(name: str, scope: str) -> None:
     model, plan = masked_network(name, scope, odd_widths)
     small = export(model, plan)
     assert export_error(model, small, plan) <= 1e-9
-    assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenet_v2"])
@@ -121,7 +123,9 @@ def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> 
     assert export_error(model, load_exported(tmp_path, Small()), plan) <= 1e-9
 
     layers = find_layers(small, small_example())
-    again = make_plan(layers, {"stem": [1]}, macs_cost_model(small, layers, small_example()), (3, 8, 8))
+    again = make_plan(
+        layers, {"stem": [1]}, macs_cost_model(small, layers, small_example()), (3, 8, 8)
+    )
     with torch.no_grad():
         small.stem.weight[1] = 0.0
     assert export_error(small, export(small, again), again) <= 1e-9
@@ -130,7 +134,9 @@ def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> 
 def test_export_refuses_a_plan_of_another_network() -> None:
     _, plan = small_masked()
     other = NETWORKS["cifar_resnet20"][0]()
-    with pytest.raises(InputError, match="the plan is of another network: no layer 'stem' with 6 filters"):
+    with pytest.raises(
+        InputError, match="the plan is of another network: no layer 'stem' with 6 filters"
+    ):
         export(other, plan)
 
 
@@ -159,7 +165,9 @@ def test_a_fresh_process_loads_the_same_network(tmp_path) -> None:
     assert read_spec(tmp_path)["note"] == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.json", "weights.safetensors"]
     images = torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8)
-    printed = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(printed) == small(images).double().flatten().tolist()
 
 
@@ -167,7 +175,9 @@ def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
     model, plan = small_masked()
     save_exported(tmp_path, export(model, plan), plan)
     layers = find_layers(model, small_example())
-    other = make_plan(layers, {"inner": [0]}, macs_cost_model(model, layers, small_example()), (3, 8, 8))
+    other = make_plan(
+        layers, {"inner": [0]}, macs_cost_model(model, layers, small_example()), (3, 8, 8)
+    )
     spec = read_spec(tmp_path)
     spec["plan"] = json.loads(other.to_json())
     (tmp_path / "spec.json").write_text(json.dumps(spec))
@@ -222,13 +232,17 @@ def test_onnx_computes_the_same_for_any_batch_size(tmp_path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), small(images), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", by_topology(["cifar_resnet20_projection", "resnet50", "vgg16_bn", "mobilenet_v2"]))
+@pytest.mark.parametrize(
+    "name", by_topology(["cifar_resnet20_projection", "resnet50", "vgg16_bn", "mobilenet_v2"])
+)
 def test_inner_filters_agree_with_torch_pruning(name: str) -> None:
     torch_pruning = pytest.importorskip("torch_pruning")
     model, plan = masked_network(name, "inner", odd_widths)
     ours = export(model, plan)
     side = NETWORKS[name][1]
-    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=torch.zeros(1, 3, side, side))
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        model, example_inputs=torch.zeros(1, 3, side, side)
+    )
     for part in plan.layers:
         convolution = model.get_submodule(part.name)
         if part.pruned:

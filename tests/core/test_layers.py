@@ -17,11 +17,15 @@ def test_every_network_has_its_prunable_layers(name: str) -> None:
     model, example = make(), torch.zeros(1, 3, side, side)
     found = find_layers(model, example)
     assert len(found) == layers
-    assert [layer for layer in found if layer.role == "inner"] == list(find_layers(model, example, scope="inner"))
+    assert [layer for layer in found if layer.role == "inner"] == list(
+        find_layers(model, example, scope="inner")
+    )
     assert sum(layer.role == "inner" for layer in found) == inner
     assert not any("downsample" in layer.name or "shortcut" in layer.name for layer in found)
     order = [module_name for module_name, _ in model.named_modules()]
-    assert [layer.name for layer in found] == sorted((layer.name for layer in found), key=order.index)
+    assert [layer.name for layer in found] == sorted(
+        (layer.name for layer in found), key=order.index
+    )
 
 
 def test_small_network_in_detail() -> None:
@@ -111,14 +115,22 @@ class Double(nn.Module):
         (with_("between", nn.Conv2d(4, 4, 3, groups=4)), "'between' is no plain BatchNorm"),
     ],
 )
-def test_a_layer_that_its_affine_cannot_silence_is_refused_by_name(model: nn.Module, says: str) -> None:
-    with pytest.raises(InputError, match=rf"layer 'first' cannot be pruned.*({says}).*exclude=\['first'\]"):
+def test_a_layer_that_its_affine_cannot_silence_is_refused_by_name(
+    model: nn.Module, says: str
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"layer 'first' cannot be pruned.*({says}).*exclude=\['first'\]"
+    ):
         find_layers(model, small_example())
     if model.second.groups == 1:  # type: ignore[union-attr]
-        assert [layer.name for layer in find_layers(model, small_example(), exclude=["first"])] == ["second"]
+        assert [layer.name for layer in find_layers(model, small_example(), exclude=["first"])] == [
+            "second"
+        ]
 
 
-@pytest.mark.parametrize("between", [nn.ReLU(), nn.SiLU(), nn.ReLU6(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Dropout()])
+@pytest.mark.parametrize(
+    "between", [nn.ReLU(), nn.SiLU(), nn.ReLU6(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Dropout()]
+)
 def test_operations_that_map_0_to_0_are_fine(between: nn.Module) -> None:
     assert len(find_layers(Chain(between), small_example())) == 2
 
@@ -148,7 +160,12 @@ class Head(nn.Module):
 
     def __init__(self, head, width: int = 4, calls: int = 1) -> None:
         super().__init__()
-        self.first, self.first_bn, self.head, self.calls = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), head, calls
+        self.first, self.first_bn, self.head, self.calls = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            head,
+            calls,
+        )
         self.linear = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +175,13 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize(
     "head",
-    [lambda x: x.mean([2, 3]), lambda x: x.mean(3).mean(2), lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(),
-     lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1), lambda x: x.mean((-2, -1))],
+    [
+        lambda x: x.mean([2, 3]),
+        lambda x: x.mean(3).mean(2),
+        lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(),
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: x.mean((-2, -1)),
+    ],
 )
 def test_ways_to_a_linear_layer(head) -> None:
     (layer,) = find_layers(Head(head), small_example())
@@ -168,8 +190,12 @@ def test_ways_to_a_linear_layer(head) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [Head(lambda x: x.mean(1).flatten(1), width=36), Head(lambda x: x.mean([3]).mean([-2]), width=6),
-     Head(lambda x: x, width=6), Head(lambda x: x.mean([2, 3]), calls=2)],
+    [
+        Head(lambda x: x.mean(1).flatten(1), width=36),
+        Head(lambda x: x.mean([3]).mean([-2]), width=6),
+        Head(lambda x: x, width=6),
+        Head(lambda x: x.mean([2, 3]), calls=2),
+    ],
 )
 def test_a_linear_layer_that_reads_something_else_than_channels(model: nn.Module) -> None:
     with pytest.raises(InputError, match="layer 'first' cannot be pruned: its channels reach"):
@@ -180,27 +206,37 @@ def test_a_sum_does_not_hide_an_operation_that_maps_0_elsewhere() -> None:
     class SumAndSigmoid(Chain):
         def forward(self, x: Tensor) -> Tensor:
             x = self.first_bn(self.first(x))
-            return self.linear((x + F.pad(self.second_bn(self.second(x.sigmoid())), (1,) * 4)).mean([2, 3]))
+            return self.linear(
+                (x + F.pad(self.second_bn(self.second(x.sigmoid())), (1,) * 4)).mean([2, 3])
+            )
 
-    with pytest.raises(InputError, match="layer 'first' cannot be pruned: its channels reach 'sigmoid'"):
+    with pytest.raises(
+        InputError, match="layer 'first' cannot be pruned: its channels reach 'sigmoid'"
+    ):
         find_layers(SumAndSigmoid(nn.Identity()), small_example())
 
 
 @pytest.mark.parametrize("name", ["first", "between"])
 def test_a_weight_that_is_computed_is_refused(name: str) -> None:
     """Of the layer itself, and of a depthwise convolution that goes with it."""
-    model = with_("between", nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4)))
+    model = with_(
+        "between", nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4))
+    )
     weight_norm(model.between[0] if name == "between" else model.first)
     with pytest.raises(InputError, match="layer 'first' cannot be pruned: its weight is computed"):
         find_layers(model, small_example())
 
 
 def test_a_reader_that_computes_its_weight_is_refused() -> None:
-    with pytest.raises(InputError, match="'second' cannot be pruned: its channels reach 'linear', which computes"):
+    with pytest.raises(
+        InputError, match="'second' cannot be pruned: its channels reach 'linear', which computes"
+    ):
         find_layers(with_("linear", weight_norm(nn.Linear(4, 2))), small_example())
     model = Small()  # inner reads the whole residual stream, whatever the stem loses
     weight_norm(model.inner)
-    assert "stem" in {layer.name for layer in find_layers(model, small_example(), exclude=["inner"])}
+    assert "stem" in {
+        layer.name for layer in find_layers(model, small_example(), exclude=["inner"])
+    }
 
 
 def test_a_subclass_with_the_forward_of_its_parent_is_fine() -> None:

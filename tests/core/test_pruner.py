@@ -35,7 +35,10 @@ class Run:
             loss_on(self.model, side=8, seed=100 * done + batch).backward()
             self.optimizer.step()
             after_step()
-        make_losses = lambda: (loss_on(self.model, side=8, seed=100 * done + 50 + k) for k in range(10))  # noqa: E731
+
+        def make_losses():
+            return (loss_on(self.model, side=8, seed=100 * done + 50 + k) for k in range(10))
+
         self.steps.append(self.pruner.end_epoch(make_losses))
 
     def to_the_end(self) -> "Run":
@@ -58,8 +61,14 @@ def test_every_plan_meets_its_budget_and_no_further_filter_fits() -> None:
         kept = [part.kept for part in plan.layers]
         room = (1 - plan.target_cut) * plan.dense_macs - plan.macs
         marginal = [run.pruner._macs.marginal(kept, l) for l in range(len(kept))]
-        assert all(m > room for m, part in zip(marginal, plan.layers, strict=True) if part.kept < part.filters)
-        assert all(k >= floor for k, floor in zip(kept, filter_floors([6, 8, 6, 10, 7, 5], 1), strict=True))
+        assert all(
+            m > room
+            for m, part in zip(marginal, plan.layers, strict=True)
+            if part.kept < part.filters
+        )
+        assert all(
+            k >= floor for k, floor in zip(kept, filter_floors([6, 8, 6, 10, 7, 5], 1), strict=True)
+        )
     small = export(run.model, run.pruner.plan)
     assert macs(small, small_example()) == run.pruner.plan.macs
 
@@ -141,7 +150,9 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) ->
     for _ in range(stop):
         first.epoch()
     file = io.BytesIO()
-    torch.save([first.model.state_dict(), first.optimizer.state_dict(), first.pruner.state_dict()], file)
+    torch.save(
+        [first.model.state_dict(), first.optimizer.state_dict(), first.pruner.state_dict()], file
+    )
     file.seek(0)
     model, optimizer, pruner = torch.load(file, weights_only=True)
     second = Run()
@@ -150,20 +161,37 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) ->
     second.pruner.load_state_dict(pruner)
     second.to_the_end()
     assert first.plans() + second.plans() == whole.plans()
-    ours, theirs = everything(second.model, second.optimizer), everything(whole.model, whole.optimizer)
+    ours, theirs = (
+        everything(second.model, second.optimizer),
+        everything(whole.model, whole.optimizer),
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize(
     "switch",
     [
-        {"alpha": 0.0}, {"alpha": 3.0}, {"kappa": 1.0}, {"sparsity_reference": "layer"}, {"fan": "out"},
-        {"protection": False}, {"margin": 1.0}, {"pulse_batches": 7}, {"interval": 2}, {"scope": "inner"},
-        {"exclude": ["expand"]}, {"min_filters": 4}, {"min_filter_share": 0.5}, {"ramp_end": 2}, {"freeze": 7},
-        {"start": 2}, {"target_macs_cut": 0.4}, {"target_macs_cut": None, "target_filters_cut": 0.5},
+        {"alpha": 0.0},
+        {"alpha": 3.0},
+        {"kappa": 1.0},
+        {"sparsity_reference": "layer"},
+        {"fan": "out"},
+        {"protection": False},
+        {"margin": 1.0},
+        {"pulse_batches": 7},
+        {"interval": 2},
+        {"scope": "inner"},
+        {"exclude": ["expand"]},
+        {"min_filters": 4},
+        {"min_filter_share": 0.5},
+        {"ramp_end": 2},
+        {"freeze": 7},
+        {"start": 2},
+        {"target_macs_cut": 0.4},
+        {"target_macs_cut": None, "target_filters_cut": 0.5},
     ],
     ids=lambda switch: "-".join(f"{k}={v}" for k, v in switch.items()),
-)  # fmt: skip
+)
 def test_every_switch_changes_the_plans(switch) -> None:
     assert Run(**switch).to_the_end().plans() != Run().to_the_end().plans()
 
@@ -186,13 +214,20 @@ def test_a_failed_step_leaves_everything_as_it_was() -> None:
         run.pruner.end_epoch(lambda: iter(()))
     assert run.pruner.plan is plan
     assert run.pruner.epochs_done == 2
-    suspended = {name for layer, part in plan.match(run.pruner.layers) if part.pruned for name in layer.members}
+    suspended = {
+        name
+        for layer, part in plan.match(run.pruner.layers)
+        if part.pruned
+        for name in layer.members
+    }
     for key, now in everything(run.model, run.optimizer).items():
         if key.removeprefix("model.").rpartition(".")[0] not in suspended:
             assert torch.equal(before[key], now), key
     batch = torch.randn(4, 3, 8, 8)
     twin = copy.deepcopy(run.model)
-    twin.load_state_dict({key.removeprefix("model."): t for key, t in before.items() if key.startswith("model.")})
+    twin.load_state_dict(
+        {key.removeprefix("model."): t for key, t in before.items() if key.startswith("model.")}
+    )
     assert torch.equal(twin.train()(batch), run.model.train()(batch))
     run.to_the_end()
 
@@ -262,7 +297,9 @@ def test_wrapped_models() -> None:
 
 def test_an_optimiser_serves_one_pruner() -> None:
     run = Run()
-    with pytest.raises(InputError, match="optimizer must be new, not one after whose steps another PSAP"):
+    with pytest.raises(
+        InputError, match="optimizer must be new, not one after whose steps another PSAP"
+    ):
         PSAP(run.model, run.optimizer, small_example(), **DEFAULTS)
     assert PSAP(run.model, sgd(run.model), small_example(), **DEFAULTS)
 
@@ -290,7 +327,9 @@ def test_shared_parameters_are_refused() -> None:
 
 def test_half_precision_parameters_are_refused() -> None:
     model = Small().bfloat16()
-    with pytest.raises(InputError, match=r"'stem\.weight' is torch\.bfloat16: keep parameters in float32"):
+    with pytest.raises(
+        InputError, match=r"'stem\.weight' is torch\.bfloat16: keep parameters in float32"
+    ):
         PSAP(model, sgd(model), small_example().bfloat16(), **DEFAULTS)
 
 
@@ -329,7 +368,9 @@ def test_a_pulse_leaves_no_gradient_to_what_only_the_loss_has() -> None:
     model, temperature = Small(), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), temperature], 0.05)
     pruner = PSAP(model, optimizer, small_example(), **DEFAULTS)
-    assert pruner.end_epoch(lambda: (loss_on(model, side=8) * temperature for _ in range(3))).utility
+    assert pruner.end_epoch(
+        lambda: (loss_on(model, side=8) * temperature for _ in range(3))
+    ).utility
     assert temperature.grad is None
     with pytest.raises(InputError, match="at least 2 losses"):
         pruner.end_epoch(lambda: [loss_on(model, side=8) * temperature])
@@ -379,6 +420,8 @@ def test_state_of_another_network_or_configuration() -> None:
     with pytest.raises(InputError, match="saved with layers None"):
         Run().pruner.load_state_dict({})
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
-    at = {side: PSAP(model, sgd(model), torch.zeros(1, 3, side, side), **DEFAULTS) for side in (8, 9)}
+    at = {
+        side: PSAP(model, sgd(model), torch.zeros(1, 3, side, side), **DEFAULTS) for side in (8, 9)
+    }
     with pytest.raises(InputError, match=r"saved with input \[3, 8, 8\], this run has \[3, 9, 9\]"):
         at[9].load_state_dict(at[8].state_dict())

@@ -75,7 +75,9 @@ def networks(draw: st.DrawFn) -> dict[str, Tensor]:
     for layer in range(draw(st.integers(1, 4))):
         kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 5)]))
         shape = (draw(st.integers(1, 6)), draw(st.integers(1, 5)), *kernel)
-        weight = torch.randn(shape, generator=generator) * draw(st.sampled_from([1e-3, 0.1, 0.2, 1.0, 30.0]))
+        weight = torch.randn(shape, generator=generator) * draw(
+            st.sampled_from([1e-3, 0.1, 0.2, 1.0, 30.0])
+        )
         if draw(st.booleans()):
             weight[torch.rand(shape, generator=generator) < 0.3] = 0.0
         weights[f"layer{layer}"] = weight
@@ -94,7 +96,8 @@ def test_sparsity(weights: dict[str, Tensor], kappa: float, fan: str, against: s
     lists = [weight.tolist() for weight in weights.values()]
     # A weight within rounding of the threshold may fall on either side; the twin rounds less.
     at_least, at_most = (
-        reference.weight_sparsity_ratios(lists, kappa * (1 + off), fan, against) for off in (-1e-6, 1e-6)
+        reference.weight_sparsity_ratios(lists, kappa * (1 + off), fan, against)
+        for off in (-1e-6, 1e-6)
     )
     assert list(fast) == list(weights)
     for ratio, low, high in zip(fast.values(), at_least, at_most, strict=True):
@@ -130,9 +133,25 @@ WITH_FIXED = CostModel((2, 8, 4), 8, (10, 4, 2), ())
         (by_filters(5, 9), (0.3, 0.6), 1.0, (1, 1), 14.0, (5.0, 9.0), (5, 9)),
         # 3 k0 + 2 k0 k1: 12 lambda + 32 lambda^2 = 20, lambda 5/8; from (2, 2) = 14 the tie goes to
         # layer 0, but (3, 2) = 21 does not fit, (2, 3) = 18 does, (2, 4) = 22 and (3, 3) = 27 do not
-        (CostModel((4, 4), 0, (3, 0), ((0, 1, 2),)), (0.0, 0.0), 1.0, (1, 1), 20.0, (2.5, 2.5), (2, 3)),
+        (
+            CostModel((4, 4), 0, (3, 0), ((0, 1, 2),)),
+            (0.0, 0.0),
+            1.0,
+            (1, 1),
+            20.0,
+            (2.5, 2.5),
+            (2, 3),
+        ),
         # 44 lambda = 30; layer 0 does not fit; layer 1 takes two, its remainder below zero
-        (CostModel((4, 4), 0, (10, 1), ()), (0.0, 0.0), 1.0, (1, 1), 30.0, (2.7272727, 2.7272727), (2, 4)),
+        (
+            CostModel((4, 4), 0, (10, 1), ()),
+            (0.0, 0.0),
+            1.0,
+            (1, 1),
+            30.0,
+            (2.7272727, 2.7272727),
+            (2, 4),
+        ),
         # the tie goes to the first in network order; 13 of fixed cost
         (CostModel((5, 5), 13, (2, 2), ()), (0.2, 0.2), 1.0, (1, 1), 24.0, (2.75, 2.75), (3, 2)),
         # three layers, 30 lambda = 17, remainders .67 each; one each, in network order, while it fits
@@ -193,7 +212,9 @@ def allocations(draw: st.DrawFn) -> Allocation:
     one_sparsity = st.one_of(st.sampled_from([0.0, 1.0, 0.5, 0.3]), st.floats(0, 1))
     sparsity = draw(st.tuples(*[one_sparsity] * n))
     alpha = draw(st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0]))
-    smallest, share = draw(st.sampled_from([(1, 0.0), (2, 0.05), (3, 0.4), (5, 0.9), (24, 0.0), (1, 1.0)]))
+    smallest, share = draw(
+        st.sampled_from([(1, 0.0), (2, 0.05), (3, 0.4), (5, 0.9), (24, 0.0), (1, 1.0)])
+    )
     floors = tuple(reference.minima(filters, smallest, share))
     least, dense = cost.cost(floors), cost.cost(filters)
     where = draw(st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1)))
@@ -207,7 +228,9 @@ def test_prune_ratios(drawn_case: Allocation) -> None:
     cost, sparsity, alpha, floors, budget = drawn_case
     real, _ = twin_counts(cost, sparsity, alpha, floors, budget)
     ratios = layer_prune_ratios(sparsity, cost, budget, floors, alpha)
-    assert ratios == pytest.approx([1 - k / o for k, o in zip(real, cost.filters, strict=True)], abs=1e-7)
+    assert ratios == pytest.approx(
+        [1 - k / o for k, o in zip(real, cost.filters, strict=True)], abs=1e-7
+    )
 
 
 @given(allocations())
@@ -216,7 +239,9 @@ def test_counts(drawn_case: Allocation) -> None:
     cost, sparsity, alpha, floors, budget = drawn_case
     counts = filter_counts(sparsity, cost, budget, floors, alpha)
     # Where a real count is a whole number the last bit of lambda decides; elsewhere the three agree.
-    near = [twin_counts(cost, sparsity, alpha, floors, budget, off)[1] for off in (0.0, -1e-9, 1e-9)]
+    near = [
+        twin_counts(cost, sparsity, alpha, floors, budget, off)[1] for off in (0.0, -1e-9, 1e-9)
+    ]
     assert counts in near
 
 
@@ -245,7 +270,11 @@ def test_floors(filters: list[int], smallest: int, share: float) -> None:
 def test_floors_by_hand() -> None:
     filters = [1, 2, 16, 40, 41, 64]
     assert filter_floors(filters) == reference.minima(filters, 2, 0.05) == [1, 2, 2, 2, 3, 4]
-    assert filter_floors(filters, 16, 0.0) == reference.minima(filters, 16, 0.0) == [1, 2, 16, 16, 16, 16]
+    assert (
+        filter_floors(filters, 16, 0.0)
+        == reference.minima(filters, 16, 0.0)
+        == [1, 2, 16, 16, 16, 16]
+    )
 
 
 # ---------------------------------------------------------------------------- eq. 3
@@ -253,7 +282,9 @@ def test_floors_by_hand() -> None:
 
 def test_norms_by_hand() -> None:
     weight = torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, -8.0], [0.0, 0.0]])[:, :, None, None]
-    assert filter_norms(weight).tolist() == reference.norms(weight.tolist()) == [5.0, 1.0, 10.0, 0.0]
+    assert (
+        filter_norms(weight).tolist() == reference.norms(weight.tolist()) == [5.0, 1.0, 10.0, 0.0]
+    )
     # live are 5, 1 and 0
     assert reference.relative_norms(weight.tolist(), [2]) == [2.5, 0.5, 5.0, 0.0]
 
@@ -369,7 +400,9 @@ DEFAULT_SHARES = (0.05, 0.40, 0.50)
         (10, (0.0, 0.5, 0.3), (1, 5, 5)),
     ],
 )
-def test_schedule_by_hand(total: int, shares: tuple[float, float, float], by_hand: tuple[int, int, int]) -> None:
+def test_schedule_by_hand(
+    total: int, shares: tuple[float, float, float], by_hand: tuple[int, int, int]
+) -> None:
     schedule = make_schedule(total, *shares)
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == by_hand
     assert reference.schedule_from_shares(total, *shares) == by_hand
@@ -378,18 +411,28 @@ def test_schedule_by_hand(total: int, shares: tuple[float, float, float], by_han
 @pytest.mark.parametrize(
     ("epochs", "interval", "by_hand"),
     [
-        ((2, 12, 15), 1, {1: 0.0, 2: 1 - (10 / 11) ** 3, 11: 1 - (1 / 11) ** 3, 12: 1.0, 15: 1.0, 16: 0.0}),
+        (
+            (2, 12, 15),
+            1,
+            {1: 0.0, 2: 1 - (10 / 11) ** 3, 11: 1 - (1 / 11) ** 3, 12: 1.0, 15: 1.0, 16: 0.0},
+        ),
         ((2, 6, 9), 3, {2: 1 - (4 / 7) ** 3, 3: 0.0, 5: 1 - (1 / 7) ** 3, 8: 1.0, 9: 1.0, 11: 0.0}),
         ((4, 4, 4), 1, {3: 0.0, 4: 1.0, 5: 0.0}),
         ((4, 4, 4), 7, {3: 0.0, 4: 1.0, 5: 0.0, 11: 0.0}),
         ((1, 1, 3), 5, {1: 1.0, 2: 0.0, 3: 1.0}),
     ],
 )
-def test_ramp_by_hand(epochs: tuple[int, int, int], interval: int, by_hand: dict[int, float]) -> None:
+def test_ramp_by_hand(
+    epochs: tuple[int, int, int], interval: int, by_hand: dict[int, float]
+) -> None:
     start, ramp_end, freeze = epochs
     schedule = Schedule(20, start, ramp_end, freeze, interval)
     for epoch, share in by_hand.items():
-        assert (epoch in schedule.steps) == (epoch in reference.steps(start, freeze, interval)) == (share > 0)
+        assert (
+            (epoch in schedule.steps)
+            == (epoch in reference.steps(start, freeze, interval))
+            == (share > 0)
+        )
         if share:
             half = reference.asked_cut(epoch, 0.5, start, ramp_end, interval)
             assert schedule.ramp(epoch) == pytest.approx(share, abs=1e-12)
@@ -412,7 +455,9 @@ def test_schedule(total: int, shares: tuple[float, float, float], interval: int)
     assert (schedule.start, schedule.ramp_end, schedule.freeze) == (start, ramp_end, freeze)
     assert list(schedule.steps) == reference.steps(start, freeze, interval)
     for epoch in schedule.steps:
-        assert schedule.ramp(epoch) == pytest.approx(reference.asked_cut(epoch, 1.0, start, ramp_end, interval))
+        assert schedule.ramp(epoch) == pytest.approx(
+            reference.asked_cut(epoch, 1.0, start, ramp_end, interval)
+        )
 
 
 # ---------------------------------------------------------------------------- every decision of a real run
@@ -459,7 +504,10 @@ def tiny_macs(scope: str) -> Callable[[list[float]], float]:
         width = dict(WIDTHS, **dict(zip(in_scope(scope), kept, strict=True)))
         stem, a1, a2, b1, b2, b3 = width.values()
         pixels = SIZE * SIZE
-        return pixels * (9 * 3 * stem + 9 * 6 * a1 + 9 * a1 * a2 + 6 * b1 + 9 * b1 * b2 + b2 * b3) + 6 * 5
+        return (
+            pixels * (9 * 3 * stem + 9 * 6 * a1 + 9 * a1 * a2 + 6 * b1 + 9 * b1 * b2 + b2 * b3)
+            + 6 * 5
+        )
 
     return cost
 
@@ -471,7 +519,10 @@ def in_scope(scope: str) -> list[str]:
 def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(8, 3, SIZE, SIZE, generator=generator), torch.randint(5, (8,), generator=generator))
+        (
+            torch.randn(8, 3, SIZE, SIZE, generator=generator),
+            torch.randint(5, (8,), generator=generator),
+        )
         for _ in range(count)
     ]
 
@@ -481,15 +532,29 @@ def losses(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> Iterator[Tens
         yield nn.functional.cross_entropy(model(images.to(model.head.weight.dtype)), labels)
 
 
-Rows = dict[tuple[str, int], dict[str, Tensor]]  # by layer and filter, tensor name to the filter's row
-Gradients = dict[tuple[str, int], list[tuple[float, float]]]  # by layer and filter, one pair for each batch
+Rows = dict[
+    tuple[str, int], dict[str, Tensor]
+]  # by layer and filter, tensor name to the filter's row
+Gradients = dict[
+    tuple[str, int], list[tuple[float, float]]
+]  # by layer and filter, one pair for each batch
 
 
 DEFAULTS = {
-    "kappa": 0.5, "fan": "in", "sparsity_reference": "network", "alpha": 1.0, "min_filters": 2,
-    "min_filter_share": 0.05, "margin": 0.3, "protection": True, "scope": "all",
-    "start": 1, "ramp_end": 4, "freeze": 7, "interval": 1,
-}  # fmt: skip
+    "kappa": 0.5,
+    "fan": "in",
+    "sparsity_reference": "network",
+    "alpha": 1.0,
+    "min_filters": 2,
+    "min_filter_share": 0.05,
+    "margin": 0.3,
+    "protection": True,
+    "scope": "all",
+    "start": 1,
+    "ramp_end": 4,
+    "freeze": 7,
+    "interval": 1,
+}
 
 
 class Run:
@@ -505,20 +570,29 @@ class Run:
         self.macs = tiny_macs(self.settings["scope"])
         self.cost = self.macs if unit == "macs" else sum
         self.model = TinyNet().to(dtype)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), 0.05, momentum=0.9, weight_decay=5e-3
+        )
         example = torch.zeros(1, 3, SIZE, SIZE, dtype=dtype)
-        self.pruner = PSAP(self.model, self.optimizer, example, total_epochs=10, pulse_batches=4, **self.settings)
+        self.pruner = PSAP(
+            self.model, self.optimizer, example, total_epochs=10, pulse_batches=4, **self.settings
+        )
         assert [layer.name for layer in self.pruner.layers] == self.names
         self.saved: Rows = {}  # suspended filters as they were when they went
 
     def rows(self, name: str, f: int) -> dict[str, Tensor]:
         """Everything of a filter: weights, affine, statistics, momentum."""
         conv, bn = modules(self.model, name)
-        tensors = {"weight": conv.weight, "gamma": bn.weight, "beta": bn.bias,
-                   "mean": bn.running_mean, "var": bn.running_var,
-                   "weight momentum": self.optimizer.state[conv.weight]["momentum_buffer"],
-                   "gamma momentum": self.optimizer.state[bn.weight]["momentum_buffer"],
-                   "beta momentum": self.optimizer.state[bn.bias]["momentum_buffer"]}  # fmt: skip
+        tensors = {
+            "weight": conv.weight,
+            "gamma": bn.weight,
+            "beta": bn.bias,
+            "mean": bn.running_mean,
+            "var": bn.running_var,
+            "weight momentum": self.optimizer.state[conv.weight]["momentum_buffer"],
+            "gamma momentum": self.optimizer.state[bn.weight]["momentum_buffer"],
+            "beta momentum": self.optimizer.state[bn.bias]["momentum_buffer"],
+        }
         return {key: tensor.detach()[f].clone() for key, tensor in tensors.items()}
 
     @property
@@ -531,7 +605,10 @@ class Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        if epoch in (3, 5):  # a layer that training has left small: its share of the pruned filters grows
+        if epoch in (
+            3,
+            5,
+        ):  # a layer that training has left small: its share of the pruned filters grows
             with torch.no_grad():
                 self.model.get_submodule({3: "a1", 5: "b2"}[epoch])[0].weight.mul_(0.2)
         for name, f in self.saved:
@@ -550,15 +627,21 @@ class Run:
             weights.append(weight.tolist())
         return weights
 
-    def expected(self, epoch: int) -> tuple[list[float], list[int], list[list[int]], list[list[list[float]]]]:
+    def expected(
+        self, epoch: int
+    ) -> tuple[list[float], list[int], list[list[int]], list[list[list[float]]]]:
         """The twin's eq. 1-3 at a step: sparsity ratios, kept counts, filters proposed anew, weights."""
         s = self.settings
         weights = self.weights_with_snapshots()
-        sparsity = reference.weight_sparsity_ratios(weights, s["kappa"], s["fan"], s["sparsity_reference"])
+        sparsity = reference.weight_sparsity_ratios(
+            weights, s["kappa"], s["fan"], s["sparsity_reference"]
+        )
         floors = reference.minima(self.widths, s["min_filters"], s["min_filter_share"])
         cut = reference.asked_cut(epoch, self.target, s["start"], s["ramp_end"], s["interval"])
         budget = (1 - cut) * self.cost(self.widths)
-        found = reference.largest_multiplier(sparsity, self.widths, floors, s["alpha"], self.cost, budget)
+        found = reference.largest_multiplier(
+            sparsity, self.widths, floors, s["alpha"], self.cost, budget
+        )
         real = reference.keep_counts_at(found, sparsity, self.widths, floors, s["alpha"])
         kept = reference.whole_counts(real, self.widths, self.cost, budget)
         anew = []
@@ -572,7 +655,9 @@ class Run:
     def suspended(self) -> list[list[int]]:
         return [sorted(f for layer, f in self.saved if layer == name) for name in self.names]
 
-    def expected_gradients(self, proposed: dict[str, list[int]], data: list[tuple[Tensor, Tensor]]) -> Gradients:
+    def expected_gradients(
+        self, proposed: dict[str, list[int]], data: list[tuple[Tensor, Tensor]]
+    ) -> Gradients:
         """(dL/dgamma, dL/dbeta) of every filter and batch at the pulse: autograd on a copy of the network."""
         copied = copy.deepcopy(self.model)
         with torch.no_grad():
@@ -599,15 +684,24 @@ class Run:
         for name in self.names:
             for f in proposed[name]:
                 saved = was[name, f]["gamma"].item(), was[name, f]["beta"].item()
-                assert step.utility[name][f] == self.near(reference.utility(gradients[name, f], saved))
+                assert step.utility[name][f] == self.near(
+                    reference.utility(gradients[name, f], saved)
+                )
             live, suspended = (
-                [g for f in range(WIDTHS[name]) if (f in proposed[name]) == away for g in gradients[name, f]]
+                [
+                    g
+                    for f in range(WIDTHS[name])
+                    if (f in proposed[name]) == away
+                    for g in gradients[name, f]
+                ]
                 for away in (False, True)
             )
             if any(proposed.values()):
                 assert step.grad_norm_live[name] == self.near(reference.gradient_norm(live))
             if suspended:
-                assert step.grad_norm_suspended[name] == self.near(reference.gradient_norm(suspended))
+                assert step.grad_norm_suspended[name] == self.near(
+                    reference.gradient_norm(suspended)
+                )
             else:
                 assert name not in step.grad_norm_suspended
 
@@ -624,7 +718,11 @@ class Run:
         proposed = {name: sorted(earlier[name] + anew[name]) for name in self.names}
         offered = batches((4, 3, 6)[epoch % 3], seed=100 + epoch)
         gradients = self.expected_gradients(proposed, offered[:4])
-        was = {(n, f): self.saved.get((n, f)) or self.rows(n, f) for n in self.names for f in range(WIDTHS[n])}
+        was = {
+            (n, f): self.saved.get((n, f)) or self.rows(n, f)
+            for n in self.names
+            for f in range(WIDTHS[n])
+        }
 
         step = self.pruner.end_epoch(lambda: losses(self.model, offered))
 
@@ -684,7 +782,9 @@ def lists(filters: dict, names: list[str]) -> dict[str, list[int]]:
 
 FALLS = {"count falls", "asked again"}
 ALL = FALLS | {"chosen by the pulse"}
-RUNS: dict[str, tuple[dict, set[str]]] = {  # settings, and what must have happened at one of the steps
+RUNS: dict[
+    str, tuple[dict, set[str]]
+] = {  # settings, and what must have happened at one of the steps
     "default": ({"target_macs_cut": 0.6}, ALL),
     "filters": ({"target_filters_cut": 0.45, "margin": 0.5}, ALL),
     "uniform": ({"target_macs_cut": 0.5, "alpha": 0.0, "margin": 1.0}, ALL),
@@ -695,9 +795,18 @@ RUNS: dict[str, tuple[dict, set[str]]] = {  # settings, and what must have happe
     "margin 0": ({"target_macs_cut": 0.55, "margin": 0.0}, ALL),
     "inner": ({"target_macs_cut": 0.3, "scope": "inner", "margin": 0.6}, ALL),
     "every second": ({"target_macs_cut": 0.6, "interval": 2, "start": 2}, ALL),
-    "high": ({"target_macs_cut": 0.82, "min_filters": 1, "min_filter_share": 0.2, "kappa": 0.25}, ALL),
-    "one step": ({"target_macs_cut": 0.5, "start": 4, "ramp_end": 4, "freeze": 4}, {"chosen by the pulse"}),
-    "at the floors": ({"target_filters_cut": 4 / 38, "min_filters": 6, "margin": 1.0}, ALL - {"count falls"}),
+    "high": (
+        {"target_macs_cut": 0.82, "min_filters": 1, "min_filter_share": 0.2, "kappa": 0.25},
+        ALL,
+    ),
+    "one step": (
+        {"target_macs_cut": 0.5, "start": 4, "ramp_end": 4, "freeze": 4},
+        {"chosen by the pulse"},
+    ),
+    "at the floors": (
+        {"target_filters_cut": 4 / 38, "min_filters": 6, "margin": 1.0},
+        ALL - {"count falls"},
+    ),
     "nothing to do": ({"target_filters_cut": 0.0, "min_filters": 8}, set()),
 }
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from psap_core import InputError, Snapshot, Supervision, filter_tensors, find_layers, pulse, suspend_
+from psap_core import (
+    InputError,
+    Snapshot,
+    Supervision,
+    filter_tensors,
+    find_layers,
+    pulse,
+    suspend_,
+)
 from tests.core.networks import Small, loss_on, sgd, small_example, train_
 from tests.core.test_suspension import everything
 
@@ -20,18 +28,24 @@ def suspended_network(dtype=torch.float64, suspended=SUSPENDED):
     model.to(dtype)
     layers = find_layers(model, small_example().to(dtype))
     tensors = {layer.name: filter_tensors(model, layer, optimizer) for layer in layers}
-    snapshots = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in suspended.items()}
+    snapshots = {
+        name: suspend_(tensors[name], filters, Snapshot()) for name, filters in suspended.items()
+    }
     return model, optimizer, tensors, snapshots
 
 
 def supervise(model, tensors, snapshots, batches=2, losses=None) -> Supervision:
-    make_losses = losses or (lambda: (loss_on(model, side=8, batch=64, seed=seed) for seed in range(batches)))
+    make_losses = losses or (
+        lambda: (loss_on(model, side=8, batch=64, seed=seed) for seed in range(batches))
+    )
     return pulse(model, tensors, snapshots, make_losses, batches)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "f"), ONE_OF_EACH.items())
-def test_utility_is_the_loss_reduction_of_giving_a_filter_back(name: str, f: int, training: bool) -> None:
+def test_utility_is_the_loss_reduction_of_giving_a_filter_back(
+    name: str, f: int, training: bool
+) -> None:
     """u_f equals (L(0) - L(t * saved)) / t for small t, to 1 %, in float64; it is not zero."""
     suspended = dict.fromkeys(SUSPENDED, ()) | {name: (f,)}
     model, _, tensors, snapshots = suspended_network(suspended=suspended)
@@ -59,7 +73,9 @@ def test_gradient_norms_are_those_of_the_affine() -> None:
     model, _, tensors, snapshots = suspended_network()
     seen = supervise(model, tensors, snapshots)
     assert seen.grad_norm_live.keys() == SUSPENDED.keys()
-    assert seen.grad_norm_suspended.keys() == {name for name, filters in SUSPENDED.items() if filters}
+    assert seen.grad_norm_suspended.keys() == {
+        name for name, filters in SUSPENDED.items() if filters
+    }
     norms = []
     for seed in range(2):
         model.zero_grad()
@@ -89,9 +105,13 @@ def test_the_pulse_leaves_no_trace() -> None:
 def test_gradients_do_not_add_up_over_batches() -> None:
     model, _, tensors, snapshots = suspended_network()
     loss_on(model, side=8).backward()  # left over from training
-    one = supervise(model, tensors, snapshots, 2, lambda: (loss_on(model, side=8, seed=7) for _ in range(2)))
+    one = supervise(
+        model, tensors, snapshots, 2, lambda: (loss_on(model, side=8, seed=7) for _ in range(2))
+    )
     mean, error = one.utility["stem"][2]
-    many = supervise(model, tensors, snapshots, 6, lambda: (loss_on(model, side=8, seed=7) for _ in range(6)))
+    many = supervise(
+        model, tensors, snapshots, 6, lambda: (loss_on(model, side=8, seed=7) for _ in range(6))
+    )
     assert many.utility["stem"][2][0] == pytest.approx(mean, rel=1e-9)
     assert error == pytest.approx(0, abs=1e-12)
 
@@ -114,14 +134,22 @@ def test_fewer_than_two_losses(batches: int) -> None:
     model, optimizer, tensors, snapshots = suspended_network()
     before = everything(model, optimizer)
     with pytest.raises(InputError, match=f"at least 2 losses .* made {batches}"):
-        supervise(model, tensors, snapshots, 5, lambda: (loss_on(model, side=8) for _ in range(batches)))
+        supervise(
+            model, tensors, snapshots, 5, lambda: (loss_on(model, side=8) for _ in range(batches))
+        )
     assert all(torch.equal(before[key], now) for key, now in everything(model, optimizer).items())
 
 
 def test_a_loss_that_is_not_finite() -> None:
     model, _, tensors, snapshots = suspended_network()
     with pytest.raises(InputError, match="not finite"):
-        supervise(model, tensors, snapshots, 2, lambda: (loss_on(model, side=8) * float("nan") for _ in range(2)))
+        supervise(
+            model,
+            tensors,
+            snapshots,
+            2,
+            lambda: (loss_on(model, side=8) * float("nan") for _ in range(2)),
+        )
 
 
 def test_a_layer_without_a_gradient() -> None:

@@ -17,7 +17,14 @@ OPTIMIZERS = {
     "adamw_amsgrad": lambda model: torch.optim.AdamW(model.parameters(), amsgrad=True),
     "rmsprop": lambda model: torch.optim.RMSprop(model.parameters(), momentum=0.5, centered=True),
 }
-FILTERS = {"stem": [0, 3], "inner": [1, 2, 7], "outer": [5], "expand": [0, 4, 9], "project": [6], "last": []}
+FILTERS = {
+    "stem": [0, 3],
+    "inner": [1, 2, 7],
+    "outer": [5],
+    "expand": [0, 4, 9],
+    "project": [6],
+    "last": [],
+}
 
 
 def trained(make_optimizer=sgd, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -31,13 +38,22 @@ def trained(make_optimizer=sgd, steps: int = 3) -> tuple[nn.Module, torch.optim.
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        tensors |= {
+            f"optimizer.{index}.{k}": v.clone()
+            for k, v in state.items()
+            if isinstance(v, torch.Tensor)
+        }
     return tensors
 
 
-def suspend_all(model: nn.Module, optimizer: torch.optim.Optimizer | None, filters=FILTERS) -> dict[str, Snapshot]:
+def suspend_all(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, filters=FILTERS
+) -> dict[str, Snapshot]:
     layers = find_layers(model, small_example().to(next(model.parameters())))
-    return {x.name: suspend_(filter_tensors(model, x, optimizer), filters[x.name], Snapshot()) for x in layers}
+    return {
+        x.name: suspend_(filter_tensors(model, x, optimizer), filters[x.name], Snapshot())
+        for x in layers
+    }
 
 
 def restore_all(model, optimizer, snapshots) -> None:
@@ -50,7 +66,9 @@ def test_restore_after_suspend_is_bit_identical(name: str) -> None:
     model, optimizer = trained(OPTIMIZERS[name])
     before = everything(model, optimizer)
     snapshots = suspend_all(model, optimizer)
-    assert any(not torch.equal(before[key], now) for key, now in everything(model, optimizer).items())
+    assert any(
+        not torch.equal(before[key], now) for key, now in everything(model, optimizer).items()
+    )
     restore_all(model, optimizer, snapshots)
     after = everything(model, optimizer)
     assert before.keys() == after.keys()
@@ -108,7 +126,9 @@ def test_suspension_zeroes_the_last_affine_and_live_state_only() -> None:
     suspend_all(model, optimizer)
     assert not model.depthwise_bn.weight[FILTERS["expand"]].any()
     assert not model.depthwise_bn.bias[FILTERS["expand"]].any()
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)
+    }
     affines = {"stem_bn", "inner_bn", "outer_bn", "depthwise_bn", "project_bn"}
     assert changed == {f"{bn}.{part}" for bn in affines for part in ("weight", "bias")}
     momentum = optimizer.state[model.expand.weight]["momentum_buffer"]
@@ -126,7 +146,9 @@ def test_suspended_is_physically_absent(training: bool) -> None:
     suspend_all(model, None)
     example = small_example().double()
     layers = find_layers(model, example)
-    small = export(model, make_plan(layers, FILTERS, macs_cost_model(model, layers, example), (3, 8, 8)))
+    small = export(
+        model, make_plan(layers, FILTERS, macs_cost_model(model, layers, example), (3, 8, 8))
+    )
     model.train(training)
     small.train(training)
     model.zero_grad()
@@ -134,11 +156,17 @@ def test_suspended_is_physically_absent(training: bool) -> None:
     torch.testing.assert_close(small_loss, loss, rtol=1e-12, atol=1e-12)
     loss.backward()
     small_loss.backward()
-    torch.testing.assert_close(small.linear.weight.grad, model.linear.weight.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        small.linear.weight.grad, model.linear.weight.grad, rtol=1e-9, atol=1e-12
+    )
     kept = [f for f in range(8) if f not in FILTERS["inner"]]
     stem = [f for f in range(6) if f not in FILTERS["stem"]]
-    torch.testing.assert_close(small.inner.weight.grad, model.inner.weight.grad[kept], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(small.stem.weight.grad, model.stem.weight.grad[stem], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        small.inner.weight.grad, model.inner.weight.grad[kept], rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(
+        small.stem.weight.grad, model.stem.weight.grad[stem], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_frozen_filters_are_zero_and_their_weights_stay_zero_by_themselves() -> None:

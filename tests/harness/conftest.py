@@ -22,18 +22,32 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
         return data.Split(images, torch.arange(count) % 10)
 
     monkeypatch.setattr(data, "_load_cifar10", lambda root: (split(20), split(10)))
-    monkeypatch.setattr(models, "_download", lambda name, weights: get_model(name, weights=None).state_dict())
+    monkeypatch.setattr(
+        models, "_download", lambda name, weights: get_model(name, weights=None).state_dict()
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()
     for name in ("resnet20", "resnet32", "resnet56"):
         network = schema.ResNetConfig(name, 1.0, None, schema.Fan("in"), schema.Shortcut.option_a)
-        save_file(models.build(network, 3, 10).state_dict(), tmp_path / "weights" / f"cifar10_{name}.safetensors")
+        save_file(
+            models.build(network, 3, 10).state_dict(),
+            tmp_path / "weights" / f"cifar10_{name}.safetensors",
+        )
 
     def overrides(recipe: str, epochs: int, train_images: int, batch_size: int) -> list[str]:
-        sizes = [f"epochs={epochs}", f"data.train_images={train_images}", "data.validation_images=4"]
+        sizes = [
+            f"epochs={epochs}",
+            f"data.train_images={train_images}",
+            "data.validation_images=4",
+        ]
         places = [f"runs_dir={tmp_path / 'runs'}", "tracking.mode=disabled", "runtime.threads=1"]
         if recipe.startswith("imagenet"):
-            images = [f"data.root={photographs}", "data.image_size=32", "runtime.workers=0", "optim.batch_size=8"]
+            images = [
+                f"data.root={photographs}",
+                "data.image_size=32",
+                "runtime.workers=0",
+                "optim.batch_size=8",
+            ]
         else:
             images = [f"data.root={tmp_path}", f"optim.batch_size={batch_size}"]
         return [*sizes, *places, *images]

@@ -55,7 +55,9 @@ def state_of(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     checkpoint = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)
     return {
-        "metrics": [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in rows],
+        "metrics": [
+            {key: value for key, value in row.items() if key not in TIMING_KEYS} for row in rows
+        ],
         "summary": {key: value for key, value in summary.items() if key not in TIMING_FIELDS},
         "plans": {path.name: path.read_text() for path in sorted(folder.glob("p*s/epoch_*.json"))},
         "spec": (folder / "export" / "spec.json").read_text(),
@@ -67,7 +69,11 @@ def state_of(folder: Path) -> dict[str, Any]:
 def bits(state: Any) -> Any:
     """A nested state with every tensor as its bytes, so that == compares bit for bit."""
     if isinstance(state, torch.Tensor):
-        return str(state.dtype), tuple(state.shape), state.contiguous().view(-1).cpu().numpy().tobytes()
+        return (
+            str(state.dtype),
+            tuple(state.shape),
+            state.contiguous().view(-1).cpu().numpy().tobytes(),
+        )
     if isinstance(state, dict):
         return {key: bits(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -25,7 +25,9 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_call(number: int, owner: Any, name: str, before_death: Callable[..., None] = lambda *_: None) -> None:
+def at_call(
+    number: int, owner: Any, name: str, before_death: Callable[..., None] = lambda *_: None
+) -> None:
     """Replace owner.name by itself, dying at its call `number` (the first is 1)."""
     original, calls = getattr(owner, name), 0
 

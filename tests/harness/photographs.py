@@ -16,7 +16,9 @@ PHOTOGRAPHS = {PALACE: "china.jpg", DAISY: "flower.jpg"}
 IRREGULAR = {1: "grayscale", 2: "cmyk", 3: "png"}
 
 
-def sample_folder(root: Path, train: int = 16, val: int = 8, size: tuple[int, int] = (500, 375)) -> Path:
+def sample_folder(
+    root: Path, train: int = 16, val: int = 8, size: tuple[int, int] = (500, 375)
+) -> Path:
     """Write root/{train,val}/{n03877845,n11939491}/*.JPEG: distinct crops, the same at every call.
 
     Args:
@@ -36,7 +38,9 @@ def sample_folder(root: Path, train: int = 16, val: int = 8, size: tuple[int, in
             folder = root / split / wnid
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):
-                scale = min(photograph.width / width, photograph.height / height) * draw.uniform(0.8, 1)
+                scale = min(photograph.width / width, photograph.height / height) * draw.uniform(
+                    0.8, 1
+                )
                 left = draw.uniform(0, photograph.width - scale * width)
                 top = draw.uniform(0, photograph.height - scale * height)
                 box = (left, top, left + scale * width, top + scale * height)

@@ -49,7 +49,9 @@ class Double:
 
 def train(accumulate: int, fixed_statistics: bool) -> list[str]:
     """Digests of five pruning steps on this rank."""
-    cfg = compose("train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=640"])
+    cfg = compose(
+        "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=640"]
+    )
     torch.manual_seed(0)
     model = build(cfg.model, 1, 10).double()
     for module in model.modules():
@@ -61,7 +63,9 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
     class Prune(Callback):
         def end_epoch(self, epochs_done: int) -> Metrics:
             batches = images.epoch("pulse", epochs_done)
-            step = pruner.end_epoch(lambda: (F.cross_entropy(net(x), y) for batch in batches for x, y in batch.parts))
+            step = pruner.end_epoch(
+                lambda: (F.cross_entropy(net(x), y) for batch in batches for x, y in batch.parts)
+            )
             found.extend([step.plan.digest] if step else [])
             return {}
 
@@ -72,14 +76,31 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
         images = Double(split.training(sharing, data.Normalisation((0.3053,), (0.376,)), 0, CPU, 0))
         optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True)
         pruner = PSAP(
-            model, optimizer, torch.zeros(1, 1, 8, 8).double(), target_macs_cut=0.5, total_epochs=EPOCHS,
-            start=1, ramp_end=4, freeze=5, pulse_batches=4 * accumulate,
-        )  # fmt: skip
+            model,
+            optimizer,
+            torch.zeros(1, 1, 8, 8).double(),
+            target_macs_cut=0.5,
+            total_epochs=EPOCHS,
+            start=1,
+            ramp_end=4,
+            freeze=5,
+            pulse_batches=4 * accumulate,
+        )
         steps = Steps(net, optimizer, images, world, CPU, None, lambda: None)
         Loop(
-            model, steps, world, Prune(), EPOCHS, lambda epoch: 0.02, lambda: 0.0,
-            lambda metrics: None, lambda: None, lambda: False, lambda: None, Position(),
-        ).train()  # fmt: skip
+            model,
+            steps,
+            world,
+            Prune(),
+            EPOCHS,
+            lambda epoch: 0.02,
+            lambda: 0.0,
+            lambda metrics: None,
+            lambda: None,
+            lambda: False,
+            lambda: None,
+            Position(),
+        ).train()
     return found
 
 

@@ -23,9 +23,15 @@ RESNET20 = ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a)
 MAKERS = {
     "sfp": lambda model, optimizer, example: SFP(model, example, 0.5, 4, 1, keep),
     "fpgm": lambda model, optimizer, example: FPGM(model, optimizer, example, 0.5, keep),
-    "l1": lambda model, optimizer, example: OneShot(model, optimizer, example, 0.5, "l1", 1, 0, keep),
-    "l2": lambda model, optimizer, example: OneShot(model, optimizer, example, 0.5, "l2", 1, 0, keep),
-    "random": lambda model, optimizer, example: OneShot(model, optimizer, example, 0.5, "random", 1, 0, keep),
+    "l1": lambda model, optimizer, example: OneShot(
+        model, optimizer, example, 0.5, "l1", 1, 0, keep
+    ),
+    "l2": lambda model, optimizer, example: OneShot(
+        model, optimizer, example, 0.5, "l2", 1, 0, keep
+    ),
+    "random": lambda model, optimizer, example: OneShot(
+        model, optimizer, example, 0.5, "random", 1, 0, keep
+    ),
 }
 
 
@@ -40,7 +46,11 @@ class Training:
         torch.manual_seed(0)
         self.model = models.build(RESNET20, 1, 10)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), 0.1, momentum=momentum, nesterov=momentum > 0, weight_decay=5e-4
+            self.model.parameters(),
+            0.1,
+            momentum=momentum,
+            nesterov=momentum > 0,
+            weight_decay=5e-4,
         )
         self.images, self.labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
         self.method: UniformMethod = MAKERS[method](self.model, self.optimizer, self.images[:1])
@@ -55,7 +65,10 @@ class Training:
 
     def pruned_weights(self) -> dict[str, torch.Tensor]:
         """The weights [n, I, kH, kW] of every layer's pruned filters."""
-        return {name: self.method.weights[name][list(f)].detach() for name, f in self.method.plan.pruned.items()}
+        return {
+            name: self.method.weights[name][list(f)].detach()
+            for name, f in self.method.plan.pruned.items()
+        }
 
 
 def chosen_by_numpy(method: str, weight: torch.Tensor, count: int) -> set[int]:
@@ -77,7 +90,9 @@ def test_the_choice_is_that_of_an_independent_computation(method):
     assert min(counts) > 0
     training.method.end_epoch(1)
     for (name, weight), count in zip(before.items(), counts, strict=True):
-        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), name
+        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), (
+            name
+        )
 
 
 @pytest.mark.parametrize("method", ["sfp", "fpgm", "l1", "l2"])
@@ -91,7 +106,9 @@ def test_ties_go_to_the_first_filter(method):
     before = {name: weight.detach().clone() for name, weight in training.method.weights.items()}
     training.method.end_epoch(1)
     for (name, weight), count in zip(before.items(), training.method.counts(0.5), strict=True):
-        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), name
+        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), (
+            name
+        )
 
 
 def test_the_geometric_median_is_found_by_hand():
@@ -110,7 +127,9 @@ def test_the_random_choice_comes_from_the_seed_alone():
             for parameter in model.parameters():
                 parameter *= scale
         example = torch.zeros(1, 1, 8, 8)
-        method = OneShot(model, torch.optim.SGD(model.parameters()), example, 0.5, "random", 1, seed, keep)
+        method = OneShot(
+            model, torch.optim.SGD(model.parameters()), example, 0.5, "random", 1, seed, keep
+        )
         method.end_epoch(1)
         return method.plan.pruned
 
@@ -140,7 +159,9 @@ def test_the_export_keeps_the_constants_of_residual_filters_and_drops_those_of_i
     training.method.end_epoch(1)
     model, plan = training.model.eval(), training.method.plan
     affines = {layer.name: model.get_submodule(layer.affine) for layer in training.method.layers}
-    before = {name: norm.bias[[*plan.pruned[name]]].detach().clone() for name, norm in affines.items()}
+    before = {
+        name: norm.bias[[*plan.pruned[name]]].detach().clone() for name, norm in affines.items()
+    }
     assert all(beta.any() for beta in before.values() if len(beta))
     training.method.finish()
     for layer in training.method.layers:
@@ -202,10 +223,14 @@ def test_asfp_asks_for_more_from_epoch_to_epoch():
     ("start", "epochs", "file"),
     [(None, 4, "epoch_0002.json"), (None, 1, "epoch_0001.json"), ("run", 2, "epoch_0000.json")],
 )
-def test_one_shot_prunes_a_fresh_network_halfway_and_a_pretrained_one_at_once(start, epochs, file, tmp_path):
+def test_one_shot_prunes_a_fresh_network_halfway_and_a_pretrained_one_at_once(
+    start, epochs, file, tmp_path
+):
     overrides = [f"epochs={epochs}"]
     if start is not None:
-        overrides.append(f"model.weights={train.run(small(tmp_path / 'start', 'dense', 'epochs=1'))}/export")
+        overrides.append(
+            f"model.weights={train.run(small(tmp_path / 'start', 'dense', 'epochs=1'))}/export"
+        )
     folder = train.run(small(tmp_path / "runs", "l1", *overrides))
     assert [path.name for path in (folder / "plans").iterdir()] == [file]
     start_top1 = json.loads((folder / "summary.json").read_text())["start_top1"]
@@ -220,12 +245,18 @@ def test_thin_plan_trains_the_architecture_of_another_run_from_fresh_weights(tmp
     def remember(model: nn.Module, fan: Fan, name: str = "") -> None:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         initialise_(model, fan, name)
-        weights.append((before, {name: tensor.clone() for name, tensor in model.state_dict().items()}))
+        weights.append(
+            (before, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+        )
 
     monkeypatch.setattr("experiments.harness.models.initialise_", remember)
     folder = train.run(small(tmp_path, "thin_plan", f"method.run={source}"))
     pruned, thin = (json.loads((run / "summary.json").read_text()) for run in (source, folder))
-    assert (thin["macs"], thin["macs_cut"], thin["params"]) == (pruned["macs"], pruned["macs_cut"], pruned["params"])
+    assert (thin["macs"], thin["macs_cut"], thin["params"]) == (
+        pruned["macs"],
+        pruned["macs_cut"],
+        pruned["params"],
+    )
     assert thin["train_macs"] < pruned["train_macs"]
     before, after = weights[-1]
     for name, tensor in after.items():

@@ -37,7 +37,9 @@ FROZEN_HASHES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_does_one_step(recipe, tiny):
-    folder = train.run([f"experiment={recipe}", *tiny(recipe, epochs=1, train_images=16, batch_size=4)])
+    folder = train.run(
+        [f"experiment={recipe}", *tiny(recipe, epochs=1, train_images=16, batch_size=4)]
+    )
     assert folder.parts[-3] == recipe  # the file's name is the recipe's
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
 
@@ -46,17 +48,51 @@ def test_every_recipe_does_one_step(recipe, tiny):
 def test_the_run_folder_is_complete(method, tmp_path):
     folder = train.run(small(tmp_path, method))
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    always = ["config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "done", "checkpoint/last.pt"]
+    always = [
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "summary.json",
+        "done",
+        "checkpoint/last.pt",
+    ]
     assert present >= {*always, "export/spec.json", "export/weights.safetensors"}
-    epochs = {"psap": {1, 2, 3}, "sfp": {1, 2, 3, 4}, "fpgm": {1, 2, 3, 4}, "dense": set(), "thin": set()}
+    epochs = {
+        "psap": {1, 2, 3},
+        "sfp": {1, 2, 3, 4},
+        "fpgm": {1, 2, 3, 4},
+        "dense": set(),
+        "thin": set(),
+    }
     plans = epochs.get(method, {2})  # one shot: when half of the epochs are done
-    assert {path for path in present if path.startswith("plans/")} == {f"plans/epoch_{e:04d}.json" for e in plans}
+    assert {path for path in present if path.startswith("plans/")} == {
+        f"plans/epoch_{e:04d}.json" for e in plans
+    }
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
-        "dataset", "image_size", "train_images", "model", "method", "epochs", "seed", "suite", "cell", "start_top1",
-        "top1", "top5", "masked_top1", "test_images", "macs", "macs_cut", "params", "export_max_relative_error",
-        "train_macs", "train_seconds", "prune_seconds", "config_hash",
-    ]  # fmt: skip
+        "dataset",
+        "image_size",
+        "train_images",
+        "model",
+        "method",
+        "epochs",
+        "seed",
+        "suite",
+        "cell",
+        "start_top1",
+        "top1",
+        "top5",
+        "masked_top1",
+        "test_images",
+        "macs",
+        "macs_cut",
+        "params",
+        "export_max_relative_error",
+        "train_macs",
+        "train_seconds",
+        "prune_seconds",
+        "config_hash",
+    ]
     assert summary["macs_cut"] >= (0 if method == "dense" else 0.5)
     assert summary["export_max_relative_error"] <= 1e-9
     assert method in ("sfp", "fpgm", "psap") or summary["masked_top1"] == summary["top1"]
@@ -67,7 +103,12 @@ def test_the_run_folder_is_complete(method, tmp_path):
     accuracy = evaluate.run([f"run={folder}"])  # a network rebuilt from the folder alone
     assert (accuracy.top1, accuracy.top5) == (summary["top1"], summary["top5"])
     assert accuracy.images == 360
-    for override in ("data=digits", "data.validation_images=20", "model.width=0.5", "experiment=cifar10_resnet20"):
+    for override in (
+        "data=digits",
+        "data.validation_images=20",
+        "model.width=0.5",
+        "experiment=cifar10_resnet20",
+    ):
         with pytest.raises(InputError, match=f"leave out {override}, or leave out run"):
             evaluate.run([f"run={folder}", override])
 
@@ -75,7 +116,9 @@ def test_the_run_folder_is_complete(method, tmp_path):
 def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
     first = train.run(small(tmp_path, "psap"))
     weights = shutil.copytree(first / "export", tmp_path / "kept")
-    second = train.run(small(tmp_path, "psap", f"model.weights={weights}", "target_macs_cut=0.3", "epochs=3"))
+    second = train.run(
+        small(tmp_path, "psap", f"model.weights={weights}", "target_macs_cut=0.3", "epochs=3")
+    )
     shutil.rmtree(weights)  # the second run's folder is whole without it
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, second)]
     assert summaries[1]["macs"] <= 0.7 * summaries[0]["macs"]
@@ -87,7 +130,12 @@ def test_an_exported_network_of_another_kind_is_refused(tmp_path):
     cfg = replace(compose("train", SMALL).model, weights=str(weights))
     for other, channels, classes, sentence in (
         (replace(cfg, name="resnet32"), 1, 10, "with name=resnet20, this run's has name=resnet32"),
-        (replace(cfg, shortcut=Shortcut.projection), 1, 10, "with shortcut=option_a, this run's has shortcut=proj"),
+        (
+            replace(cfg, shortcut=Shortcut.projection),
+            1,
+            10,
+            "with shortcut=option_a, this run's has shortcut=proj",
+        ),
         (cfg, 3, 10, "with channels=1, this run's has channels=3"),
         (cfg, 1, 3, "with classes=10, this run's has classes=3"),
     ):
@@ -110,7 +158,9 @@ def test_onnx(tmp_path, capsys, monkeypatch):
 
 
 def test_every_key_is_read_somewhere():
-    sources = "".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "schema.py")
+    sources = "".join(
+        path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "schema.py"
+    )
     classes = [c for c in vars(schema).values() if isinstance(c, type) and is_dataclass(c)]
     keys = {field.name for c in classes for field in fields(c)}
     assert len(keys) > 40
@@ -125,10 +175,23 @@ def test_known_configurations_keep_their_hash(overrides):
 def test_hash_is_of_what_changes_the_result(tmp_path):
     dense = [*SMALL, "method=dense"]
     base = config_hash(compose("train", dense))
-    same = ["seed=5", "runs_dir=elsewhere", "data.root=x", "runtime.threads=2", "tracking.mode=online", "name=n"]
+    same = [
+        "seed=5",
+        "runs_dir=elsewhere",
+        "data.root=x",
+        "runtime.threads=2",
+        "tracking.mode=online",
+        "name=n",
+    ]
     for override in [*same, "target_macs_cut=0.9"]:  # dense has no target
         assert config_hash(compose("train", [*dense, override])) == base
-    for override in ["epochs=5", "optim.lr=0.2", "data.train_images=300", "model.width=0.5", "method=psap"]:
+    for override in [
+        "epochs=5",
+        "optim.lr=0.2",
+        "data.train_images=300",
+        "model.width=0.5",
+        "method=psap",
+    ]:
         assert config_hash(compose("train", [*dense, override])) != base
     hashes = []
     for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("b.pth", b"2")):
@@ -166,7 +229,10 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["epocs=8"], "Key 'epocs' not in 'Config'"),
         (["method=sfp", "method.kappa=1"], "Key 'kappa' not in 'SFPConfig'"),
         (["epochs=many"], "Value 'many' of type 'str' could not be converted to Integer"),
-        (["method=psap", "method.scope=most"], "Invalid value 'most', expected one of [all, inner]"),
+        (
+            ["method=psap", "method.scope=most"],
+            "Invalid value 'most', expected one of [all, inner]",
+        ),
         (["name=???"], "missing mandatory value: name"),
         (["experiment=nothing"], "Could not find 'experiment/nothing'"),
         (["method=psap", "target_macs_cut=1.0"], "must be a share in [0, 1)"),
@@ -175,14 +241,20 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["method=psap", "method.start=4", "method.freeze=2"], "start"),
         (["method=psap", "method.interval=0"], "interval"),
         (["method=psap", "method.exclude=[layer9.conv]"], "'layer9.conv' is not a convolution"),
-        (["method=psap", "optim.batch_size=320"], "at least 2 training batches per epoch for its pulse, there is 1"),
+        (
+            ["method=psap", "optim.batch_size=320"],
+            "at least 2 training batches per epoch for its pulse, there is 1",
+        ),
         (["method=sfp", "target_macs_cut=1.0"], "must be a share in [0, 1)"),
         (["method=sfp", "target_macs_cut=0.9999"], "unreachable"),
         (["method=thin", "target_macs_cut=-1"], "must be a share in [0, 1)"),
         (["method=thin", "target_macs_cut=0.9999"], "unreachable"),
         (["epochs=0"], "epochs=0 must be at least 1"),
         (["seed=9223372036854775808"], "seed=9223372036854775808 must lie between -2^63 and 2^63"),
-        (["seed=-9223372036854775808"], "seed=-9223372036854775808 must lie between -2^63 and 2^63"),
+        (
+            ["seed=-9223372036854775808"],
+            "seed=-9223372036854775808 must lie between -2^63 and 2^63",
+        ),
         (["optim.batch_size=0"], "optim.batch_size=0"),
         (["optim.momentum=1"], "optim.momentum=1.0"),
         (["runtime.device=tpu"], "must be one of auto, cpu, cuda"),
@@ -205,7 +277,10 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["optim.lr_factor=0"], "optim.lr_factor=0.0 must be in (0, 1]"),
         (["optim.lr_factor=1.5"], "optim.lr_factor=1.5"),
         (["optim.warmup_epochs=-1"], "optim.warmup_epochs=-1 must be at least 0"),
-        (["optim.warmup_epochs=1", "optim.warmup_lr=0"], "optim.warmup_lr=0.0 must be finite and above 0"),
+        (
+            ["optim.warmup_epochs=1", "optim.warmup_lr=0"],
+            "optim.warmup_lr=0.0 must be finite and above 0",
+        ),
         (["data.mean=[0.5,0.5]"], "data.mean=[0.5, 0.5] and data.std=[0.376] must have 1 numbers"),
         (["data.std=[]"], "data.std=[] must have 1 numbers"),
         (["data.std=[0]"], "those of data.std above 0"),
@@ -215,7 +290,10 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["name=''"], "name='' must be a plain folder name"),
         (["name=.."], "name='..' must be a plain folder name"),
         (["name=../../x"], "must be a plain folder name"),
-        (["optim.batch_size=29", "data.train_images=30"], "optim.batch_size=29 leaves a part of fewer than two"),
+        (
+            ["optim.batch_size=29", "data.train_images=30"],
+            "optim.batch_size=29 leaves a part of fewer than two",
+        ),
         (["optim.batch_size=1"], "of 320 training images"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -223,7 +301,9 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
 def test_bad_configurations(overrides, sentence, tmp_path, monkeypatch):
     said = refusal(train.main, [*SMALL, f"runs_dir={tmp_path}", *overrides], monkeypatch)
     assert sentence in said
-    assert list(tmp_path.rglob("manifest.json")) == [] or "the loss" in said  # refused before anything is made
+    assert (
+        list(tmp_path.rglob("manifest.json")) == [] or "the loss" in said
+    )  # refused before anything is made
 
 
 @pytest.mark.parametrize("method", ["dense", "thin", "sfp", "psap"])
@@ -238,10 +318,20 @@ def test_psap_without_a_pulse_trains_on_one_batch(tmp_path):
 
 
 def test_a_real_process_says_one_sentence_too(tmp_path):
-    command = [sys.executable, "-m", "experiments.train", *SMALL, f"runs_dir={tmp_path}", "method.nothing=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        *SMALL,
+        f"runs_dir={tmp_path}",
+        "method.nothing=1",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: Could not override 'method.nothing': Key 'nothing' not in 'PSAPConfig'\n"
+    assert (
+        done.stderr
+        == "error: Could not override 'method.nothing': Key 'nothing' not in 'PSAPConfig'\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -281,16 +371,31 @@ def remove_from_state(path, key):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda path: change_state(path, config_hash="12345678"), "is of another configuration (12345678"),
+        (
+            lambda path: change_state(path, config_hash="12345678"),
+            "is of another configuration (12345678",
+        ),
         (lambda path: change_state(path, seed=7), "is of another configuration"),
-        (lambda path: change_state(path, model={"linear.weight": torch.zeros(1)}), "or of another network"),
-        (lambda path: change_state(path, metrics_bytes=10**6), "is shorter than its checkpoint says"),
+        (
+            lambda path: change_state(path, model={"linear.weight": torch.zeros(1)}),
+            "or of another network",
+        ),
+        (
+            lambda path: change_state(path, metrics_bytes=10**6),
+            "is shorter than its checkpoint says",
+        ),
         (lambda path: change_state(path, format="x"), "is not a checkpoint of format"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is truncated or not a checkpoint"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+            "is truncated or not a checkpoint",
+        ),
         (lambda path: path.write_bytes(b""), "is truncated or not a checkpoint"),
         (lambda path: path.write_text("no checkpoint"), "is truncated or not a checkpoint"),
         *(
-            (lambda path, key=key, value=value: change_state(path, **{key: value}), "last.pt is damaged or of another")
+            (
+                lambda path, key=key, value=value: change_state(path, **{key: value}),
+                "last.pt is damaged or of another",
+            )
             for key, value in [
                 ("model", None),
                 ("optimizer", {}),
@@ -337,7 +442,9 @@ def test_a_checkpoint_without_its_method(method, state, tmp_path, monkeypatch):
 def test_a_damaged_file_of_a_started_run_is_refused(name, content, half_way, tmp_path, monkeypatch):
     runs_dir = shutil.copytree(half_way, tmp_path / "runs")
     (path,) = runs_dir.rglob(name)
-    lines = content + b"\n" + b" " * path.stat().st_size  # metrics.jsonl may be longer than the checkpoint says
+    lines = (
+        content + b"\n" + b" " * path.stat().st_size
+    )  # metrics.jsonl may be longer than the checkpoint says
     path.write_bytes(lines)
     assert f"{path} is damaged" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
 
@@ -346,7 +453,9 @@ def test_a_run_is_not_continued_on_other_data(half_way, tmp_path, monkeypatch):
     runs_dir = shutil.copytree(half_way, tmp_path / "runs")
     before = {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()}
     monkeypatch.setattr(data.Dataset, "digest", "another")
-    assert "began with the data of SHA-256" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+    assert "began with the data of SHA-256" in refusal(
+        train.main, small(runs_dir, "dense"), monkeypatch
+    )
     after = {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()}
     (why,) = after.keys() - before.keys()
     assert why.name == "failed"
@@ -358,16 +467,22 @@ def test_a_folder_of_another_configuration_is_never_overwritten(half_way, tmp_pa
     runs_dir = shutil.copytree(half_way, tmp_path / "runs")
     (manifest,) = runs_dir.rglob("manifest.json")
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
-    assert "holds the run of another configuration" in refusal(train.main, small(runs_dir, "dense"), monkeypatch)
+    assert "holds the run of another configuration" in refusal(
+        train.main, small(runs_dir, "dense"), monkeypatch
+    )
 
 
 def test_a_run_folder_that_is_a_file(tmp_path, monkeypatch):
     (tmp_path / "digits_resnet20").write_text("")
-    assert "a file stands in its place" in refusal(train.main, small(tmp_path, "dense"), monkeypatch)
+    assert "a file stands in its place" in refusal(
+        train.main, small(tmp_path, "dense"), monkeypatch
+    )
 
 
 def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "learning_rate", lambda cfg, epoch, epochs: 1e30 if epoch == 2 else 0.1)
+    monkeypatch.setattr(
+        training, "learning_rate", lambda cfg, epoch, epochs: 1e30 if epoch == 2 else 0.1
+    )
     assert "in epoch 3" in refusal(train.main, small(tmp_path, "psap"), monkeypatch)
     (path,) = tmp_path.rglob("last.pt")
     state = checkpoint.load(path)
@@ -376,7 +491,9 @@ def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("at_a_signal", [False, True])
-def test_weights_that_are_not_finite_keep_the_last_good_checkpoint(at_a_signal, tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_keep_the_last_good_checkpoint(
+    at_a_signal, tmp_path, monkeypatch
+):
     """The epoch's only loss is computed before the step that breaks the network."""
     received = property(lambda self: at_a_signal and broken, lambda self, value: None)
     broken = False
@@ -422,8 +539,12 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 
 def test_bad_exports(tmp_path, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
-    assert "no config.yaml" in refusal(evaluate.main, [f"run={tmp_path}", "runtime.device=cpu"], monkeypatch)
-    assert "leave out data=digits" in refusal(evaluate.main, [f"run={tmp_path}", "data=digits"], monkeypatch)
+    assert "no config.yaml" in refusal(
+        evaluate.main, [f"run={tmp_path}", "runtime.device=cpu"], monkeypatch
+    )
+    assert "leave out data=digits" in refusal(
+        evaluate.main, [f"run={tmp_path}", "data=digits"], monkeypatch
+    )
     assert "no summary.json" in refusal(export.main, [f"run={tmp_path}"], monkeypatch)
     assert "missing mandatory value: run" in refusal(export.main, [], monkeypatch)
     assert "give run=<run folder> or model.weights" in refusal(evaluate.main, [], monkeypatch)
@@ -470,14 +591,22 @@ def test_a_wrong_spec_is_refused(changes, exported, tmp_path, monkeypatch):
     path = folder / "export" / "spec.json"
     spec = json.loads(path.read_text())
     for key, value in changes.items():
-        place = spec if key in spec else spec["network"] if key in spec["network"] else spec["network"]["model"]
+        place = (
+            spec
+            if key in spec
+            else spec["network"]
+            if key in spec["network"]
+            else spec["network"]["model"]
+        )
         place[key] = value
     path.write_text(json.dumps(spec))
     refusal(evaluate.main, [f"run={folder}"], monkeypatch)
     refusal(export.main, [f"run={folder}"], monkeypatch)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b"data: 3", b"data: {sise: 8}", b"a: [b"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b"data: 3", b"data: {sise: 8}", b"a: [b"]
+)
 def test_damaged_files_of_a_finished_run_are_refused(content, exported, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "run")
     for main, name in ((evaluate.main, "config.yaml"), (export.main, "summary.json")):

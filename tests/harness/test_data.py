@@ -57,14 +57,19 @@ def test_normalisation_equals_torchvision():
 
 def training_images(batch_size=50, flip=True, seed=3):
     train = data.load_resident(DIGITS).train
-    return data.TrainingImages(train, data.Normalisation((0.0,), (1.0,)), Sharing(batch_size), flip, seed)
+    return data.TrainingImages(
+        train, data.Normalisation((0.0,), (1.0,)), Sharing(batch_size), flip, seed
+    )
 
 
 def test_an_epoch_shows_every_image_once_and_can_be_entered_at_any_batch():
     images = training_images()
     epoch = [batch.parts[0] for batch in images.epoch("train", 2)]
     assert len(epoch) == images.batches == 26
-    assert torch.cat([labels for _, labels in epoch]).bincount().tolist() == images.labels.bincount().tolist()
+    assert (
+        torch.cat([labels for _, labels in epoch]).bincount().tolist()
+        == images.labels.bincount().tolist()
+    )
     for first in (0, 1, 25, 26):
         rest = [batch.parts[0] for batch in images.epoch("train", 2, first)]
         assert len(rest) == 26 - first
@@ -87,12 +92,18 @@ def test_epochs_streams_and_seeds_differ_and_are_repeatable():
 
 def test_digits_split_is_fixed_disjoint_and_stratified():
     dataset = data.load_resident(DIGITS)
-    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [1257, 180, 360]
+    assert [len(split) for split in (dataset.train, dataset.validation, dataset.test)] == [
+        1257,
+        180,
+        360,
+    ]
     assert dataset.digest == "b475865ddaccee787dc32659638179ee2e4baa31d95eef7673a1daa64ac77d48"
     assert dataset.test.labels.bincount().tolist() == [36] * 10
     assert dataset.validation.labels.bincount().tolist() == [18] * 10
     # Every image of the library is in exactly one split (two digits are drawn alike: compare as multisets).
-    images = torch.cat([split.images for split in (dataset.train, dataset.validation, dataset.test)]).flatten(1)
+    images = torch.cat(
+        [split.images for split in (dataset.train, dataset.validation, dataset.test)]
+    ).flatten(1)
     everything = torch.cat([split.images for split in data._load_digits(None)]).flatten(1)
     assert sorted(images.tolist()) == sorted(everything.tolist())
 
@@ -143,7 +154,9 @@ def test_missing_root_truncated_and_foreign_files_are_refused(tmp_path):
         data.load_resident(cifar10(tmp_path))
 
 
-def test_torchvisions_cifar10_is_converted_once_and_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
+def test_torchvisions_cifar10_is_converted_once_and_an_interrupted_conversion_leaves_nothing(
+    tmp_path, monkeypatch
+):
     class Fake:
         def __init__(self, root, train, download):
             assert download

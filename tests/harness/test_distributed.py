@@ -18,14 +18,21 @@ from experiments.harness.record import State
 from psap_core import InputError
 from tests.harness.helpers import small, state_of
 
-OVERRIDES = ["epochs=8", "method.start=1", "method.ramp_end=4", "method.freeze=6"]  # psap steps after epochs 1 to 6
+OVERRIDES = [
+    "epochs=8",
+    "method.start=1",
+    "method.ramp_end=4",
+    "method.freeze=6",
+]  # psap steps after epochs 1 to 6
 
 
 def torchrun(runs_dir: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "experiments.train", *small(runs_dir, "psap", *OVERRIDES)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, **pipes, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, **pipes, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
@@ -39,7 +46,10 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of the ranks that torchrun started."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -79,7 +89,9 @@ def test_every_rank_has_generators_of_its_own(uninterrupted) -> None:
 
 
 @pytest.mark.long
-def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(tmp_path, uninterrupted) -> None:
+def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(
+    tmp_path, uninterrupted
+) -> None:
     process = torchrun(tmp_path)
     wait_for(process, "epoch 2/8")
     os.kill(workers(process)[1], signal.SIGUSR1)
@@ -154,7 +166,11 @@ def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
     """Or a continued run, whose first step it is, would differ from one that was never stopped."""
     (tmp_path / "steps.py").write_text(TWO_EQUAL_STEPS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     subprocess.run([*command, str(tmp_path / "steps.py")], check=True, timeout=300, env=environment)
 
 
@@ -162,7 +178,9 @@ def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
 def digests() -> dict[str, list[list[str]]]:
     """Plan digests of every rank in trainings of five pruning steps; see tests/harness/ranks.py."""
     command = [sys.executable, "-m", "tests.harness.ranks"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout
+    )
 
 
 def test_one_and_two_ranks_make_the_same_plans(digests) -> None:
@@ -182,8 +200,14 @@ def test_ordinary_batchnorm_is_equal_over_the_ranks(digests) -> None:
 
 @pytest.mark.parametrize("images", [256, 250, 7])
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (2, 2), (1, 4)])
-def test_every_image_of_a_batch_belongs_to_one_part_of_one_rank(images: int, ranks: int, accumulate: int) -> None:
-    parts = [part for rank in range(ranks) for part in Sharing(256, rank, ranks, accumulate).parts(images)]
+def test_every_image_of_a_batch_belongs_to_one_part_of_one_rank(
+    images: int, ranks: int, accumulate: int
+) -> None:
+    parts = [
+        part
+        for rank in range(ranks)
+        for part in Sharing(256, rank, ranks, accumulate).parts(images)
+    ]
     assert len(parts) == ranks * accumulate
     assert [i for part in parts for i in range(images)[part]] == list(range(images))
     sizes = [part.stop - part.start for part in parts]
@@ -193,7 +217,13 @@ def test_every_image_of_a_batch_belongs_to_one_part_of_one_rank(images: int, ran
 @pytest.mark.parametrize(
     ("batch_size", "ranks", "accumulate", "images", "sentence"),
     [
-        (256, 3, 1, 1000, "batch_size=256 cannot be divided over 3 processes with optim.accumulate=1: choose a mult"),
+        (
+            256,
+            3,
+            1,
+            1000,
+            "batch_size=256 cannot be divided over 3 processes with optim.accumulate=1: choose a mult",
+        ),
         (256, 2, 3, 1000, "choose a multiple of 6"),
         (0, 1, 1, 1000, "must be at least 1"),
         (4, 1, 0, 1000, "must be at least 1"),

@@ -28,7 +28,12 @@ cells:
   - {name: dense, recipe: digits_resnet20, overrides: [method=dense]}
 """
 REFUSED = "  - {name: too much, recipe: digits_resnet20, overrides: [method=l1, target_macs_cut=0.9999]}\n"
-SMALL = ["model.width=0.25", "data.train_images=320", "optim.batch_size=64", "tracking.mode=disabled"]
+SMALL = [
+    "model.width=0.25",
+    "data.train_images=320",
+    "optim.batch_size=64",
+    "tracking.mode=disabled",
+]
 
 
 @pytest.fixture
@@ -37,7 +42,9 @@ def read(tmp_path) -> Callable[..., suite.Suite]:
 
     def read(cells: str = CELLS, *extra: str) -> suite.Suite:
         (tmp_path / "small.yaml").write_text(cells)
-        return suite.read_suite(str(tmp_path / "small.yaml"), [*SMALL, f"runs_dir={tmp_path / 'runs'}", *extra])
+        return suite.read_suite(
+            str(tmp_path / "small.yaml"), [*SMALL, f"runs_dir={tmp_path / 'runs'}", *extra]
+        )
 
     return read
 
@@ -61,11 +68,22 @@ def wait_until(condition: Callable[[], object]) -> None:
 def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path):
     runs = read(CELLS, "epochs=12")
     thin_plan, psap, dense = runs.runs
-    command = [sys.executable, "-m", "experiments.suite", "launch", runs.source, "--jobs", "2", *runs.extra]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.suite",
+        "launch",
+        runs.source,
+        "--jobs",
+        "2",
+        *runs.extra,
+    ]
 
     def start() -> subprocess.Popen[str]:
         root = Path(__file__).parents[2]
-        return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def trains(run: suite.SuiteRun, epochs: int) -> bool:
         metrics = run.record.metrics
@@ -76,19 +94,28 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     assert states(runs)["psap"] in (State.running, State.done)
     launched.send_signal(signal.SIGINT)
     said, _ = launched.communicate(timeout=120)
-    assert (launched.returncode, said) == (EXIT_INTERRUPTED, "interrupted: the same command continues this run\n")
+    assert (launched.returncode, said) == (
+        EXIT_INTERRUPTED,
+        "interrupted: the same command continues this run\n",
+    )
     assert set(states(runs).values()) <= {State.interrupted, State.done, State.not_launched}
     assert states(runs)["thin plan"] is State.not_launched
 
     launched = start()
     wait_until(lambda: sessions(psap) == 2)
-    trained = subprocess.run(["pgrep", "-f", "cell='psap'.*" + str(tmp_path)], capture_output=True, text=True)
+    trained = subprocess.run(
+        ["pgrep", "-f", "cell='psap'.*" + str(tmp_path)], capture_output=True, text=True
+    )
     for process in trained.stdout.split():
         os.kill(int(process), signal.SIGKILL)
     said, _ = launched.communicate(timeout=240)
     assert launched.returncode == 1
     assert "psap, seed 0: killed by SIGKILL; launched again, it continues" in said
-    assert states(runs) == {"thin plan": State.not_launched, "psap": State.incomplete, "dense": State.done}
+    assert states(runs) == {
+        "thin plan": State.not_launched,
+        "psap": State.incomplete,
+        "dense": State.done,
+    }
 
     assert launch.local(runs, 2, []) == 0
     assert set(states(runs).values()) == {State.done}
@@ -96,7 +123,9 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     assert launch.local(runs, 2, []) == 0
     assert [sessions(run) for run in (thin_plan, psap, dense)] == [1, 3, 2]
     summary = json.loads((thin_plan.record.folder / "summary.json").read_text())
-    assert summary["params"] == json.loads((psap.record.folder / "summary.json").read_text())["params"]
+    assert (
+        summary["params"] == json.loads((psap.record.folder / "summary.json").read_text())["params"]
+    )
 
 
 def test_a_second_ctrl_c_kills_what_does_not_stop():
@@ -128,7 +157,10 @@ def sbatch(tmp_path, monkeypatch) -> Callable[[], list[str]]:
     """A stand-in for sbatch, that answers with job ids, and for squeue; returns the calls of sbatch so far."""
     calls = tmp_path / "calls"
     (tmp_path / "bin").mkdir()
-    for name, lines in (("sbatch", f'echo "$*" >> {calls}\nwc -l < {calls}'), ("squeue", f"seq $(wc -l < {calls})")):
+    for name, lines in (
+        ("sbatch", f'echo "$*" >> {calls}\nwc -l < {calls}'),
+        ("squeue", f"seq $(wc -l < {calls})"),
+    ):
         program = tmp_path / "bin" / name
         program.write_text(f"#!/bin/sh\n{lines}\n")
         program.chmod(0o755)
@@ -142,9 +174,14 @@ def test_slurm_gets_one_array_and_behind_it_the_runs_that_take_a_plan(read, sbat
     launch.slurm(runs)
     rest = f"slurm/cifar10_table.sh {runs.source} {' '.join(runs.extra)}"
     options = "--parsable --job-name=psap-small"
-    submitted = [f"{options} --array=1,2 {rest}", f"{options} --dependency=afterany:1 --array=0 {rest}"]
+    submitted = [
+        f"{options} --array=1,2 {rest}",
+        f"{options} --dependency=afterany:1 --array=0 {rest}",
+    ]
     assert sbatch() == submitted
-    with pytest.raises(InputError, match="jobs of small are queued or running: wait for them, or scancel 1 2"):
+    with pytest.raises(
+        InputError, match="jobs of small are queued or running: wait for them, or scancel 1 2"
+    ):
         launch.slurm(runs)
     assert sbatch() == submitted
 
@@ -154,7 +191,11 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
     thin_plan, psap, dense = runs.runs
     launch.to_print(runs)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split("method=")[1].split()[0] for line in printed] == ["psap", "dense", "thin_plan"]
+    assert [line.split("method=")[1].split()[0] for line in printed] == [
+        "psap",
+        "dense",
+        "thin_plan",
+    ]
     assert printed[2].startswith(
         "python -m experiments.train experiment=digits_resnet20 method=thin_plan seed=0 method.run="
     )
@@ -162,7 +203,9 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
     (dense.record.folder / "done").touch()
     dense.record.save_summary({"suite": "small", "macs": 1, "params": 1})
     assert launch.pending(runs) == [psap, thin_plan]
-    with pytest.raises(InputError, match="thin plan, seed 0 takes the plan of psap, seed 0, which is not done"):
+    with pytest.raises(
+        InputError, match="thin plan, seed 0 takes the plan of psap, seed 0, which is not done"
+    ):
         launch.pending(runs.choose("thin *", None))
 
 
@@ -179,7 +222,9 @@ def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(re
 
 
 def test_how_a_run_ended_that_another_launcher_trains_or_has_done(read, tmp_path):
-    run = read("".join(CELLS.partition("  - {name: psap")[1:]).join([CELLS.split("  - ")[0], ""])).runs[0]
+    run = read(
+        "".join(CELLS.partition("  - {name: psap")[1:]).join([CELLS.split("  - ")[0], ""])
+    ).runs[0]
     launch.log_file(run).parent.mkdir(parents=True)
     launch.log_file(run).touch()
     other = Record(run.config)
@@ -208,7 +253,10 @@ def test_one_job_on_each_device_unless_said(read, monkeypatch, tmp_path):
 @pytest.mark.parametrize("option", [["--jobs", "2"], ["--devices", "0"]])
 def test_options_of_this_machine_are_refused_elsewhere(option, read, monkeypatch, tmp_path, capsys):
     read()
-    monkeypatch.setattr("sys.argv", ["suite", "launch", str(tmp_path / "small.yaml"), "--launcher", "print", *option])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["suite", "launch", str(tmp_path / "small.yaml"), "--launcher", "print", *option],
+    )
     with pytest.raises(SystemExit, match="2"):
         suite.main()
     assert "--jobs and --devices are of this machine's processes" in capsys.readouterr().err
@@ -225,4 +273,6 @@ def test_options_of_this_machine_are_refused_elsewhere(option, read, monkeypatch
 def test_refusals(arguments, sentence, read, monkeypatch, tmp_path):
     read()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sentence in refusal(suite.main, ["launch", str(tmp_path / "small.yaml"), *arguments], monkeypatch)
+    assert sentence in refusal(
+        suite.main, ["launch", str(tmp_path / "small.yaml"), *arguments], monkeypatch
+    )

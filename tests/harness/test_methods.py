@@ -22,7 +22,9 @@ def trained():
     """A network after three steps, its optimiser with momentum, its SFP, and a function that does one step."""
     torch.manual_seed(0)
     model = models.build(RESNET20, 1, 10)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
 
     def step():
@@ -42,7 +44,10 @@ def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):
     sfp.end_epoch(1)
     after = model.state_dict()
     convolutions = {f"{layer.name}.weight" for layer in sfp.layers}
-    counts = {f"{layer.name}.weight": count for layer, count in zip(sfp.layers, sfp.counts(0.5), strict=True)}
+    counts = {
+        f"{layer.name}.weight": count
+        for layer, count in zip(sfp.layers, sfp.counts(0.5), strict=True)
+    }
     assert min(counts.values()) > 0
     for name, weight in before.items():
         if name in convolutions:
@@ -69,7 +74,11 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     def with_large_betas(self, epochs_done):
         metrics = end_epoch(self, epochs_done)
         with torch.no_grad():
-            for layer in [layer for layer in self.layers if layer.role == "inner"] if epochs_done == 4 else ():
+            for layer in (
+                [layer for layer in self.layers if layer.role == "inner"]
+                if epochs_done == 4
+                else ()
+            ):
                 pruned = list(self.plan.pruned[layer.name])
                 self.model.get_submodule(layer.affine).bias[pruned] = 3.0
         return metrics
@@ -81,6 +90,9 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     cfg = compose("train", overrides)
     model = models.build(cfg.model, 1, 10)
     model.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt")["model"])
-    normalisation, cpu = data.Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std)), torch.device("cpu")
+    normalisation, cpu = (
+        data.Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std)),
+        torch.device("cpu"),
+    )
     batches = data.load_resident(cfg.data).evaluation("test", 0, 1, normalisation, cpu, 0)
     assert summary["masked_top1"] == evaluate(model, batches, World()).top1 != summary["top1"]

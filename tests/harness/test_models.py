@@ -75,8 +75,10 @@ def test_widths_are_rounded_so_that_a_little_more_factor_is_a_little_more_networ
     shares = [cost(replace(RESNET20, width=factor)) / whole for factor in factors]
     assert shares == sorted(shares)
     assert max(b - a for a, b in itertools.pairwise(shares)) < 0.045
-    assert [models.build(replace(RESNET20, width=41.5 / 64), 3, 10).get_submodule(name).out_channels
-            for name in ("conv1", "layer2.0.conv1", "layer3.0.conv1")] == [10, 21, 42]  # fmt: skip
+    assert [
+        models.build(replace(RESNET20, width=41.5 / 64), 3, 10).get_submodule(name).out_channels
+        for name in ("conv1", "layer2.0.conv1", "layer3.0.conv1")
+    ] == [10, 21, 42]
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet18"])
@@ -89,7 +91,10 @@ def test_the_fan_is_that_of_the_initialisation(name):
         models.initialise_(own, fan, name)
         for (path, weight), other in zip(network.named_parameters(), own.parameters(), strict=True):
             if weight.numel() > 10_000:
-                assert weight.std().item() == pytest.approx(other.std().item(), rel=0.1), (fan, path)
+                assert weight.std().item() == pytest.approx(other.std().item(), rel=0.1), (
+                    fan,
+                    path,
+                )
 
 
 @pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
@@ -102,7 +107,9 @@ def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(tar
     assert left >= 0
     assert all(method.cost.marginal(kept, l) > left for l, o in enumerate(filters) if kept[l] < o)
     shares = [(n / o, 1 / o) for n, o in zip(pruned, filters, strict=True)]
-    assert max(share - step for share, step in shares) <= min(share + step for share, step in shares)
+    assert max(share - step for share, step in shares) <= min(
+        share + step for share, step in shares
+    )
 
 
 def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):
@@ -117,14 +124,20 @@ def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):
                 models.start(replace(RESNET20, weights=str(tmp_path / name)), 3, 10)
 
 
-@pytest.mark.parametrize("text", ["hello", "(", ".", "cos\nsystem\n", "h", "\x80", "{}", "weights: 3\n" * 50])
+@pytest.mark.parametrize(
+    "text", ["hello", "(", ".", "cos\nsystem\n", "h", "\x80", "{}", "weights: 3\n" * 50]
+)
 def test_pth_of_text_is_refused(text, tmp_path):
     (tmp_path / "w.pth").write_text(text, "latin-1")
-    with pytest.raises(InputError, match=r"is no readable weights file|is not a dictionary of named tensors"):
+    with pytest.raises(
+        InputError, match=r"is no readable weights file|is not a dictionary of named tensors"
+    ):
         models.start(replace(RESNET20, weights=str(tmp_path / "w.pth")), 3, 10)
 
 
-@pytest.mark.parametrize("content", [3, [torch.zeros(1)], {1: torch.zeros(1)}, {"state_dict": {0: torch.zeros(1)}}])
+@pytest.mark.parametrize(
+    "content", [3, [torch.zeros(1)], {1: torch.zeros(1)}, {"state_dict": {0: torch.zeros(1)}}]
+)
 def test_pth_of_something_else_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError, match="is not a dictionary of named tensors"):
@@ -153,7 +166,9 @@ def test_pretrained_networks_reach_their_published_accuracy(name, top1):
     weights = root / "weights" / f"cifar10_{name}.safetensors"
     if not (weights.exists() and (root / "cifar10.safetensors").exists()):
         pytest.skip("needs cifar10.safetensors and weights/ in the folder that PSAP_DATA names")
-    result = evaluate([f"experiment=cifar10_{name}", f"model.weights={weights}", f"data.root={root}"])
+    result = evaluate(
+        [f"experiment=cifar10_{name}", f"model.weights={weights}", f"data.root={root}"]
+    )
     assert (round(result.top1, 2), result.images) == (top1, 10000)
 
 
@@ -182,15 +197,21 @@ def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisa
     cfg = replace(TORCHVISION, name=name)
     dense, thin = (models.build(replace(cfg, width=width), 3, 10) for width in (1.0, 0.5))
     assert thin(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert len(find_layers(thin, torch.zeros(2, 3, 32, 32))) == len(find_layers(dense, torch.zeros(2, 3, 32, 32)))
+    assert len(find_layers(thin, torch.zeros(2, 3, 32, 32))) == len(
+        find_layers(dense, torch.zeros(2, 3, 32, 32))
+    )
     for (path, wide), (_, narrow) in zip(dense.named_modules(), thin.named_modules(), strict=True):
         if isinstance(wide, torch.nn.Conv2d):
             assert narrow.out_channels == wide.out_channels // 2, path
             fan_out = narrow.weight[:, 0].numel()  # as torch counts it, depthwise or not
             assert narrow.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), path
         elif isinstance(wide, torch.nn.Linear):
-            shrunk = 1 if name == "mobilenet_v2" else (narrow.in_features / wide.in_features) ** 0.5  # torch's own
-            assert narrow.weight.std().item() * shrunk == pytest.approx(wide.weight.std().item(), rel=0.1)
+            shrunk = (
+                1 if name == "mobilenet_v2" else (narrow.in_features / wide.in_features) ** 0.5
+            )  # torch's own
+            assert narrow.weight.std().item() * shrunk == pytest.approx(
+                wide.weight.std().item(), rel=0.1
+            )
             assert bool(narrow.bias.any()) == bool(wide.bias.any())
     assert cost_share(cfg, thin_model(cfg, 0.5, 3, 10, 32)) <= 0.5
 
@@ -200,10 +221,14 @@ def cost_share(cfg: ModelConfig, thin: ModelConfig) -> float:
     return cost(thin) / cost(cfg)
 
 
-def test_published_weights_start_a_network_and_a_new_classifier_where_the_classes_differ(monkeypatch, capsys):
+def test_published_weights_start_a_network_and_a_new_classifier_where_the_classes_differ(
+    monkeypatch, capsys
+):
     cfg = replace(TORCHVISION, weights="IMAGENET1K_V1")
     theirs = models.build(TORCHVISION, 3, 1000).state_dict()
-    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda self, **options: dict(theirs))
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict", lambda self, **options: dict(theirs)
+    )
     whole, _ = models.start(cfg, 3, 1000)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state_dict().items())
     part, _ = models.start(cfg, 3, 2, new_classifier=True)
@@ -218,8 +243,16 @@ def test_published_weights_start_a_network_and_a_new_classifier_where_the_classe
 @pytest.mark.parametrize(
     ("cfg", "channels", "sentence"),
     [
-        (replace(TORCHVISION, weights="IMAGENET1K_V9"), 3, "not one of torchvision's for resnet18: IMAGENET1K_V1"),
-        (replace(RESNET20, weights="IMAGENET1K_V1"), 3, "not one of torchvision's for resnet20: none"),
+        (
+            replace(TORCHVISION, weights="IMAGENET1K_V9"),
+            3,
+            "not one of torchvision's for resnet18: IMAGENET1K_V1",
+        ),
+        (
+            replace(RESNET20, weights="IMAGENET1K_V1"),
+            3,
+            "not one of torchvision's for resnet20: none",
+        ),
         (TORCHVISION, 1, "takes colour images, these have 1 channel"),
     ],
 )
@@ -233,5 +266,7 @@ def test_a_download_that_fails_is_one_sentence(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", offline)
-    with pytest.raises(InputError, match="IMAGENET1K_V1 of resnet18 could not be downloaded: no route"):
+    with pytest.raises(
+        InputError, match="IMAGENET1K_V1 of resnet18 could not be downloaded: no route"
+    ):
         models.start(replace(TORCHVISION, weights="IMAGENET1K_V1"), 3, 1000)

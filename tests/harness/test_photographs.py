@@ -56,8 +56,16 @@ def cache(tmp_path, monkeypatch):
 
 def config(root, **changes):
     settings = {
-        "name": "imagenet", "root": str(root), "image_size": 32, "train_images": None, "validation_images": 0,
-        "flip": True, "mean": [0.5] * 3, "std": [0.5] * 3, "on_corrupt": OnCorrupt.error, **changes,
+        "name": "imagenet",
+        "root": str(root),
+        "image_size": 32,
+        "train_images": None,
+        "validation_images": 0,
+        "flip": True,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "on_corrupt": OnCorrupt.error,
+        **changes,
     }
     return PhotographsConfig(**settings)
 
@@ -67,9 +75,21 @@ def raw(images):
     return images
 
 
-def training(root, batch_size=12, rank=0, ranks=1, accumulate=1, workers=0, seed=3, normalisation=raw, **changes):
+def training(
+    root,
+    batch_size=12,
+    rank=0,
+    ranks=1,
+    accumulate=1,
+    workers=0,
+    seed=3,
+    normalisation=raw,
+    **changes,
+):
     dataset = photographs.load(config(root, **changes))
-    return dataset.training(Sharing(batch_size, rank, ranks, accumulate), normalisation, seed, CPU, workers)
+    return dataset.training(
+        Sharing(batch_size, rank, ranks, accumulate), normalisation, seed, CPU, workers
+    )
 
 
 def whole(batch):
@@ -105,25 +125,33 @@ def test_evaluation_pixels_equal_torchvisions_gray_cmyk_and_png_among_them(prist
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_training_pixels_equal_torchvisions_tensors_for_the_same_crop_and_nearly_its_pil_images(pristine, size):
+def test_training_pixels_equal_torchvisions_tensors_for_the_same_crop_and_nearly_its_pil_images(
+    pristine, size
+):
     draw = np.random.default_rng(size)
     for path in sorted((pristine / "train").rglob("*.JPEG")):
         uniforms = draw.random(photographs.DRAWS).tolist()
         left, top, width, height = photographs.crop_box(200, 150, uniforms)
         if min(width, height) >= 4 * size:
             continue  # decoded at a lower resolution: a test of its own
-        ours = torch.from_numpy(photographs.training_view(Image.open(path), size, uniforms, flip=True))
+        ours = torch.from_numpy(
+            photographs.training_view(Image.open(path), size, uniforms, flip=True)
+        )
         with Image.open(path) as image:
             image = image.convert("RGB")
             for whole_image, tolerance in ((v2.functional.pil_to_tensor(image), 0), (image, 1)):
-                theirs = v2.functional.resized_crop(whole_image, top, left, height, width, [size, size], antialias=True)
+                theirs = v2.functional.resized_crop(
+                    whole_image, top, left, height, width, [size, size], antialias=True
+                )
                 theirs = v2.functional.horizontal_flip(theirs) if uniforms[-1] < 0.5 else theirs
                 difference = ours.permute(2, 0, 1).int() - v2.functional.to_image(theirs).int()
                 assert difference.abs().max() <= tolerance
                 assert difference.abs().float().mean() < 0.05
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 90), (90, 1000), (3, 2), (1, 1)])
+@pytest.mark.parametrize(
+    "size", [(500, 375), (375, 500), (224, 224), (1000, 90), (90, 1000), (3, 2), (1, 1)]
+)
 def test_a_crop_is_the_box_that_torchvision_makes_of_the_same_numbers(size, monkeypatch):
     """torchvision's own code, whose torch draws the given numbers; the long shapes reach its last resort."""
     width, height = size
@@ -137,21 +165,32 @@ def test_a_crop_is_the_box_that_torchvision_makes_of_the_same_numbers(size, monk
         fake = SimpleNamespace(
             exp=torch.exp,
             empty=lambda _, tries=tries: SimpleNamespace(
-                uniform_=lambda low, high: torch.as_tensor(low + next(tries) * (high - low), dtype=torch.float64)
+                uniform_=lambda low, high: torch.as_tensor(
+                    low + next(tries) * (high - low), dtype=torch.float64
+                )
             ),
-            randint=lambda low, high, size, corner=corner: torch.tensor(int(low + next(corner) * (high - low))),
+            randint=lambda low, high, size, corner=corner: torch.tensor(
+                int(low + next(corner) * (high - low))
+            ),
         )
         with monkeypatch.context() as patch:
             patch.setattr("torchvision.transforms.v2._geometry.torch", fake)
             box = recipe.make_params([image])
-        assert photographs.crop_box(width, height, uniforms) == (box["left"], box["top"], box["width"], box["height"])
+        assert photographs.crop_box(width, height, uniforms) == (
+            box["left"],
+            box["top"],
+            box["width"],
+            box["height"],
+        )
 
 
 def test_crops_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     recipe, image = v2.RandomResizedCrop(224), torch.zeros(3, 375, 500, dtype=torch.uint8)
     theirs = [recipe.make_params([image]) for _ in range(3000)]
-    theirs = np.array([(box["left"], box["top"], box["width"], box["height"]) for box in theirs], dtype=float)
+    theirs = np.array(
+        [(box["left"], box["top"], box["width"], box["height"]) for box in theirs], dtype=float
+    )
     uniforms = np.random.default_rng(0).random((3000, photographs.DRAWS)).tolist()
     ours = np.array([photographs.crop_box(500, 375, row) for row in uniforms], dtype=float)
     for quantity in (
@@ -164,7 +203,9 @@ def test_crops_are_distributed_as_torchvisions():
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_decoding_a_large_crop_at_a_lower_resolution_matters_less_than_the_choice_of_a_filter(name, monkeypatch):
+def test_decoding_a_large_crop_at_a_lower_resolution_matters_less_than_the_choice_of_a_filter(
+    name, monkeypatch
+):
     file = io.BytesIO()
     Image.fromarray(load_sample_image(name)).save(file, "JPEG", quality=90)
     draw = np.random.default_rng(0)
@@ -192,16 +233,28 @@ def test_decoding_a_large_crop_at_a_lower_resolution_matters_less_than_the_choic
     assert max(reduced) < 6
 
 
-def test_an_epoch_shows_every_image_once_with_its_label_mirrored_only_where_asked(pristine, monkeypatch):
+def test_an_epoch_shows_every_image_once_with_its_label_mirrored_only_where_asked(
+    pristine, monkeypatch
+):
     monkeypatch.setattr(photographs, "crop_box", lambda width, height, _: (0, 0, width, height))
     recipe = v2.Compose([v2.PILToTensor(), v2.Resize((64, 64), antialias=True)])
-    expected = {image.numpy().tobytes(): label for image, label in ImageFolder(str(pristine / "train"), recipe)}
-    flipped = [v2.functional.horizontal_flip(image) for image, _ in ImageFolder(str(pristine / "train"), recipe)]
+    expected = {
+        image.numpy().tobytes(): label
+        for image, label in ImageFolder(str(pristine / "train"), recipe)
+    }
+    flipped = [
+        v2.functional.horizontal_flip(image)
+        for image, _ in ImageFolder(str(pristine / "train"), recipe)
+    ]
     mirrored = {image.numpy().tobytes() for image in flipped}
 
     def shown(flip):
         batches = list(training(pristine, image_size=64, flip=flip).epoch("train", 0))
-        assert [len(batch.parts[0][1]) for batch in batches] == [batch.images for batch in batches] == [12, 12, 8]
+        assert (
+            [len(batch.parts[0][1]) for batch in batches]
+            == [batch.images for batch in batches]
+            == [12, 12, 8]
+        )
         images, labels = (torch.cat(tensors) for tensors in zip(*map(whole, batches), strict=True))
         keys = [image.contiguous().numpy().tobytes() for image in images]
         return dict(zip(keys, labels.tolist(), strict=True))
@@ -212,12 +265,16 @@ def test_an_epoch_shows_every_image_once_with_its_label_mirrored_only_where_aske
 
 def test_batches_are_normalised_float32_in_channels_last_memory(pristine):
     pixels = next(training(pristine).epoch("train", 0)).parts[0][0]
-    images, labels = next(training(pristine, normalisation=NORMALISATION).epoch("train", 0)).parts[0]
+    images, labels = next(training(pristine, normalisation=NORMALISATION).epoch("train", 0)).parts[
+        0
+    ]
     assert images.dtype == torch.float32
     assert labels.dtype == torch.int64
     assert images.shape == (12, *photographs.load(config(pristine)).image_shape)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    theirs = v2.functional.normalize(pixels.float() / 255, list(NORMALISATION.mean), list(NORMALISATION.std))
+    theirs = v2.functional.normalize(
+        pixels.float() / 255, list(NORMALISATION.mean), list(NORMALISATION.std)
+    )
     assert torch.equal(images, theirs)
 
 
@@ -227,7 +284,10 @@ def test_batches_are_normalised_float32_in_channels_last_memory(pristine):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_ranks_share_the_batches_of_one(pristine, accumulate):
     alone = list(training(pristine).epoch("train", 1))
-    ranks = [list(training(pristine, rank=rank, ranks=2, accumulate=accumulate).epoch("train", 1)) for rank in (0, 1)]
+    ranks = [
+        list(training(pristine, rank=rank, ranks=2, accumulate=accumulate).epoch("train", 1))
+        for rank in (0, 1)
+    ]
     for one, first, second in zip(alone, *ranks, strict=True):
         assert len(first.parts) == len(second.parts) == accumulate
         assert one.images == first.images == second.images
@@ -243,7 +303,9 @@ def test_epochs_entered_anywhere_left_anywhere_and_read_by_workers_are_the_same(
     for images in (workers, here):
         for key, epoch in epochs.items():
             assert_same(images.epoch(*key), epoch)
-            assert_same(itertools.islice(images.epoch("train", 5), 1), list(here.epoch("train", 5))[:1])
+            assert_same(
+                itertools.islice(images.epoch("train", 5), 1), list(here.epoch("train", 5))[:1]
+            )
             for first in (1, 2, 3):
                 assert_same(images.epoch(*key, first), epoch[first:])
 
@@ -270,7 +332,9 @@ def test_ranks_evaluate_every_image_once(pristine, monkeypatch, workers):
     for split, count in (("test", 14), ("validation", 6)):
         assert dataset.count(split) == count
         alone = list(dataset.evaluation(split, 0, 1, raw, CPU, 0))
-        assert [len(labels) for _, labels in alone] == [3] * (count // 3) + [count % 3] * (count % 3 > 0)
+        assert [len(labels) for _, labels in alone] == [3] * (count // 3) + [count % 3] * (
+            count % 3 > 0
+        )
         images, labels = (torch.cat(tensors) for tensors in zip(*alone, strict=True))
         for ranks in (2, 3):
             for rank in range(ranks):
@@ -278,7 +342,9 @@ def test_ranks_evaluate_every_image_once(pristine, monkeypatch, workers):
                 theirs = [torch.cat(tensors) for tensors in zip(*mine, strict=True)]
                 assert torch.equal(theirs[0], images[rank::ranks])
                 assert torch.equal(theirs[1], labels[rank::ranks])
-    assert list(photographs.load(config(pristine)).evaluation("validation", 0, 1, raw, CPU, 0)) == []
+    assert (
+        list(photographs.load(config(pristine)).evaluation("validation", 0, 1, raw, CPU, 0)) == []
+    )
 
 
 def test_splits_are_fixed_disjoint_and_stratified(pristine):
@@ -287,8 +353,12 @@ def test_splits_are_fixed_disjoint_and_stratified(pristine):
     assert full.validation.names.tolist() == part.validation.names.tolist()
     assert full.validation.labels.tolist().count(0) == part.train.labels.tolist().count(0) + 1 == 3
     assert part.train.names.tolist() == full.train.names.tolist()[:4]
-    everything = {os.fsencode(path.relative_to(pristine)) for path in (pristine / "train").rglob("*.JPEG")}
-    assert sorted([*full.train.names.tolist(), *full.validation.names.tolist()]) == sorted(everything)
+    everything = {
+        os.fsencode(path.relative_to(pristine)) for path in (pristine / "train").rglob("*.JPEG")
+    }
+    assert sorted([*full.train.names.tolist(), *full.validation.names.tolist()]) == sorted(
+        everything
+    )
 
 
 # Damaged images.
@@ -303,10 +373,15 @@ def overwrite(path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("damage", "reason"), [(truncate, "truncated"), (overwrite, "not an image")])
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(truncate, "truncated"), (overwrite, "not an image")]
+)
 def test_a_damaged_image_is_named(root, damage, reason, workers):
     damage(root / VICTIM)
-    with pytest.raises(InputError, match=rf"{VICTIM} is damaged \(.*{reason}.*\): replace it, or .*on_corrupt=skip$"):
+    with pytest.raises(
+        InputError,
+        match=rf"{VICTIM} is damaged \(.*{reason}.*\): replace it, or .*on_corrupt=skip$",
+    ):
         list(training(root, workers=workers).epoch("train", 0))
 
 
@@ -319,7 +394,11 @@ def test_a_damaged_image_is_left_out_where_that_is_asked_for(root, pristine, wor
         assert batch.images == theirs.images
         for (ours, labels), (expected, _) in zip(batch.parts, theirs.parts, strict=True):
             assert len(ours) == len(labels)
-            rows = [row for row, image in enumerate(expected) if any(torch.equal(image, one) for one in ours)]
+            rows = [
+                row
+                for row, image in enumerate(expected)
+                if any(torch.equal(image, one) for one in ours)
+            ]
             assert len(rows) == len(ours) >= len(expected) - 1
     assert images.photographs.skipped == {VICTIM}
 
@@ -341,7 +420,9 @@ def test_a_part_of_fewer_than_two_readable_images_is_refused(root):
     names = sorted(path.relative_to(root) for path in (root / "train").rglob("*.JPEG"))
     for name in names[1:]:
         overwrite(root / name)
-    with pytest.raises(InputError, match=r"^[01] of [46] images of a batch can be read, train/.* cannot: replace"):
+    with pytest.raises(
+        InputError, match=r"^[01] of [46] images of a batch can be read, train/.* cannot: replace"
+    ):
         list(training(root, accumulate=2, on_corrupt=OnCorrupt.skip).epoch("train", 0))
 
 
@@ -369,7 +450,9 @@ with plain_exits():
     for batch in images.epoch("train", 0):
         pass
 """
-    done = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -393,7 +476,9 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(root, cache, mo
     assert [path.name for path in cache.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("damage", [truncate, overwrite, lambda path: path.write_text('{"index": {}}')])
+@pytest.mark.parametrize(
+    "damage", [truncate, overwrite, lambda path: path.write_text('{"index": {}}')]
+)
 def test_a_damaged_cache_is_no_error(root, cache, damage):
     dataset = photographs.load(config(root))
     (file,) = cache.iterdir()
@@ -431,14 +516,19 @@ def flatten(root, table=None):
     for wnid in (PALACE, DAISY):
         (root / "val" / wnid).rmdir()
     if table:
-        lines = ["ImageId,PredictionString", *(f"{name},{wnid} 1 2 3 4" for name, wnid in table(rows))]
+        lines = [
+            "ImageId,PredictionString",
+            *(f"{name},{wnid} 1 2 3 4" for name, wnid in table(rows)),
+        ]
         (root / photographs.FLAT_LABELS).write_text("\n".join(lines) + "\n")
 
 
 def test_a_flat_validation_folder_works_with_its_table(root):
     sorted_folders = photographs.load(config(root)).test.labels.tolist()
     flatten(root, table=reversed)
-    assert photographs.load(config(root)).test.labels.tolist() == sorted_folders == [0] * 7 + [1] * 7
+    assert (
+        photographs.load(config(root)).test.labels.tolist() == sorted_folders == [0] * 7 + [1] * 7
+    )
 
 
 def unlink_all(folder):
@@ -454,22 +544,74 @@ def remove_class(root):
 @pytest.mark.parametrize(
     ("change", "changes", "sentence"),
     [
-        (shutil.rmtree, {}, r"copy is no folder: data.root=.*copy must hold train/ and val/ with a folder per class"),
-        (lambda root: shutil.rmtree(root / "train"), {}, "copy/train is no folder: .* must hold train/ and val/"),
-        (lambda root: shutil.rmtree(root / "val"), {}, "copy/val is no folder: .* must hold train/ and val/"),
-        (lambda root: unlink_all(root / "train" / DAISY), {}, f"train/{DAISY} holds no images .* fill it, or remove"),
+        (
+            shutil.rmtree,
+            {},
+            r"copy is no folder: data.root=.*copy must hold train/ and val/ with a folder per class",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "train"),
+            {},
+            "copy/train is no folder: .* must hold train/ and val/",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "val"),
+            {},
+            "copy/val is no folder: .* must hold train/ and val/",
+        ),
+        (
+            lambda root: unlink_all(root / "train" / DAISY),
+            {},
+            f"train/{DAISY} holds no images .* fill it, or remove",
+        ),
         (lambda root: unlink_all(root / "val" / PALACE), {}, f"val/{PALACE} holds no images"),
-        (lambda root: [shutil.rmtree(path) for path in (root / "train").iterdir()], {}, "train holds no images in f"),
-        (lambda root: [shutil.rmtree(path) for path in (root / "val").iterdir()], {}, "val holds no images in folders"),
+        (
+            lambda root: [shutil.rmtree(path) for path in (root / "train").iterdir()],
+            {},
+            "train holds no images in f",
+        ),
+        (
+            lambda root: [shutil.rmtree(path) for path in (root / "val").iterdir()],
+            {},
+            "val holds no images in folders",
+        ),
         (remove_class, {}, f"train holds a single class, {PALACE}"),
-        (lambda root: shutil.rmtree(root / "val" / DAISY), {}, f"train holds the class {DAISY} and .*val does not"),
+        (
+            lambda root: shutil.rmtree(root / "val" / DAISY),
+            {},
+            f"train holds the class {DAISY} and .*val does not",
+        ),
         (lambda root: shutil.rmtree(root / "train" / DAISY), {}, "train holds a single class"),
-        (lambda root: (root / "train" / DAISY).rename(root / "train" / "n00000001"), {}, "holds the class n00000001"),
-        (lambda root: (root / "train" / DAISY).rename(root / "train" / "daisy"), {}, "train/daisy is named after no W"),
-        (flatten, {}, "holds its images directly: move them into a folder per class.*or put LOC_val_solution.csv"),
-        (lambda root: flatten(root, lambda rows: rows[:-1]), {}, "LOC_val.* class of .*val_00000014.JPEG: it must cov"),
-        (lambda root: flatten(root, lambda rows: [(rows[0][0], "")]), {}, "LOC_val_solution.csv does not|is damaged"),
-        (lambda root: flatten(root, lambda rows: [(n, DAISY) for n, _ in rows]), {}, f"train holds the class {PALACE}"),
+        (
+            lambda root: (root / "train" / DAISY).rename(root / "train" / "n00000001"),
+            {},
+            "holds the class n00000001",
+        ),
+        (
+            lambda root: (root / "train" / DAISY).rename(root / "train" / "daisy"),
+            {},
+            "train/daisy is named after no W",
+        ),
+        (
+            flatten,
+            {},
+            "holds its images directly: move them into a folder per class.*or put LOC_val_solution.csv",
+        ),
+        (
+            lambda root: flatten(root, lambda rows: rows[:-1]),
+            {},
+            "LOC_val.* class of .*val_00000014.JPEG: it must cov",
+        ),
+        (
+            lambda root: flatten(root, lambda rows: [(rows[0][0], "")]),
+            {},
+            "LOC_val_solution.csv does not|is damaged",
+        ),
+        (
+            lambda root: flatten(root, lambda rows: [(n, DAISY) for n, _ in rows]),
+            {},
+            f"train holds the class {PALACE}",
+        ),
         (None, {"validation_images": 32}, "do not fit into the 32 training images"),
         (None, {"validation_images": 6, "train_images": 27}, "do not fit into the 32"),
         (None, {"image_size": 0}, "data.image_size=0 must be at least 1"),
@@ -509,7 +651,10 @@ def test_imagenette_is_taken_from_torchvisions_folder_or_downloaded(imagenette, 
     data.mkdir()
     for error in (URLError("no network"), RuntimeError("File not found or corrupted.")):
         imagenette.error = error
-        with pytest.raises(InputError, match=r"Imagenette could not be downloaded to .*data: .*(no network|corrupted)"):
+        with pytest.raises(
+            InputError,
+            match=r"Imagenette could not be downloaded to .*data: .*(no network|corrupted)",
+        ):
             photographs.load(config(data / "imagenette", name="imagenette"))
         assert list(data.iterdir()) == []
     imagenette.error = None
@@ -526,7 +671,12 @@ def test_configurations(name, monkeypatch):
     cfg = compose("train", ["experiment=digits_resnet20", "method=dense", f"data={name}"]).data
     assert isinstance(cfg, PhotographsConfig)
     assert (cfg.name, cfg.root, cfg.image_size) == (name, f"somewhere/{name}", 224)
-    assert (cfg.on_corrupt, cfg.flip, cfg.mean[0], cfg.std[0]) == (OnCorrupt.error, True, 0.485, 0.229)
+    assert (cfg.on_corrupt, cfg.flip, cfg.mean[0], cfg.std[0]) == (
+        OnCorrupt.error,
+        True,
+        0.485,
+        0.229,
+    )
 
 
 @pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="no imagenette in PSAP_DATA")
@@ -536,7 +686,8 @@ def test_imagenettes_own_photographs():
     assert dataset.classes == 10
     assert sorted(dataset.train.labels.tolist()) == sorted(list(range(10)) * 6)
     batches = [
-        list(dataset.training(Sharing(32), NORMALISATION, 0, CPU, workers).epoch("train", 0)) for workers in (0, 2)
+        list(dataset.training(Sharing(32), NORMALISATION, 0, CPU, workers).epoch("train", 0))
+        for workers in (0, 2)
     ]
     assert_same(*batches)
     means = torch.cat([whole(batch)[0] for batch in batches[0]]).mean((0, 2, 3))
@@ -549,14 +700,23 @@ def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_e
     root = sample_folder(tmp_path / "photographs", train=12, val=4, size=(60, 48))
 
     def overrides(runs: str) -> list[str]:
-        small = ["data.image_size=32", "epochs=3", "optim.batch_size=8", "runtime.workers=1", "runtime.threads=1"]
+        small = [
+            "data.image_size=32",
+            "epochs=3",
+            "optim.batch_size=8",
+            "runtime.workers=1",
+            "runtime.threads=1",
+        ]
         places = [f"data.root={root}", f"runs_dir={tmp_path / runs}", "tracking.mode=disabled"]
         return ["experiment=imagenet_resnet18", *small, *places]
 
     command = [sys.executable, "-m", "experiments.train", *overrides("stopped")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert any("epoch 1/3" in line for line in process.stderr)
-    readers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    readers = [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     assert readers
     for pid in [*readers, process.pid] * 2:
         os.kill(pid, signal.SIGTERM)

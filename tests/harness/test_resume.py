@@ -36,7 +36,9 @@ KILLS = [
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return {method: state_of(train.run(small(folder, method))) for method in ("dense", "sfp", "psap")}
+    return {
+        method: state_of(train.run(small(folder, method))) for method in ("dense", "sfp", "psap")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,9 @@ def killed(tmp_path_factory):
     """Folder of runs for each of KILLS, in which a run was killed."""
     folders = {kill: tmp_path_factory.mktemp("killed") for kill in KILLS}
     runs = [[point, small(folder, method)] for (method, point), folder in folders.items()]
-    subprocess.run([sys.executable, "-m", "tests.harness.killed_runs", json.dumps(runs)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.harness.killed_runs", json.dumps(runs)], check=True
+    )
     return folders
 
 
@@ -130,7 +134,9 @@ def test_a_second_process_is_refused(tmp_path, monkeypatch):
     first.begin(cfg, {})
     with pytest.raises(InputError, match="another process"):
         second.begin(cfg, {})
-    monkeypatch.setattr(training, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked"))
+    monkeypatch.setattr(
+        training, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked")
+    )
     with pytest.raises(InputError, match="another process"):
         train.run(small(tmp_path, "dense"))
 
@@ -140,13 +146,18 @@ def test_the_manifest_names_every_device_of_a_run(tmp_path):
     for device in ("a GPU", "x86_64 CPU, 2 cores", "a GPU"):
         record.begin(cfg, {"device": device})
         record.close()
-    assert json.loads((record.folder / "manifest.json").read_text())["device"] == "a GPU; x86_64 CPU, 2 cores"
+    assert (
+        json.loads((record.folder / "manifest.json").read_text())["device"]
+        == "a GPU; x86_64 CPU, 2 cores"
+    )
 
 
 def started(runs_dir, method):
     """A process that trains, whose first epoch is done."""
     command = [sys.executable, "-m", "experiments.train", *small(runs_dir, method)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     first_epoch = process.stderr.readline()  # the first line comes when the first epoch is done
     assert "epoch 1/4" in first_epoch
     return process

@@ -53,7 +53,9 @@ class Recorded(TorchDispatchMode):
         self.replays += 1
         with torch.no_grad():
             for operation, args, kwargs, before in self.operations:
-                for old, new in zip(tree_leaves(before), tree_leaves(operation(*args, **kwargs)), strict=True):
+                for old, new in zip(
+                    tree_leaves(before), tree_leaves(operation(*args, **kwargs)), strict=True
+                ):
                     if isinstance(old, torch.Tensor):
                         old.copy_(new)
 
@@ -62,9 +64,16 @@ def method_of(name, model, optimizer, images):
     example = torch.zeros(1, 1, 8, 8, device=images.labels.device)
     if name == "psap":
         pruner = PSAP(
-            model, optimizer, example, target_macs_cut=0.6, total_epochs=EPOCHS, start=1, ramp_end=2, freeze=3,
+            model,
+            optimizer,
+            example,
+            target_macs_cut=0.6,
+            total_epochs=EPOCHS,
+            start=1,
+            ramp_end=2,
+            freeze=3,
             pulse_batches=2,
-        )  # fmt: skip
+        )
 
         def losses(epochs_done):
             batches = images.epoch("pulse", epochs_done)
@@ -80,9 +89,15 @@ def trained(make_steps, name="psap", device=CPU, autocast=None):
     """Losses of all epochs and all state after training with pruning steps and another learning rate between."""
     torch.manual_seed(0)
     model = models.build(RESNET20, 1, 10).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), RATES[0], momentum=0.9, nesterov=True, weight_decay=5e-4)
-    train = data.load_resident(data.DataConfig("digits", "unused", 8, IMAGES, 0, True, [0.5], [0.5])).train.to(device)
-    images = data.TrainingImages(train, data.Normalisation((0.5,), (0.5,)), Sharing(BATCH), True, seed=1)
+    optimizer = torch.optim.SGD(
+        model.parameters(), RATES[0], momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    train = data.load_resident(
+        data.DataConfig("digits", "unused", 8, IMAGES, 0, True, [0.5], [0.5])
+    ).train.to(device)
+    images = data.TrainingImages(
+        train, data.Normalisation((0.5,), (0.5,)), Sharing(BATCH), True, seed=1
+    )
     method = method_of(name, model, optimizer, images)
     steps = make_steps(model, optimizer, images, World(), device, autocast, method.after_step)
     losses = []
@@ -95,7 +110,12 @@ def trained(make_steps, name="psap", device=CPU, autocast=None):
         losses.append(steps.loss_sum.item())
         method.end_epoch(epoch + 1)
     assert any(method.plan.pruned.values())
-    return losses, bits(model.state_dict()), bits(optimizer.state_dict()["state"]), method.plan.to_json()
+    return (
+        losses,
+        bits(model.state_dict()),
+        bits(optimizer.state_dict()["state"]),
+        method.plan.to_json(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,16 +135,22 @@ def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cuda_graph_trains_as_eager_steps(monkeypatch):
-    monkeypatch.setattr("experiments.harness.steps.WARM_UP_CALLS", 2)  # there are few batches, and momentum needs two
+    monkeypatch.setattr(
+        "experiments.harness.steps.WARM_UP_CALLS", 2
+    )  # there are few batches, and momentum needs two
     cuda = torch.device("cuda")
     captured, eager = (trained(make, device=cuda)[0] for make in (CapturedSteps, Steps))
-    assert captured == pytest.approx(eager, rel=0.05)  # kernels round anew at every call, and training amplifies it
+    assert captured == pytest.approx(
+        eager, rel=0.05
+    )  # kernels round anew at every call, and training amplifies it
 
 
 def test_compiled_steps_train_as_eager_ones():
     def losses(compiled):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        )
         images = images_of(Sharing(64))
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
         net = torch.compile(model, dynamic=False) if compiled else model
@@ -151,14 +177,18 @@ def test_a_compiled_run_prunes_as_an_eager_one(tmp_path, monkeypatch):
         train.main()
         (folder,) = tmp_path.glob(f"{fast}/*/*/seed0")
         assert json.loads((folder / "manifest.json").read_text())["fast"] == fast
-        rows[fast] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows[fast] = [
+            json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
     for eager, compiled in zip(*rows.values(), strict=True):
         assert compiled["train/loss"] == pytest.approx(eager["train/loss"], rel=1e-3)
         assert compiled.get("psap/macs_cut") == eager.get("psap/macs_cut")
 
 
 def images_of(sharing):
-    train = data.load_resident(data.DataConfig("digits", "unused", 8, 320, 0, True, [0.5], [0.5])).train
+    train = data.load_resident(
+        data.DataConfig("digits", "unused", 8, 320, 0, True, [0.5], [0.5])
+    ).train
     return data.TrainingImages(train, data.Normalisation((0.5,), (0.5,)), sharing, True, seed=1)
 
 
@@ -181,7 +211,9 @@ def test_the_chosen_steps_are_made():
 
 
 def test_what_is_not_possible_here_is_refused(monkeypatch):
-    with pytest.raises(InputError, match="captured needs a CUDA device, digits or CIFAR-10 on it, one process"):
+    with pytest.raises(
+        InputError, match="captured needs a CUDA device, digits or CIFAR-10 on it, one process"
+    ):
         choose_fast(Fast.captured, CPU, images_of(Sharing(64)), World())
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler, there is no no-such-compiler"):

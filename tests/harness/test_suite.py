@@ -34,20 +34,39 @@ def said(main, arguments, monkeypatch, capsys) -> str:
 
 def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
     runs = suite.read_suite(str(file)).runs
-    assert [(run.cell.name, run.seed) for run in runs] == [("dense", 0), ("dense", 3), ("thin", 0), ("thin", 3)]
+    assert [(run.cell.name, run.seed) for run in runs] == [
+        ("dense", 0),
+        ("dense", 3),
+        ("thin", 0),
+        ("thin", 3),
+    ]
     shown = said(suite.main, ["show", file, 3, "epochs=2"], monkeypatch, capsys)
     wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3"]
     assert shown.splitlines() == [*wanted, "suite=two", "cell='thin'", "epochs=2"]
 
 
 def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, capsys):
-    extra = [*(override for override in SMALL if "experiment" not in override), "epochs=1", f"runs_dir={tmp_path}"]
+    extra = [
+        *(override for override in SMALL if "experiment" not in override),
+        "epochs=1",
+        f"runs_dir={tmp_path}",
+    ]
     listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys)
     assert listed.endswith("two: 4 not launched\n")
     summary = json.loads(said(suite.main, ["run", file, 3, *extra], monkeypatch, capsys))
-    assert [summary[key] for key in ("method", "seed", "suite", "cell")] == ["thin", 3, "two", "thin"]
+    assert [summary[key] for key in ("method", "seed", "suite", "cell")] == [
+        "thin",
+        3,
+        "two",
+        "thin",
+    ]
     listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
-    assert [line.split()[-1] for line in listed[:-1]] == ["launched", "launched", "launched", "done"]
+    assert [line.split()[-1] for line in listed[:-1]] == [
+        "launched",
+        "launched",
+        "launched",
+        "done",
+    ]
     assert listed[-1] == "two: 1 done, 3 not launched"
     run = suite.read_suite(str(file), extra).run(3)
     assert said(status.main, run.overrides, monkeypatch, capsys) == "done\n"
@@ -84,28 +103,41 @@ def test_where_a_run_stands(tmp_path):
 def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, monkeypatch):
     """A job that only asks whether it was interrupted would be requeued for ever."""
     record = Record(compose("train", [*SMALL, f"runs_dir={tmp_path}"]))
-    record.begin(compose("train", [*SMALL, f"runs_dir={tmp_path}"]), {"device": "CPU", "data_sha256": "of other data"})
+    record.begin(
+        compose("train", [*SMALL, f"runs_dir={tmp_path}"]),
+        {"device": "CPU", "data_sha256": "of other data"},
+    )
     record.interrupt()
     record.close()
-    assert "began with the data of" in refusal(train.main, [*SMALL, f"runs_dir={tmp_path}"], monkeypatch)
+    assert "began with the data of" in refusal(
+        train.main, [*SMALL, f"runs_dir={tmp_path}"], monkeypatch
+    )
     assert record.state is State.failed
 
 
 def test_one_run_that_cannot_be_looked_for_hides_no_other(tmp_path, monkeypatch, capsys):
     weights = tmp_path / "weights.safetensors"
-    (tmp_path / "two.yaml").write_text(FILE.replace("method=dense", f"method=dense, model.weights={weights}"))
+    (tmp_path / "two.yaml").write_text(
+        FILE.replace("method=dense", f"method=dense, model.weights={weights}")
+    )
     extra = [tmp_path / "two.yaml", f"runs_dir={tmp_path / 'runs'}"]
     planned = said(suite.main, ["plan", *extra], monkeypatch, capsys).splitlines()
     assert planned[0].endswith(f"model.weights={weights} cannot be read: No such file or directory")
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
     assert "refused: model.weights=" in listed[0]
     assert listed[-1] == "two: 2 refused, 2 not launched"
-    assert [run.cell.name for run in launch.pending(suite.read_suite(str(extra[0]), extra[1:]))] == ["thin", "thin"]
+    assert [
+        run.cell.name for run in launch.pending(suite.read_suite(str(extra[0]), extra[1:]))
+    ] == ["thin", "thin"]
 
 
 def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypatch, capsys):
     file.write_text(FILE.replace("target_macs_cut=0.6", "target_macs_cut=0.9999"))
-    extra = [str(file), *(word for word in SMALL if "experiment" not in word), f"runs_dir={tmp_path / 'runs'}"]
+    extra = [
+        str(file),
+        *(word for word in SMALL if "experiment" not in word),
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
     refused = refusal(suite.main, ["run", extra[0], "3", *extra[1:]], monkeypatch)
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
     assert listed[3].endswith(f"refused: {refused}")
@@ -116,7 +148,9 @@ def test_a_run_lives_in_one_suite_only():
     homes: dict[tuple[str, int], list[str]] = {}
     for path in sorted(suite.SUITES.glob("*.yaml")):
         for run in suite.read_suite(path.stem).runs:
-            homes.setdefault((str(suite.content(run.cell)), run.seed), []).append(f"{path.stem}: {run.cell.name}")
+            homes.setdefault((str(suite.content(run.cell)), run.seed), []).append(
+                f"{path.stem}: {run.cell.name}"
+            )
     assert [found for found in homes.values() if len(found) > 1] == []
 
 
@@ -142,9 +176,13 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
 
     assert listed("--cells", "th*", "--seeds", "3") == [["3", "thin", "seed", "3"]]
     assert listed("--seeds", "3,3") == [["1", "dense", "seed", "3"], ["3", "thin", "seed", "3"]]
-    status = said(suite.main, ["status", file, "--cells", "*n*e", f"runs_dir={tmp_path}"], monkeypatch, capsys)
+    status = said(
+        suite.main, ["status", file, "--cells", "*n*e", f"runs_dir={tmp_path}"], monkeypatch, capsys
+    )
     assert status.endswith("two: 2 not launched\n")
-    printed = said(suite.main, ["launch", file, "--launcher", "print", "--cells", "dense"], monkeypatch, capsys)
+    printed = said(
+        suite.main, ["launch", file, "--launcher", "print", "--cells", "dense"], monkeypatch, capsys
+    )
     assert [line.split("method=")[1].split()[0] for line in printed.splitlines()] == ["dense"] * 2
     for option, sentence in (
         ("--cells=dens", "--cells='dens' fits no cell of two"),
@@ -160,13 +198,22 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         ("[]", "is no suite"),
         (FILE.split("cells")[0] + "cells: []", "each at least one"),
         (FILE.replace("title: Two methods", ""), "it has no 'title'"),
-        (FILE.replace("[method=dense]", "[method=thin_plan], plan_of: psap"), "from 'psap', which is no cell"),
+        (
+            FILE.replace("[method=dense]", "[method=thin_plan], plan_of: psap"),
+            "from 'psap', which is no cell",
+        ),
         (FILE.replace("[0, 3]", "[]"), "each at least one"),
         (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
         (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
         (FILE.replace("name: thin", "name: dense"), "twice"),
-        (FILE.replace("[method=dense]", "[method=thin_plan], plan_of: dense"), "which is no cell or takes one itself"),
-        (FILE.replace("method=dense", "method=thin, target_macs_cut=0.6"), "cells 'dense' and 'thin' train the same"),
+        (
+            FILE.replace("[method=dense]", "[method=thin_plan], plan_of: dense"),
+            "which is no cell or takes one itself",
+        ),
+        (
+            FILE.replace("method=dense", "method=thin, target_macs_cut=0.6"),
+            "cells 'dense' and 'thin' train the same",
+        ),
         (FILE.replace("name: thin", 'name: "it\'s"'), "must be words of letters"),
         (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
@@ -190,4 +237,6 @@ def test_a_file_that_is_no_suite(content, sentence, tmp_path):
 def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
     said = refusal(suite.main, ["show", str(file), "4"], monkeypatch)
     assert "run 4 does not exist: the suite has runs 0 to 3" in said
-    assert "must be one of ablation_table, cifar10_table" in refusal(suite.main, ["status", "nothing"], monkeypatch)
+    assert "must be one of ablation_table, cifar10_table" in refusal(
+        suite.main, ["status", "nothing"], monkeypatch
+    )

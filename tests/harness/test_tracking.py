@@ -15,21 +15,44 @@ from tests.harness.helpers import refusal, small
 
 needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 KEYS = {
-    "epoch", "train/loss", "train/lr", "train/images_per_second", "eval/top1",
-    *(f"psap/{key}" for key in ("macs_cut", "macs_cut_target", "mask_churn", "proposed", "suspended", "restored")),
+    "epoch",
+    "train/loss",
+    "train/lr",
+    "train/images_per_second",
+    "eval/top1",
+    *(
+        f"psap/{key}"
+        for key in (
+            "macs_cut",
+            "macs_cut_target",
+            "mask_churn",
+            "proposed",
+            "suspended",
+            "restored",
+        )
+    ),
     "psap/step_seconds",
     *(
         f"layer/{key}/layer2.0.conv1"
-        for key in ("weight_sparsity_ratio", "prune_ratio", "kept", "grad_norm_live", "grad_norm_suspended", "utility")
+        for key in (
+            "weight_sparsity_ratio",
+            "prune_ratio",
+            "kept",
+            "grad_norm_live",
+            "grad_norm_suspended",
+            "utility",
+        )
     ),
-}  # fmt: skip
+}
 
 
 def records(folder: Path) -> list[dict]:
     """The transaction log of the one offline run in a run folder."""
     (run,) = folder.glob("wandb/offline-run-*")
     wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([wandb, "leet", "inspect", run, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [wandb, "leet", "inspect", run, "--json"], capture_output=True, text=True, check=True
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -40,7 +63,9 @@ def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
     log = records(folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     history = [record["history"]["item"] for record in log if record["type"] == "history"]
-    mirrored = [{key: value for key, value in items.items() if not key.startswith("_")} for items in history]
+    mirrored = [
+        {key: value for key, value in items.items() if not key.startswith("_")} for items in history
+    ]
     assert mirrored == rows
     if method == "psap":
         assert set().union(*rows) >= KEYS
@@ -72,7 +97,9 @@ def test_a_mirror_that_was_interrupted_is_written_anew(tmp_path, monkeypatch):
     assert (folder / "done").exists()
 
 
-def test_without_wandb_an_offline_run_works_and_an_online_run_is_refused(tmp_path, monkeypatch, capsys):
+def test_without_wandb_an_offline_run_works_and_an_online_run_is_refused(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, "wandb", None)
     train.run(small(tmp_path, "dense", "epochs=1", "tracking.mode=offline"))
     assert "wandb is not installed" in capsys.readouterr().err
@@ -88,8 +115,13 @@ def test_what_wandbs_server_refuses_is_one_sentence(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", init)
-    said = refusal(train.main, small(tmp_path, "dense", "epochs=1", "tracking.mode=online"), monkeypatch)
-    assert said == "tracking.mode=online: wandb says: No API key configured. Use `wandb login` to log in"
+    said = refusal(
+        train.main, small(tmp_path, "dense", "epochs=1", "tracking.mode=online"), monkeypatch
+    )
+    assert (
+        said
+        == "tracking.mode=online: wandb says: No API key configured. Use `wandb login` to log in"
+    )
 
 
 def test_online_runs_are_logged_live_under_an_id_that_resumes(tmp_path, monkeypatch):

@@ -15,7 +15,13 @@ from experiments.harness.entry import compose
 from experiments.schema import Fan, ResNetConfig, Shortcut
 from psap_core import Snapshot, filter_tensors, find_layers, suspend_
 
-DIGITS = ["experiment=digits_small", "method=psap", "model.width=0.25", "data.train_images=80", "optim.batch_size=16"]
+DIGITS = [
+    "experiment=digits_small",
+    "method=psap",
+    "model.width=0.25",
+    "data.train_images=80",
+    "optim.batch_size=16",
+]
 
 
 @pytest.fixture
@@ -31,35 +37,54 @@ def network():
         optimizer.step()
     optimizer.zero_grad()
     layers = find_layers(model, batches[0][0][:1])
-    return model, {layer.name: filter_tensors(model, layer, optimizer) for layer in layers}, batches, layers
+    return (
+        model,
+        {layer.name: filter_tensors(model, layer, optimizer) for layer in layers},
+        batches,
+        layers,
+    )
 
 
 def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
     model, tensors, batches, layers = network
     chosen = {layer.name: [1, 3] for layer in layers}
     rows = utility_check.check(model, tensors, chosen, batches[:2], batches[2:])
-    assert [(row["layer"], row["filter"]) for row in rows] == [(name, f) for name in chosen for f in (1, 3)]
+    assert [(row["layer"], row["filter"]) for row in rows] == [
+        (name, f) for name in chosen for f in (1, 3)
+    ]
 
     def loss_without(suspended):
         other = copy.deepcopy(model)
         for layer in layers:
             suspend_(filter_tensors(other, layer), suspended[layer.name], Snapshot())
-        return sum(F.cross_entropy(other(images), labels).item() for images, labels in batches[2:]) / 2
+        return (
+            sum(F.cross_entropy(other(images), labels).item() for images, labels in batches[2:]) / 2
+        )
 
     for row in rows[::7]:
         name, f = row["layer"], row["filter"]
         more = chosen | {name: [other for other in (1, 3) if other != f]}
-        assert row["reduction"] == pytest.approx(loss_without(chosen) - loss_without(more), abs=1e-6)
-        assert row["norm"] == pytest.approx(tensors[name].parameters[f"{name}.weight"][f].norm().item())
+        assert row["reduction"] == pytest.approx(
+            loss_without(chosen) - loss_without(more), abs=1e-6
+        )
+        assert row["norm"] == pytest.approx(
+            tensors[name].parameters[f"{name}.weight"][f].norm().item()
+        )
         assert row["gamma"] == abs(tensors[name].gamma[f].item())
 
 
 def test_the_network_and_its_optimiser_come_out_as_they_were(network):
     model, tensors, batches, _ = network
-    everything = [t for layer in tensors.values() for part in (layer.parameters, layer.buffers, layer.state)
-                  for t in part.values()]  # fmt: skip
+    everything = [
+        t
+        for layer in tensors.values()
+        for part in (layer.parameters, layer.buffers, layer.state)
+        for t in part.values()
+    ]
     before = [tensor.clone() for tensor in everything]
-    utility_check.check(model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:])
+    utility_check.check(
+        model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:]
+    )
     assert all(torch.equal(tensor, saved) for tensor, saved in zip(everything, before, strict=True))
     assert model.training
 
@@ -69,7 +94,12 @@ def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(mo
     original = utility_check.check
 
     def spied(model, tensors, chosen, *batches):
-        silent.extend((name, f) for name, filters in chosen.items() for f in filters if tensors[name].gamma[f] == 0)
+        silent.extend(
+            (name, f)
+            for name, filters in chosen.items()
+            for f in filters
+            if tensors[name].gamma[f] == 0
+        )
         return original(model, tensors, chosen, *batches)
 
     monkeypatch.setattr(utility_check, "check", spied)
@@ -90,15 +120,30 @@ def test_the_command_writes_after_every_seed(tmp_path, monkeypatch, capsys):
         return [{"seed": cfg.seed, "epoch": epoch, "utility": batches / 3} for epoch in after]
 
     monkeypatch.setattr(utility_check, "train_and_check", checked)
-    arguments = [*DIGITS, "--seeds", "0", "4", "--after", "1", "2", "--batches", "2", "--out", str(out)]
+    arguments = [
+        *DIGITS,
+        "--seeds",
+        "0",
+        "4",
+        "--after",
+        "1",
+        "2",
+        "--batches",
+        "2",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["utility_check", *arguments])
     utility_check.main()
     report = json.loads(out.read_text())
     assert (report["recipe"], report["batches"]) == (DIGITS, 2)
     assert report["machine"].keys() >= {"device", "threads", "torch", "commit", "dirty_diff_sha256"}
     assert [(row["seed"], row["epoch"], row["utility"]) for row in report["filters"]] == [
-        (0, 1, 0.66667), (0, 2, 0.66667), (4, 1, 0.66667), (4, 2, 0.66667),
-    ]  # fmt: skip
+        (0, 1, 0.66667),
+        (0, 2, 0.66667),
+        (4, 1, 0.66667),
+        (4, 2, 0.66667),
+    ]
     assert written == [False, 2]
     assert "out.json: 4 filters" in capsys.readouterr().err
 
@@ -106,8 +151,16 @@ def test_the_command_writes_after_every_seed(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("recipe", "how", "sentence"),
     [
-        (["experiment=imagenette_resnet18"], {}, "the check needs the digits or CIFAR-10, and method=psap"),
-        (["experiment=digits_small", "method=thin"], {}, "the check needs the digits or CIFAR-10, and method=psap"),
+        (
+            ["experiment=imagenette_resnet18"],
+            {},
+            "the check needs the digits or CIFAR-10, and method=psap",
+        ),
+        (
+            ["experiment=digits_small", "method=thin"],
+            {},
+            "the check needs the digits or CIFAR-10, and method=psap",
+        ),
         (DIGITS, {"batches": 3}, "--batches=3 needs 6 batches, an epoch has 5"),
         (DIGITS, {"batches": 1}, "--batches=1 must be at least 2"),
         (DIGITS, {"after": [2, 9]}, "--after must be completed epochs, from 0 to 8"),
@@ -125,6 +178,8 @@ def test_refusals_before_anything_is_trained(recipe, how, sentence, tmp_path):
 
 
 def test_dropout_is_refused(monkeypatch):
-    monkeypatch.setattr(models, "start", lambda *_, **__: (torch.nn.Sequential(torch.nn.Dropout()), None))
+    monkeypatch.setattr(
+        models, "start", lambda *_, **__: (torch.nn.Sequential(torch.nn.Dropout()), None)
+    )
     with pytest.raises(utility_check.InputError, match="the check needs a network without dropout"):
         utility_check.train_and_check(compose("train", DIGITS), [1], 2)

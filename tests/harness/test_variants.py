@@ -10,7 +10,14 @@ from experiments.schema import Fan, ResNetConfig, Rule, Shortcut
 from psap_core import PSAP, InputError, filter_tensors
 
 RESNET20 = ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a)
-SETTINGS = {"target_macs_cut": 0.6, "total_epochs": 6, "start": 1, "ramp_end": 4, "freeze": 5, "pulse_batches": 3}
+SETTINGS = {
+    "target_macs_cut": 0.6,
+    "total_epochs": 6,
+    "start": 1,
+    "ramp_end": 4,
+    "freeze": 5,
+    "pulse_batches": 3,
+}
 
 
 class Training:
@@ -49,7 +56,9 @@ def test_stage_width_gives_all_layers_of_a_width_their_mean_ratio():
 
 def test_permuted_gives_every_layer_another_ones_ratio():
     plain = Training().epoch().weight_sparsity_ratio
-    first, again, other = (variant(Rule.permuted, seed).epoch().weight_sparsity_ratio for seed in (0, 0, 1))
+    first, again, other = (
+        variant(Rule.permuted, seed).epoch().weight_sparsity_ratio for seed in (0, 0, 1)
+    )
     assert sorted(first.values()) == sorted(plain.values())
     assert first == again != other
     assert list(first) == list(plain)
@@ -82,7 +91,9 @@ def test_filters_of_earlier_steps_return_by_utility(rule):
                     assert torch.equal(tensors.state[state][f], saved[state][row] * grade)
                 assert torch.equal(tensors.gamma[f], gamma * grade)
                 assert torch.equal(tensors.beta[f], beta * grade)
-                assert torch.equal(tensors.parameters[f"{name}.weight"][f], saved[f"{name}.weight"][row])
+                assert torch.equal(
+                    tensors.parameters[f"{name}.weight"][f], saved[f"{name}.weight"][row]
+                )
                 returned += 1
     assert returned > 0
 

@@ -59,7 +59,9 @@ PartitionName=urgent Nodes=ALL MaxTime=2880 PriorityTier=2 PreemptMode=OFF
 """
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS
+) -> None:
     """Return when `condition` holds; fail when it does not within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -75,12 +77,19 @@ class Cluster:
         self.folder = folder
         self.controller_port = controller_port
         foreign = ("SLURM_", "SBATCH_", "SRUN_", "PSAP_DATA")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(foreign)
+        }
         self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
 
     def call(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=cwd or self.folder, env=self.environment, capture_output=True, text=True, timeout=60
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     def ask(self, *command: str, cwd: Path | None = None) -> str:
@@ -122,11 +131,19 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         (folder / f"gpu{index}").symlink_to("/dev/null")  # Slurm wants a device
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
     ports = _free_ports(3)
-    filled = SLURM_CONF.format(folder=folder, host=host, user=user, ports=ports, cpus=CPUS, gpus=GPUS)
+    filled = SLURM_CONF.format(
+        folder=folder, host=host, user=user, ports=ports, cpus=CPUS, gpus=GPUS
+    )
     (folder / "slurm.conf").write_text(filled)
     for name in ("state", f"spool-{host}", "spool-localhost"):
         (folder / name).mkdir()
-    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    files = {
+        "key-file": "key",
+        "socket": "socket",
+        "pid-file": "pid",
+        "log-file": "log",
+        "seed-file": "seed",
+    }
     munge = [f"--{option}={folder}/munge.{end}" for option, end in files.items()]
     cluster = Cluster(folder, ports[0])
     with ExitStack() as stack:
@@ -136,20 +153,30 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         for node in (host, "localhost"):
             stack.enter_context(_daemon(cluster, "slurmd", "-D", "-N", node))
         idle = "State=IDLE "
-        wait_until(lambda: cluster.call("scontrol", "show", "nodes").stdout.count(idle) == 2, "slurmctld and slurmd")
+        wait_until(
+            lambda: cluster.call("scontrol", "show", "nodes").stdout.count(idle) == 2,
+            "slurmctld and slurmd",
+        )
         try:
             yield cluster
         finally:  # Slurm ends what a failed test has left, while its daemons live
             cluster.call("scancel", "--full", "--signal=KILL", f"--user={user}")
             cluster.call("scancel", f"--user={user}")
-            wait_until(lambda: not cluster.call("squeue", "--noheader").stdout, "the end of all jobs", 30)
+            wait_until(
+                lambda: not cluster.call("squeue", "--noheader").stdout, "the end of all jobs", 30
+            )
 
 
 @contextmanager
 def _daemon(cluster: Cluster, *command: str) -> Iterator[None]:
     with (cluster.folder / "daemons.log").open("ab") as log:
         process = subprocess.Popen(
-            command, cwd=cluster.folder, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command,
+            cwd=cluster.folder,
+            env=cluster.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield

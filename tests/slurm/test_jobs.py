@@ -23,7 +23,13 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 QUICK = ["runtime.threads=1", "runtime.workers=0"]
-PHOTOGRAPHS = ["data.root=photographs", "data.image_size=32", "epochs=2", "optim.batch_size=16", *QUICK]
+PHOTOGRAPHS = [
+    "data.root=photographs",
+    "data.image_size=32",
+    "epochs=2",
+    "optim.batch_size=16",
+    *QUICK,
+]
 DIGITS = ["model.width=0.25", "data.train_images=320", "optim.batch_size=64", *QUICK]
 PSAP = ["method=psap", *DIGITS, "epochs=30"]  # long enough to be stopped
 
@@ -46,7 +52,10 @@ class Checkout:
     def write_site(self, changes: dict[str, str]) -> None:
         """slurm/site.sh from its template, for the Python that runs the tests."""
         text = (ROOT / "slurm" / "site.example.sh").read_text()
-        changes = {"source .venv/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH", **changes}
+        changes = {
+            "source .venv/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH",
+            **changes,
+        }
         for pattern, line in changes.items():
             text, found = re.subn(rf"^{pattern}$", line, text, flags=re.MULTILINE)
             assert found == 1, pattern
@@ -58,13 +67,20 @@ class Checkout:
 
     def suite(self, cells: dict[str, list[str]]) -> str:
         """Write a suite of small networks on digits, of the cells' overrides; returns what it is asked for by."""
-        rows = [{"name": name, "recipe": "digits_resnet20", "overrides": own} for name, own in cells.items()]
-        (self.root / "suite.yaml").write_text(json.dumps({"title": "Digits", "seeds": [0], "cells": rows}))
+        rows = [
+            {"name": name, "recipe": "digits_resnet20", "overrides": own}
+            for name, own in cells.items()
+        ]
+        (self.root / "suite.yaml").write_text(
+            json.dumps({"title": "Digits", "seeds": [0], "cells": rows})
+        )
         return "suite.yaml"
 
     def submit_psap(self, *options: str) -> str:
         """sbatch the run of `uninterrupted`; returns the task's id."""
-        array = self.submit("--array=0", *options, "slurm/cifar10_table.sh", self.suite({"psap": PSAP}))
+        array = self.submit(
+            "--array=0", *options, "slurm/cifar10_table.sh", self.suite({"psap": PSAP})
+        )
         return f"{array}_0"
 
     def log(self, job: str) -> str:
@@ -122,8 +138,17 @@ def checkout(tmp_path, cluster) -> Checkout:
 def uninterrupted(tmp_path_factory, cluster) -> Path:
     """The run folder of PSAP that nobody stopped, and no Slurm started."""
     runs = tmp_path_factory.mktemp("uninterrupted")
-    command = [sys.executable, "-m", "experiments.train", "experiment=digits_resnet20", *PSAP, f"runs_dir={runs}"]
-    done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        "experiment=digits_resnet20",
+        *PSAP,
+        f"runs_dir={runs}",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return _only_run(runs)
 
@@ -138,7 +163,11 @@ def test_an_imagenet_job_trains_exports_and_is_done(checkout):
     folder = checkout.run_folder("runs")
     assert folder.parents[1].name == "imagenet_resnet50"
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["model"], summary["method"], summary["train_images"]) == ("resnet50", "psap", images)
+    assert (summary["model"], summary["method"], summary["train_images"]) == (
+        "resnet50",
+        "psap",
+        images,
+    )
     assert (folder / "export" / "weights.safetensors").exists()
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
     again = checkout.submit(*command, "suite=mine", "cell=psap")
@@ -151,16 +180,29 @@ def test_a_job_starts_from_given_weights(checkout):
     sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
     given = resnet18(num_classes=2).state_dict()
     save_file(given, checkout.root / "given.safetensors")
-    standing_still = ["method=dense", "optim.lr=1e-30", "epochs=1", "model.weights=given.safetensors"]
-    checkout.done(checkout.submit("slurm/imagenet_resnet18.sh", "pretrained", *PHOTOGRAPHS, *standing_still))
+    standing_still = [
+        "method=dense",
+        "optim.lr=1e-30",
+        "epochs=1",
+        "model.weights=given.safetensors",
+    ]
+    checkout.done(
+        checkout.submit("slurm/imagenet_resnet18.sh", "pretrained", *PHOTOGRAPHS, *standing_still)
+    )
     folder = checkout.run_folder("runs")
     assert folder.parents[1].name == "imagenet_resnet18_pretrained"
     exported = load_file(folder / "export" / "weights.safetensors")
-    moved = [(exported[name] - tensor).abs().max().item() for name, tensor in given.items() if name.endswith("weight")]
+    moved = [
+        (exported[name] - tensor).abs().max().item()
+        for name, tensor in given.items()
+        if name.endswith("weight")
+    ]
     assert max(moved) < 1e-25  # a step changes nothing but weights that are exactly 0
 
 
-def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(checkout, uninterrupted):
+def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(
+    checkout, uninterrupted
+):
     """The signal goes to the shell that started torchrun, and to no other process."""
     cells = {
         "dense": ["method=dense", "epochs=2"],
@@ -184,8 +226,12 @@ def test_an_array_trains_its_cells_and_requeues_only_the_task_that_is_signalled(
 def test_a_preempted_job_makes_room_and_continues(checkout, uninterrupted):
     job = checkout.submit_psap("--exclusive", "--nodelist=localhost")
     checkout.wait_for_epoch(job, "runs")
-    urgent = checkout.submit("--partition=urgent", "--exclusive", "--nodelist=localhost", "--wrap=exit 0")
-    assert checkout.finish(urgent) == "0"  # SIGTERM has stopped the other one before its grace of a minute was over
+    urgent = checkout.submit(
+        "--partition=urgent", "--exclusive", "--nodelist=localhost", "--wrap=exit 0"
+    )
+    assert (
+        checkout.finish(urgent) == "0"
+    )  # SIGTERM has stopped the other one before its grace of a minute was over
     checkout.done(job)
     assert checkout.cluster.job(job)["Restarts"] == "1", checkout.log(job)
     _equal(checkout.run_folder("runs"), uninterrupted)
@@ -205,7 +251,9 @@ def test_a_job_whose_node_fails_continues_on_another_one(checkout, uninterrupted
     after = checkout.cluster.job(job)
     assert after["Restarts"] == "1", checkout.log(job)
     assert after["BatchHost"] != failing
-    assert _first_epoch(checkout.run_folder("runs")) == first_epoch  # with its speed: it was trained once
+    assert (
+        _first_epoch(checkout.run_folder("runs")) == first_epoch
+    )  # with its speed: it was trained once
     _equal(checkout.run_folder("runs"), uninterrupted)
 
 
@@ -214,7 +262,9 @@ def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(chec
     script = ["slurm/imagenet_resnet34.sh", *PHOTOGRAPHS, "epochs=6", "runtime.workers=1"]
     nodes = checkout.submit("--nodes=2", *script, "runs_dir=stopped")
     checkout.wait_for_epoch(nodes, "stopped")
-    checkout.cluster.ask("scancel", "--batch", "--signal=USR1", nodes)  # to the shell, which passes it on
+    checkout.cluster.ask(
+        "scancel", "--batch", "--signal=USR1", nodes
+    )  # to the shell, which passes it on
     wait_until(lambda: checkout.cluster.job(nodes)["Restarts"] == "1", "the requeued job")
     gpus = checkout.submit("--gpus-per-node=2", *script, "runs_dir=whole")
     checkout.done(nodes)
@@ -229,13 +279,18 @@ def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(chec
     job = checkout.submit_psap()
     checkout.wait_for_epoch(job, "runs")
     checkout.cluster.ask("scancel", job)
-    assert checkout.finish(job) == "75"  # it has left by itself before Slurm's patience, KillWait, was over
+    assert (
+        checkout.finish(job) == "75"
+    )  # it has left by itself before Slurm's patience, KillWait, was over
     assert "interrupted with a checkpoint, not requeued" in checkout.log(job)
     assert checkout.cluster.state(job) == "CANCELLED"
     assert checkout.cluster.job(job)["Restarts"] == "0"
     assert not (checkout.run_folder("runs") / "done").exists()
     checkout.done(checkout.submit_psap())
-    assert len(json.loads((checkout.run_folder("runs") / "manifest.json").read_text())["sessions"]) == 2
+    assert (
+        len(json.loads((checkout.run_folder("runs") / "manifest.json").read_text())["sessions"])
+        == 2
+    )
 
 
 def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
@@ -243,7 +298,9 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
 
     def refusal(*arguments: str, cwd: Path = checkout.root) -> str:
         log.unlink(missing_ok=True)
-        submitted = checkout.cluster.ask("sbatch", "--parsable", f"--output={log}", *arguments, cwd=cwd).strip()
+        submitted = checkout.cluster.ask(
+            "sbatch", "--parsable", f"--output={log}", *arguments, cwd=cwd
+        ).strip()
         job = f"{submitted}_7" if "--array=7" in arguments else submitted
         code = checkout.finish(job)
         assert (checkout.cluster.state(job), code) == ("FAILED", "2"), log.read_text()
@@ -257,7 +314,9 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
     assert wrong_folder == f"{elsewhere} is not the repository's root: submit from there"
     assert "epochz" in refusal(script, "epochz=3")
     assert "it must be one of" in refusal("--array=7", "slurm/cifar10_table.sh", "no_such_suite")
-    assert "run 7 does not exist" in refusal("--array=7", "slurm/cifar10_table.sh", checkout.suite({"psap": PSAP}))
+    assert "run 7 does not exist" in refusal(
+        "--array=7", "slurm/cifar10_table.sh", checkout.suite({"psap": PSAP})
+    )
     assert "--array" in refusal("slurm/cifar10_table.sh")
 
     port = checkout.cluster.controller_port
@@ -269,7 +328,10 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
     assert refusal(script).startswith("slurm/site.sh is missing: copy slurm/site.example.sh")
 
     by_hand = checkout.cluster.call("bash", script, cwd=checkout.root)
-    assert (by_hand.returncode, by_hand.stderr) == (2, "error: this is a job script: submit it with sbatch\n")
+    assert (by_hand.returncode, by_hand.stderr) == (
+        2,
+        "error: this is a job script: submit it with sbatch\n",
+    )
 
 
 def test_what_training_refuses_ends_the_job_as_refused(checkout):
@@ -286,7 +348,10 @@ def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
     for command in commands:
         tested = checkout.cluster.call("sbatch", "--test-only", *command.split(), cwd=checkout.root)
         assert tested.returncode == 0, f"sbatch {command}: {tested.stderr}"
-    arrays = [re.search(r"--array=0-(\d+).* slurm/cifar10_table\.sh ?(\w*)", command) for command in commands]
+    arrays = [
+        re.search(r"--array=0-(\d+).* slurm/cifar10_table\.sh ?(\w*)", command)
+        for command in commands
+    ]
     indices = {found[2] or "cifar10_table": int(found[1]) for found in arrays if found}
     assert indices == {name: len(read_suite(name).runs) - 1 for name in indices}
     assert "cifar10_table" in indices
@@ -319,7 +384,9 @@ def _only_run(runs: Path) -> Path:
 def _equal(stopped: Path, whole: Path) -> None:
     """The run that was stopped took two sessions, and its network is that of the other one, bit for bit."""
     folders = [stopped, whole]
-    sessions = [len(json.loads((folder / "manifest.json").read_text())["sessions"]) for folder in folders]
+    sessions = [
+        len(json.loads((folder / "manifest.json").read_text())["sessions"]) for folder in folders
+    ]
     assert sessions == [2, 1]
     weights = [(folder / "export" / "weights.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
