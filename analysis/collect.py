@@ -27,6 +27,8 @@ RESULTS = Path(__file__).parent / "results"
 WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
 # Paths; the identity has their digests instead.
 NOT_COMPARED = {"data": {"root"}, "model": {"weights"}, "method": {"run"}}
+# Settings that the identity leaves out at the value that runs had before there was such a setting.
+CAME_LATER = {"method": {"scope": "all", "round_to": 1}}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 
 Check = Callable[[Any], bool]
@@ -290,8 +292,12 @@ def _refuse_mixed(
 def _identity_part(section: str, content: Any) -> Any:
     if not isinstance(content, dict):
         return content
+    paths = NOT_COMPARED.get(section, set())
+    later = CAME_LATER.get(section, {})
     return {
-        key: value for key, value in content.items() if key not in NOT_COMPARED.get(section, ())
+        key: value
+        for key, value in content.items()
+        if key not in paths and (key not in later or value != later[key])
     }
 
 

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from experiments import train
 from experiments.harness.entry import plain_exits
-from experiments.harness.models import open_exported
+from experiments.harness.models import image_shape, open_exported
 from experiments.harness.record import read_summary
 from experiments.latency import ROUNDS, latencies_ms
-from psap_core import read_spec
-from psap_core.exported import ScatteredBatchNorm2d
+from psap_core.surgery import ScatteredBatchNorm
 
 METHODS = ("dense", "sfp", "thin", "psap")
 BATCH = 256
@@ -129,7 +128,7 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
     networks = {
         method: open_exported(folder / "export")[0].eval() for method, folder in folders.items()
     }
-    image = torch.rand(1, *read_spec(folders["dense"] / "export")["plan"]["input_shape"])
+    image = torch.rand(1, *image_shape(folders["dense"] / "export"))
     batch = image.repeat(BATCH, 1, 1, 1)
     one_ms, batch_ms = latencies_ms(networks, image), latencies_ms(networks, batch)
     rows, facts = [], {}
@@ -155,7 +154,7 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
                 convolution_share(networks[method], batch),
             ),
             tuple(module.out_channels for module in modules if isinstance(module, nn.Conv2d)),
-            sum(isinstance(module, ScatteredBatchNorm2d) for module in modules),
+            sum(isinstance(module, ScatteredBatchNorm) for module in modules),
         )
     return rows, why_not_faster(rows, facts)
 

@@ -5,7 +5,6 @@
 Training has exported the network already; this rebuilds it from spec.json and weights.safetensors alone.
 """
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from experiments.harness.distributed import World
 from experiments.harness.entry import entry_point
 from experiments.harness.record import read_summary
 from experiments.schema import ExportConfig
-from psap_core import InputError, PrunePlan, export_onnx, macs, params, read_spec
+from psap_core import InputError, export_onnx, macs, params
+from psap_core.exported import read_plans
 
 ONNX_TOLERANCE = 1e-4  # relative to the largest logit; ONNX Runtime computes in float32
 
@@ -40,16 +40,16 @@ def check(cfg: ExportConfig) -> Path:
     folder = Path(cfg.run) / "export"
     summary = read_summary(Path(cfg.run))
     small, _ = models.open_exported(folder)
-    plan = PrunePlan.from_json(json.dumps(read_spec(folder)["plan"]))
-    found = {"macs": macs(small, torch.zeros(1, *plan.input_shape)), "params": params(small)}
+    shape = models.image_shape(folder)
+    found = {"macs": macs(small, torch.zeros(1, *shape)), "params": params(small)}
     if differing := [key for key, value in found.items() if summary[key] != value]:
         key = differing[0]
         raise InputError(f"{folder} has {found[key]} {key}, the run's summary says {summary[key]}")
     print(f"{folder}: {found['macs']:,} MACs, {found['params']:,} parameters, as in summary.json")
     if cfg.onnx:
         path = folder / "model.onnx"
-        export_onnx(small, path, plan)
-        error = onnx_error(small, path, plan.input_shape)
+        export_onnx(small, path, read_plans(folder)[-1])
+        error = onnx_error(small, path, shape)
         if not error <= ONNX_TOLERANCE:
             raise InputError(
                 f"{path} computes something else than the exported network: it differs by {error:.1e}"

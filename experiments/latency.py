@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments.harness.devices import device_name
-from experiments.harness.models import open_exported
+from experiments.harness.models import image_shape, open_exported
 from experiments.harness.record import code_version
 from experiments.suite import Suite, SuiteRun
-from psap_core import InputError, read_spec
+from psap_core import InputError
 
 ROUNDS = 30
 Name = TypeVar("Name", bound=Hashable)
@@ -44,9 +44,7 @@ def suite_latencies(suite: Suite) -> dict[str, Any]:
     groups: dict[tuple[int, ...], list[SuiteRun]] = defaultdict(list)
     for run in suite.runs:
         if run.record.done:
-            groups[tuple(read_spec(run.record.folder / "export")["plan"]["input_shape"])].append(
-                run
-            )
+            groups[image_shape(run.record.folder / "export")].append(run)
     if not groups:
         raise InputError(f"no run of {suite.name} is done: launch it first")
     found: dict[str, dict[str, float]] = defaultdict(dict)

@@ -1,6 +1,6 @@
 """What each method name means."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from experiments.baselines.fpgm import FPGM
 from experiments.baselines.one_shot import OneShot
 from experiments.baselines.sfp import SFP
 from experiments.baselines.variants import PSAPVariant
-from experiments.harness.callbacks import Method, PSAPCallback, SaveStep, Unpruned
+from experiments.harness.callbacks import BatchesOf, Method, PSAPCallback, SaveStep, Unpruned
 from experiments.schema import (
     Config,
     MethodConfig,
@@ -19,17 +19,19 @@ from experiments.schema import (
     SFPConfig,
     TargetConfig,
     ThinPlanConfig,
+    UniformConfig,
 )
 from psap_core import PSAP, InputError
+from psap_core.supervision import LossOfBatch
 
 CONFIGS: dict[str, type[MethodConfig]] = {
     "dense": MethodConfig,
     "thin": TargetConfig,
     "thin_plan": ThinPlanConfig,
-    "l1": TargetConfig,
-    "l2": TargetConfig,
-    "random": TargetConfig,
-    "fpgm": TargetConfig,
+    "l1": UniformConfig,
+    "l2": UniformConfig,
+    "random": UniformConfig,
+    "fpgm": UniformConfig,
     "sfp": SFPConfig,
     "psap": PSAPConfig,
     "psap_variant": PSAPVariantConfig,
@@ -42,11 +44,17 @@ def make_method(
     model: nn.Module,
     optimizer: Optimizer,
     example_input: Tensor,
-    make_losses: Callable[[int], Iterable[Tensor]],
+    batches_of: BatchesOf,
+    loss_of_batch: LossOfBatch,
     batches: int,
     save: SaveStep,
 ) -> Method:
-    """The callback of a run's method; `make_losses` yields at most `batches` losses.
+    """The callback of a run's method.
+
+    Args:
+        batches_of: makes the batches of a pulse, at most `batches`.
+        loss_of_batch: the loss of one of them, a scalar.
+        save: takes every step's plan and pulse.
 
     Raises:
         InputError: the method's name and settings are of two methods, or they do not fit the network or the data.
@@ -83,19 +91,28 @@ def make_method(
                 margin=method.margin,
                 min_filters=method.min_filters,
                 min_filter_share=method.min_filter_share,
+                round_to=method.round_to,
                 start=method.start,
                 ramp_end=method.ramp_end,
                 freeze=method.freeze,
                 interval=method.interval,
             )
-            return PSAPCallback(pruner, make_losses, save)
+            return PSAPCallback(pruner, batches_of, loss_of_batch, save)
         case SFPConfig():
             return SFP(
-                model, example_input, method.target_macs_cut, cfg.epochs, method.ramp_end, save
+                model,
+                example_input,
+                method.target_macs_cut,
+                method.scope.value,
+                cfg.epochs,
+                method.ramp_end,
+                save,
             )
-        case TargetConfig(name="fpgm"):
-            return FPGM(model, optimizer, example_input, method.target_macs_cut, save)
-        case TargetConfig(name="l1" | "l2" | "random" as score):
+        case UniformConfig(name="fpgm"):
+            return FPGM(
+                model, optimizer, example_input, method.target_macs_cut, method.scope.value, save
+            )
+        case UniformConfig(name="l1" | "l2" | "random" as score):
             # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
             prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2
             return OneShot(
@@ -103,6 +120,7 @@ def make_method(
                 optimizer,
                 example_input,
                 method.target_macs_cut,
+                method.scope.value,
                 score,
                 prune_at,
                 cfg.seed,

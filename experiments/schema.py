@@ -23,8 +23,11 @@ Fan = StrEnum("Fan", {"in": "in", "out": "out"})
 
 
 class Scope(StrEnum):
-    all = "all"
-    inner = "inner"
+    """Which channels are pruned together; `psap_core.groups` finds them."""
+
+    coupled = "coupled"  # sums join channels: the residual stream gets thinner
+    all = "all"  # a sum ends them, and keeps its full width
+    inner = "inner"  # only channels that reach no sum
 
 
 class Reference(StrEnum):
@@ -106,7 +109,14 @@ class TargetConfig(MethodConfig):
 
 
 @dataclass
-class SFPConfig(TargetConfig):
+class UniformConfig(TargetConfig):
+    """Methods that prune the same share of every channel group."""
+
+    scope: Scope = MISSING
+
+
+@dataclass
+class SFPConfig(UniformConfig):
     ramp_end: int | float = (
         MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
     )
@@ -133,6 +143,7 @@ class PSAPConfig(TargetConfig):
     margin: float = MISSING
     min_filters: int = MISSING
     min_filter_share: float = MISSING
+    round_to: int = MISSING  # groups of at least twice as many filters keep a multiple of this
     start: int | float = MISSING  # shares of the epochs are floats, epochs are ints
     ramp_end: int | float = MISSING
     freeze: int | float = MISSING
@@ -239,6 +250,7 @@ def register() -> None:
     store.store(group="data", name="photographs_schema", node=PhotographsConfig)
     store.store(group="model", name="resnet_schema", node=ResNetConfig)
     store.store(group="method", name="target_schema", node=TargetConfig)
+    store.store(group="method", name="uniform_schema", node=UniformConfig)
     store.store(group="method", name="sfp_schema", node=SFPConfig)
     store.store(group="method", name="thin_plan_schema", node=ThinPlanConfig)
     store.store(group="method", name="psap_schema", node=PSAPConfig)

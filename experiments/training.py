@@ -124,16 +124,22 @@ def _make(cfg: Config, record: Record, device: torch.device, world: World) -> _T
     example = torch.zeros(1, channels, size, size, device=device)
     autocast = _autocast(cfg, device)
 
-    def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
-        batches = images.epoch("pulse", epochs_done)
-        return (F.cross_entropy(steps.net(x), y) for batch in batches for x, y in batch.parts)
+    def pulse_batches(epochs_done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in images.epoch("pulse", epochs_done):
+            yield from batch.parts
+
+    def loss_of_batch(batch: tuple[Tensor, Tensor]) -> Tensor:
+        pixels, labels = batch
+        return F.cross_entropy(steps.net(pixels), labels)
 
     def save_step(kind: str, epochs_done: int, text: str) -> None:
         if world.is_first:
             record.save_step(kind, epochs_done, text)
 
-    pulse_batches = images.batches * cfg.optim.accumulate
-    method = make_method(cfg, model, optimizer, example, pulse_losses, pulse_batches, save_step)
+    parts = images.batches * cfg.optim.accumulate
+    method = make_method(
+        cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, save_step
+    )
     steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
     return _Training(
         cfg=cfg,

@@ -8,13 +8,14 @@ group and lets a pulse measure their utilities on `--batches` batches; then it g
 see by how much the loss of as many other batches falls. The training goes on as if nothing had been. (PSAP's own pulse
 looks at filters with small norms, these are all.) Writes `{"machine": {...}, "recipe": [...], "batches": k, "filters":
 [{seed, epoch, layer, filter, norm, gamma, utility, standard_error, reduction}, ...]}` after every seed: norm and
-|gamma| as they were saved, the reduction of the loss.
+|gamma| as they were saved, the reduction of the loss. (`layer` is the channel group's name.)
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from experiments.harness import data, models, seeding
 from experiments.harness.batches import Sharing
-from experiments.harness.callbacks import Method
+from experiments.harness.callbacks import BatchesOf, Method
 from experiments.harness.data import Normalisation, SplitName
 from experiments.harness.devices import configure, device_name
 from experiments.harness.distributed import World
@@ -37,14 +38,15 @@ from experiments.harness.record import code_version
 from experiments.harness.steps import Steps
 from experiments.methods import make_method
 from experiments.schema import Config, DataConfig, PSAPConfig
-from psap_core import (
+from psap_core import InputError
+from psap_core.scoring import filter_norms, joint_scores
+from psap_core.supervision import pulse
+from psap_core.suspension import (
     FilterTensors,
-    InputError,
     Snapshot,
-    filter_norms,
     filter_tensors,
-    pulse,
     restore_,
+    silence_,
     suspend_,
 )
 
@@ -64,34 +66,34 @@ def check(
 
     Args:
         model: the network, in the modes in which it is trained.
-        tensors: layer name to its live tensors, every prunable layer.
-        chosen: the same layers to filters, which must be live.
+        tensors: group name to its live tensors, every channel group.
+        chosen: the same groups to filters, which must be live.
         pulse_batches: images and labels of which the utilities are.
         other_batches: those of which the reductions are.
     """
-    norms = {
-        name: filter_norms(layer.parameters[f"{name}.weight"]) for name, layer in tensors.items()
-    }
+    norms = {}
+    for name, group in tensors.items():
+        norms[name] = joint_scores([filter_norms(writer.rows) for writer in group.filter_rows()])
     saved = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in chosen.items()}
     try:
-        losses = (F.cross_entropy(model(images), labels) for images, labels in pulse_batches)
-        seen = pulse(model, tensors, saved, lambda: losses, len(pulse_batches))
+        count = len(pulse_batches)
+        seen = pulse(model, tensors, saved, pulse_batches, partial(loss, model), count)
         without = mean_loss(model, other_batches)
         rows = []
         for name, filters in chosen.items():
-            layer, rows_of = tensors[name], saved[name].rows
-            for place, f in enumerate(filters):
-                gamma, beta = (rows_of[affine][place] for affine in layer.affine)
-                _set_affine(layer, f, gamma, beta)
+            group = tensors[name]
+            for f in filters:
+                snapshot = saved[name].select([f])
+                restore_(group, snapshot)
                 reduction = without - mean_loss(model, other_batches)
-                _set_affine(layer, f, 0.0, 0.0)
+                silence_(group, [f])
                 utility, error = seen.utility[name][f]
                 rows.append(
                     {
                         "layer": name,
                         "filter": f,
                         "norm": norms[name][f].item(),
-                        "gamma": gamma.abs().item(),
+                        "gamma": _gamma(group, snapshot),
                         "utility": utility,
                         "standard_error": error,
                         "reduction": reduction,
@@ -107,15 +109,24 @@ def check(
 def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
     """Over the batches, in the model's modes; its statistics come out as they were."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    losses = [F.cross_entropy(model(images), labels).item() for images, labels in batches]
+    losses = [loss(model, batch).item() for batch in batches]
     for buffer, before in kept:
         buffer.copy_(before)
     return sum(losses) / len(losses)
 
 
-@torch.no_grad()
-def _set_affine(layer: FilterTensors, f: int, gamma: Tensor | float, beta: Tensor | float) -> None:
-    layer.gamma[f], layer.beta[f] = gamma, beta
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def _gamma(group: FilterTensors, snapshot: Snapshot) -> float:
+    """|gamma| of the one filter of a snapshot; where several BatchNorms silence it, the root of the sum of squares."""
+    gammas = []
+    for name in group.silencers:
+        if name.endswith("weight") and group.parameters[name].tensor.ndim == 1:
+            gammas.append(snapshot.rows[name].flatten())
+    return torch.linalg.vector_norm(torch.cat(gammas)).item() if gammas else 0.0
 
 
 class Checked(Callback):
@@ -126,7 +137,7 @@ class Checked(Callback):
         method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        batches: Callable[[int], Iterable[Batch]],
+        batches: BatchesOf,
         seed: int,
         after: Collection[int],
     ) -> None:
@@ -148,8 +159,8 @@ class Checked(Callback):
             return
         draw = seeding.generator(self.seed, "utility check", epochs_done)
         tensors = {
-            layer.name: filter_tensors(self.model, layer, self.optimizer)
-            for layer in self.method.layers
+            group.name: filter_tensors(self.model, group, self.optimizer)
+            for group in self.method.groups
         }
         orders = {}
         for part in self.method.plan.layers:
@@ -194,14 +205,23 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
     def drawn(stream: str, epoch: int) -> Iterator[Batch]:
         return (part for batch in images.epoch(stream, epoch) for part in batch.parts)
 
-    def pulse_losses(epochs_done: int) -> Iterator[Tensor]:
-        return (F.cross_entropy(model(x), y) for x, y in drawn("pulse", epochs_done))
+    def pulse_batches(epochs_done: int) -> Iterator[Batch]:
+        return drawn("pulse", epochs_done)
 
     def check_batches(epochs_done: int) -> Iterator[Batch]:
         return islice(drawn("utility check", epochs_done), 2 * batches)
 
     curve: SplitName = "validation" if dataset.count("validation") else "test"
-    method = make_method(cfg, model, optimizer, example, pulse_losses, parts, lambda *_: None)
+    method = make_method(
+        cfg,
+        model,
+        optimizer,
+        example,
+        pulse_batches,
+        partial(loss, model),
+        parts,
+        lambda *_: None,
+    )
     checked = Checked(method, model, optimizer, check_batches, cfg.seed, after)
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"
     with RunProgress(title, max(after), images.batches, 0, quiet=False) as progress:

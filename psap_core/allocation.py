@@ -1,18 +1,26 @@
-"""Eq. 2: adaptive layer ratios under an exact budget."""
+"""Eq. 2: adaptive group ratios under an exact budget."""
 
 import math
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
 
 
 def filter_floors(
-    filters: Sequence[int], min_filters: int = 2, min_filter_share: float = 0.05
+    filters: Sequence[int],
+    min_filters: int = 2,
+    min_filter_share: float = 0.05,
+    round_to: int = 1,
 ) -> list[int]:
-    """The fewest filters each layer keeps: max(min_filters, ceil(min_filter_share * O)), at most O."""
-    return [min(o, max(min_filters, math.ceil(min_filter_share * o))) for o in filters]
+    """The fewest filters each group keeps: max(min_filters, ceil(min_filter_share * O)), rounded up, at most O."""
+    floors = []
+    for o in filters:
+        floor = max(min_filters, math.ceil(min_filter_share * o))
+        step = _step(o, round_to)
+        floors.append(min(o, math.ceil(floor / step) * step))
+    return floors
 
 
 def layer_prune_ratios(
@@ -22,14 +30,14 @@ def layer_prune_ratios(
     floors: Sequence[int],
     alpha: float = 1.0,
 ) -> list[float]:
-    """Prune ratio of each layer, real-valued: 1 - k_l / O_l with k_l = clamp(lambda (1 - s_l)^alpha O_l, floor_l, O_l).
+    """Prune ratio of each group, real-valued: 1 - k_l / O_l with k_l = clamp(lambda (1 - s_l)^alpha O_l, floor_l, O_l).
 
     Args:
-        sparsity: s_l of eq. 1, in [0, 1], one per layer.
+        sparsity: s_l of eq. 1, in [0, 1], one per group.
         cost: cost of the exported network.
         budget: the most it may cost, in the cost's unit.
-        floors: fewest filters of each layer.
-        alpha: how strongly the ratios follow the sparsity; 0 is one ratio for all layers.
+        floors: fewest filters of each group.
+        alpha: how strongly the ratios follow the sparsity; 0 is one ratio for all groups.
 
     Raises:
         InputError: the budget cannot be met with the floors.
@@ -44,23 +52,30 @@ def filter_counts(
     budget: float,
     floors: Sequence[int],
     alpha: float = 1.0,
+    round_to: int = 1,
 ) -> list[int]:
-    """Kept filters of each layer, whole numbers: largest remainders of eq. 2 first, as long as one more fits.
+    """Kept filters of each group, whole numbers: largest remainders of eq. 2 first, as long as one more fits.
 
-    Arguments and errors as in `layer_prune_ratios`. The result costs at most `budget`, and no layer's next
-    filter would fit.
+    Arguments and errors as in `layer_prune_ratios`. Groups of at least 2 `round_to` filters keep a multiple of it, or
+    all. The result costs at most `budget`, and no group's next filter (next multiple) would fit.
     """
     real = _real_counts(sparsity, cost, budget, floors, alpha)
-    kept = [math.floor(k) for k in real]
+    steps = [_step(o, round_to) for o in cost.filters]
+    kept = []
+    for k, floor, o, step in zip(real, floors, cost.filters, steps, strict=True):
+        whole = o if k >= o else math.floor(k) // step * step
+        kept.append(max(floor, whole))
     left = budget - cost.cost(kept)
-    queue = sorted((n - k, l) for l, (n, k) in enumerate(zip(kept, real, strict=True)))
+    queue = [(n - k, l) for l, (n, k) in enumerate(zip(kept, real, strict=True))]
+    heapify(queue)
     while queue:  # what does not fit now never will: budgets shrink, marginal costs grow
         missing, l = heappop(queue)
-        marginal = cost.marginal(kept, l)
-        if kept[l] < cost.filters[l] and marginal <= left:
-            kept[l] += 1
+        more = min(steps[l], cost.filters[l] - kept[l])
+        marginal = cost.marginal(kept, l, more)
+        if more > 0 and marginal <= left:
+            kept[l] += more
             left -= marginal
-            heappush(queue, (missing + 1, l))
+            heappush(queue, (missing + more, l))
     return kept
 
 
@@ -69,24 +84,30 @@ def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> No
     if cost.cost(floors) > budget:
         asked, most = 1 - budget / cost.dense, 1 - cost.cost(floors) / cost.dense
         raise InputError(
-            f"a cut of {asked:.4f} is unreachable: the layers' minimum filters allow {most:.4f}"
+            f"a cut of {asked:.4f} is unreachable: the groups' minimum filters allow {most:.4f}"
         )
 
 
+def _step(filters: int, round_to: int) -> int:
+    return round_to if filters >= 2 * round_to else 1
+
+
 def _real_counts(
-    sparsity: Sequence[float], cost: CostModel, budget: float, floors: Sequence[int], alpha: float
+    sparsity: Sequence[float],
+    cost: CostModel,
+    budget: float,
+    floors: Sequence[int],
+    alpha: float,
 ) -> list[float]:
     check_reachable(cost, budget, floors)
     shares = [(1 - s) ** alpha for s in sparsity]
-    layers = list(zip(shares, cost.filters, floors, strict=True))
+    groups = list(zip(shares, cost.filters, floors, strict=True))
 
     def counts(scale: float) -> list[float]:
-        return [
-            floor if (k := scale * share * o) < floor else o if k > o else k
-            for share, o, floor in layers
-        ]
+        return [min(max(scale * share * o, floor), o) for share, o, floor in groups]
 
-    low, high = 0.0, max((1 / share for share in shares if share > 0), default=0.0)
+    low = 0.0
+    high = max((1 / share for share in shares if share > 0), default=0.0)
     if cost.cost(counts(high)) <= budget:
         return counts(high)
     while low < (middle := (low + high) / 2) < high:

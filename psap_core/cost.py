@@ -3,11 +3,11 @@
 MACs are those of convolution and linear modules, counted by torch's FlopCounterMode (two FLOPs each).
 """
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import mul
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from psap_core.layers import PrunableLayer
+from psap_core.groups import ChannelGroup, Entries
+from psap_core.inputs import Example, batch_size, call, copy_network
 
 
 class LayerCost(NamedTuple):
@@ -29,10 +30,10 @@ class LayerCost(NamedTuple):
 
 @dataclass(frozen=True)
 class CostModel:
-    """Cost of the exported network as a function of the kept filters k_l of its prunable layers.
+    """Cost of the exported network as a function of the kept filters k_l of its channel groups.
 
-    cost(k) = fixed + sum_l linear[l] * k_l + sum_(l, m, c) c * k_l * k_m, every coefficient >= 0.
-    A layer's own output costs k_l; its share of a consumer's input costs k_m too if it is an inner layer.
+    cost(k) = fixed + sum_l linear[l] * k_l + sum_(l, m, c) c * k_l * k_m, every coefficient >= 0. A convolution that
+    reads what it writes has l = m; one that reads a concatenation has a term for each of its groups.
     """
 
     filters: tuple[int, ...]
@@ -41,15 +42,29 @@ class CostModel:
     bilinear: tuple[tuple[int, int, int], ...]
 
     def cost(self, kept: Sequence[float]) -> float:
-        """Cost with kept[l] filters in layer l; an exact integer for integers."""
+        """Cost with kept[l] filters in group l; an exact integer for integers."""
         own = sum(map(mul, self.linear, kept))
         return self.fixed + own + sum([c * kept[l] * kept[m] for l, m, c in self.bilinear])
 
-    def marginal(self, kept: Sequence[int], l: int) -> int:
-        """What one more filter of layer l costs: its own output and its share of its consumers' input."""
-        return self.linear[l] + sum(
-            [c * kept[b if a == l else a] for a, b, c in self.bilinear if l in (a, b)]
-        )
+    def marginal(self, kept: Sequence[int], l: int, more: int = 1) -> int:
+        """What `more` filters of group l cost beyond those that are kept."""
+        per_filter = self.linear[l]
+        for other, c in self._partners[l]:
+            if other == l:
+                per_filter += c * (2 * kept[l] + more)
+            else:
+                per_filter += c * kept[other]
+        return per_filter * more
+
+    @cached_property
+    def _partners(self) -> list[list[tuple[int, int]]]:
+        """For every group the groups that it is multiplied with, and by how much."""
+        partners: list[list[tuple[int, int]]] = [[] for _ in self.filters]
+        for l, m, c in self.bilinear:
+            partners[l].append((m, c))
+            if l != m:
+                partners[m].append((l, c))
+        return partners
 
     @property
     def dense(self) -> int:
@@ -61,8 +76,8 @@ class CostModel:
         return round(left) if math.isclose(left, round(left), rel_tol=1e-12) else left
 
 
-def macs(model: nn.Module, example_input: Tensor) -> int:
-    """Multiply-accumulates of all convolutions and linear layers for one input; example_input is [N, C, H, W]."""
+def macs(model: nn.Module, example_input: Example) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one input of the example's shape."""
     return sum(row.macs for row in layer_table(model, example_input))
 
 
@@ -70,47 +85,63 @@ def params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def layer_table(model: nn.Module, example_input: Tensor) -> list[LayerCost]:
+def layer_table(model: nn.Module, example_input: Example) -> list[LayerCost]:
     """MACs for one input and parameters of every convolution, transposed or not, and linear layer, in module order."""
     # A copy in evaluation mode leaves the caller's statistics alone; under inference_mode the counter sees nothing.
-    with torch.inference_mode(False), torch.no_grad(), (counter := FlopCounterMode(display=False)):
-        copy.deepcopy(model).eval()(example_input)
-    counts, flops = counter.get_flop_counts(), defaultdict[nn.Module, int](int)
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(False), torch.no_grad(), counter:
+        call(copy_network(model).eval(), example_input)
+    counts = counter.get_flop_counts()
+    flops = defaultdict[nn.Module, int](int)
     for name, module in model.named_modules(
         remove_duplicate=False
     ):  # a module may have several names
         flops[module] += sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
-    counted = [
-        (name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))
-    ]
+    inputs = batch_size(example_input)
     return [
-        LayerCost(name, type(m).__name__, flops[m] // 2 // len(example_input), params(m))
-        for name, m in counted
+        LayerCost(name, type(module).__name__, flops[module] // 2 // inputs, params(module))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
     ]
 
 
 def macs_cost_model(
-    model: nn.Module, layers: Sequence[PrunableLayer], example_input: Tensor
+    model: nn.Module, groups: Sequence[ChannelGroup], example_input: Example
 ) -> CostModel:
-    """MACs of the exported network for one input, as a function of the kept filters of `layers`."""
-    writes = {member: l for l, layer in enumerate(layers) for member in layer.members}
-    reads = {consumer: l for l, layer in enumerate(layers) for consumer in layer.consumers}
-    filters = tuple(layer.filters for layer in layers)
-    fixed, linear, bilinear = 0, [0] * len(layers), list[tuple[int, int, int]]()
+    """MACs of the exported network for one input, as a function of the kept filters of `groups`."""
+    lies_along = defaultdict[tuple[str, int], list[tuple[int, Entries]]](list)
+    for l, group in enumerate(groups):
+        for entries in (*group.members, *group.readers):
+            lies_along[entries.tensor, entries.dim].append((l, entries))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    fixed = 0
+    linear = [0] * len(groups)
+    bilinear = list[tuple[int, int, int]]()
     for row in layer_table(model, example_input):
-        touched = [side[row.name] for side in (writes, reads) if row.name in side]
-        coefficient = row.macs // math.prod(filters[l] for l in touched)
-        if len(touched) == 2:
-            bilinear.append((touched[0], touched[1], coefficient))
-        elif touched:
-            linear[touched[0]] += coefficient
-        else:
-            fixed += row.macs
+        weight = model.get_submodule(row.name).weight
+        assert isinstance(weight, Tensor)
+        name = names.get(id(weight), "")
+        outputs, other_outputs = _side(lies_along[name, 0], weight.shape[0])
+        inputs, other_inputs = _side(lies_along[name, 1], weight.shape[1])
+        coefficient = row.macs // (weight.shape[0] * weight.shape[1])
+        fixed += coefficient * other_outputs * other_inputs
+        for l, per_filter in outputs:
+            linear[l] += coefficient * per_filter * other_inputs
+        for m, per_filter in inputs:
+            linear[m] += coefficient * per_filter * other_outputs
+        for l, per_output in outputs:
+            for m, per_input in inputs:
+                bilinear.append((l, m, coefficient * per_output * per_input))
+    filters = tuple(group.filters for group in groups)
     return CostModel(filters, fixed, tuple(linear), tuple(bilinear))
 
 
-def filters_cost_model(layers: Sequence[PrunableLayer]) -> CostModel:
+def _side(parts: Sequence[tuple[int, Entries]], size: int) -> tuple[list[tuple[int, int]], int]:
+    """(group, entries of one of its filters) along one dimension of a weight, and how many entries are of no group."""
+    per_filter = [(l, entries.index.shape[1]) for l, entries in parts]
+    return per_filter, size - sum(entries.index.numel() for _, entries in parts)
+
+
+def filters_cost_model(groups: Sequence[ChannelGroup]) -> CostModel:
     """The number of kept filters, for a budget in filters instead of MACs."""
-    return CostModel(tuple(layer.filters for layer in layers), 0, (1,) * len(layers), ())
+    return CostModel(tuple(group.filters for group in groups), 0, (1,) * len(groups), ())

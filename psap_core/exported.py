@@ -1,125 +1,151 @@
-"""The small network that a plan describes: built, verified against the masked one, saved without pickles."""
+"""The small network that a plan describes: checked beforehand, verified, saved without pickles, written as ONNX."""
 
-import copy
 import json
-from collections.abc import Mapping
+import traceback
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from psap_core.errors import InputError
-from psap_core.layers import PrunableLayer, analyse
-from psap_core.plan import PrunePlan
+from psap_core.groups import ChannelGroup, Scope, find_groups
+from psap_core.inputs import Description, call, copy_network, draw, map_tensors, tensors_in
+from psap_core.plan import LayerPlan, PrunePlan
+from psap_core.surgery import cut_, smaller_copy
+from psap_core.suspension import FilterTensors, apply_, filter_tensors
 
-SPEC_FORMAT = "psap-exported-2"
-MAX_RELATIVE_ERROR = 1e-9
-
-
-class ScatteredBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the kept channels, scattered into the full-width stream: [N, kept, H, W] -> [N, width, H, W].
-
-    Other channels are what `norm` made of zeros: zero behind a silenced affine, a constant behind zeroed weights alone.
-    Convert to SyncBatchNorm before pruning, not after: a conversion would make this a plain one.
-    """
-
-    kept: Tensor
-    constant: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, kept: Tensor) -> None:
-        like: Any = {"device": norm.weight.device, "dtype": norm.weight.dtype}
-        super().__init__(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            norm.affine,
-            norm.track_running_stats,
-            **like,
-        )
-        before = getattr(
-            norm, "kept", torch.arange(norm.num_features, device=kept.device)
-        )  # exported once already?
-        self.register_buffer("kept", before[kept], persistent=False)
-        zeros = torch.zeros(2, norm.num_features, 1, 1, device=kept.device, dtype=torch.float64)
-        self.register_buffer(
-            "constant", copy.deepcopy(norm).double().eval()(zeros)[0].flatten().detach()
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        thin = super().forward(input)
-        layout = torch.contiguous_format if thin.is_contiguous() else torch.channels_last
-        full = self.constant.to(thin.dtype)[:, None, None].expand(
-            thin.shape[0], -1, *thin.shape[2:]
-        )
-        return full.clone(memory_format=layout).index_copy_(1, self.kept, thin)
+SPEC_FORMAT = "psap-exported-3"
+MAX_RELATIVE_ERROR = 1e-9  # in float64
+MAX_RELATIVE_ERROR_FLOAT32 = 1e-3  # of networks that cannot run in float64
+TRIAL_SHARE = 0.3  # of every group, in the rehearsal
 
 
-def export(model: nn.Module, plan: PrunePlan) -> nn.Module:
-    """The network without the plan's filters: inner ones removed, outputs of residual ones scattered.
+def export(
+    model: nn.Module, plan: PrunePlan, *, zero_preserving: Collection[Any] = ()
+) -> nn.Module:
+    """The network without the plan's filters: the user's own classes and plain torch modules, made smaller.
 
     The model's pruned filters must be silent already, as PSAP leaves them; a plan from elsewhere is applied
-    with `apply_` first. Of residual ones zero weights are enough: what their BatchNorm makes of zeros stays.
-    The result is verified on the CPU in float64 against the model as given.
+    with `apply_` first. In scope `all`, outputs that end in a sum are scattered into its full width; of those, zero
+    weights are enough: what their BatchNorm makes of zeros stays.
+    The result is verified on the CPU, in float64 where the network can, against the model as given.
+
+    Args:
+        zero_preserving: as it was given to PSAP or `find_groups`.
 
     Returns:
         A new network, in the model's modes, on its device; the model is untouched.
 
     Raises:
-        InputError: the plan is of another network, or the exported network computes something else.
+        InputError: the plan is of another network, the model's pruned filters are live, or the exported network
+            computes something else.
     """
-    small = _shrink(model, plan)
-    if not (error := export_error(model, small, plan)) <= MAX_RELATIVE_ERROR:
-        raise InputError(
-            f"the export differs from the model by {error:.1e}: silence the filters with apply_"
-        )
+    groups = _groups_of(model, plan, zero_preserving)
+    _check_silent(model, groups, plan)
+    small = smaller_copy(model, groups, plan)
+    _verify(model, small, plan.inputs)
     return small
 
 
+def compact_(
+    model: nn.Module,
+    plan: PrunePlan,
+    optimizers: Optimizer | Sequence[Optimizer] = (),
+    *,
+    zero_preserving: Collection[Any] = (),
+) -> None:
+    """`export` in place: the live network and its optimisers' state become small.
+
+    Parameters stay the same objects, so optimisers and schedulers that hold them go on. Whatever wraps the network
+    (DistributedDataParallel, torch.compile, a captured graph) is to be made anew.
+
+    Raises:
+        InputError: as in `export`; the network is then as before the call.
+    """
+    groups = _groups_of(model, plan, zero_preserving)
+    _check_silent(model, groups, plan)
+    _verify(model, smaller_copy(model, groups, plan), plan.inputs)
+    cut_(model, groups, plan, [optimizers] if isinstance(optimizers, Optimizer) else optimizers)
+
+
 def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
-    """max|a - b| / max|a| of both networks' outputs: evaluation mode, CPU, float64, two random inputs."""
-    example = torch.randn(
-        2, *plan.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    with torch.no_grad():
-        masked, exported = (
-            copy.deepcopy(net).cpu().double().eval()(example) for net in (model, small)
-        )
-    return float(
-        (masked - exported).abs().max() / masked.abs().max().clamp(min=1e-300)
-    )  # equal zeros are equal
+    """max|a - b| / max|a| of both networks' outputs for random inputs: evaluation mode, CPU.
+
+    In float64, or float32 where the network cannot run in that.
+    """
+    error, _ = _compare(model, small, plan.inputs)
+    return error
+
+
+def rehearse(
+    model: nn.Module, groups: Sequence[ChannelGroup], scope: Scope, inputs: Description
+) -> None:
+    """Export a trial: a part of every group goes from a copy, which must then compute the same.
+
+    Raises:
+        InputError: the small network fails or computes something else, with the place in the user's code or the groups
+            that are to blame.
+    """
+    trial = _trial_plan(groups, scope, inputs)
+    try:
+        _try(model, groups, trial)
+    except Exception as error:
+        culprits = [group.name for group in groups if not _works_alone(model, group, scope, inputs)]
+        advice = f"; exclude={culprits} leaves such layers alone" if culprits else ""
+        raise InputError(
+            f"{type(model).__name__} cannot lose filters as it is: {_place(error)}{advice}"
+        ) from error
 
 
 def save_exported(
-    folder: Path | str, small: nn.Module, plan: PrunePlan, extra: Mapping[str, Any] = {}
+    folder: Path | str,
+    small: nn.Module,
+    plans: PrunePlan | Sequence[PrunePlan],
+    extra: Mapping[str, Any] = {},
 ) -> None:
-    """Write `spec.json` (the plan, and `extra` JSON values) and `weights.safetensors` into a folder."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()
-    }
-    spec = {**extra, "format": SPEC_FORMAT, "plan": json.loads(plan.to_json())}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "weights.safetensors").write_bytes(
-        safetensors.torch.save(tensors, {"plan": plan.digest})
+    """Write `spec.json` (the plans, and `extra` JSON values) and `weights.safetensors` into a folder.
+
+    Args:
+        plans: the plan; of a network that was pruned in several rounds the plans of all of them, in order.
+    """
+    rounds = [plans] if isinstance(plans, PrunePlan) else [*plans]
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
+    content = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, {"plan": _digests(rounds)}
     )
+    spec = {
+        **extra,
+        "format": SPEC_FORMAT,
+        "plans": [json.loads(plan.to_json()) for plan in rounds],
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "weights.safetensors").write_bytes(content)
     (Path(folder) / "spec.json").write_text(json.dumps(spec, indent=1))
 
 
-def load_exported(folder: Path | str, dense_model: nn.Module) -> nn.Module:
+def load_exported(
+    folder: Path | str, dense_model: nn.Module, *, zero_preserving: Collection[Any] = ()
+) -> nn.Module:
     """The exported network of a folder, from a freshly built dense network (which is left as it is).
 
     Raises:
         InputError: the folder holds no export, it is of another network, or spec and weights do not match.
     """
-    plan = PrunePlan.from_json(json.dumps(read_spec(folder)["plan"]))
-    small = _shrink(dense_model, plan)
+    rounds = read_plans(folder)
+    small = copy_network(dense_model)
+    for plan in rounds:
+        cut_(small, _groups_of(small, plan, zero_preserving), plan)
     path = Path(folder) / "weights.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
-            if file.metadata() != {"plan": plan.digest}:
+            if file.metadata() != {"plan": _digests(rounds)}:
                 raise RuntimeError("the weights are of another plan")
-            small.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        small.load_state_dict(tensors)
     except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path} does not match its spec.json here: {' '.join(str(error).split())}"
@@ -134,68 +160,173 @@ def read_spec(folder: Path | str) -> dict[str, Any]:
         spec: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{folder} holds no exported network: {error}") from error
-    if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT or "plan" not in spec:
+    if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT or not spec.get("plans"):
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
     return spec
 
 
+def read_plans(folder: Path | str) -> list[PrunePlan]:
+    """The plans of an exported network, one for each round in which it was pruned."""
+    return [PrunePlan.from_json(json.dumps(plan)) for plan in read_spec(folder)["plans"]]
+
+
 def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
-    """Write the network as ONNX (dynamo exporter), any batch size, evaluation mode. Needs onnxscript."""
-    example, batch = torch.zeros(2, *plan.input_shape), torch.export.Dim("batch", min=1)
+    """Write the network as ONNX (dynamo exporter), evaluation mode. Needs onnxscript.
+
+    Any batch size; of images any height and width as well, where the network allows that.
+    """
+    drawn = draw(plan.inputs, torch.Generator().manual_seed(0))
+    example = map_tensors(drawn, _twice)  # a size of one would be taken for a constant
+    is_one_tensor = isinstance(example, Tensor)
     torch.onnx.export(
-        copy.deepcopy(small).cpu().eval(),
-        (example,),
+        copy_network(small).cpu().eval(),
+        () if isinstance(example, dict) else example if isinstance(example, tuple) else (example,),
         path,
+        kwargs=example if isinstance(example, dict) else None,
         dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        output_names=["logits"],
+        dynamic_shapes=_dynamic_shapes(example),
         external_data=False,
         verbose=False,
+        input_names=["images"] if is_one_tensor else None,
+        output_names=["logits"] if is_one_tensor else None,
     )
 
 
-def _shrink(model: nn.Module, plan: PrunePlan) -> nn.Module:
-    """A copy of the model with the plan's filters cut out of every tensor that holds them."""
-    small, first = copy.deepcopy(model), next(model.parameters())
-    layers, _ = analyse(small, first.detach().new_zeros(1, *plan.input_shape))
-    for layer, part in plan.match(layers):
-        kept = sorted(set(range(part.filters)).difference(part.pruned))
-        if part.pruned:
-            _cut_filters_(small, layer, torch.tensor(kept, device=first.device))
-    return small
+def _twice(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
 
 
-def _cut_filters_(model: nn.Module, layer: PrunableLayer, kept: Tensor) -> None:
-    if layer.role == "residual":
-        norm: Any = model.get_submodule(layer.affine)
-        scattered = ScatteredBatchNorm2d(norm, kept).train(norm.training)
-        scattered.load_state_dict(norm.state_dict() | {"constant": scattered.constant})
-        model.set_submodule(layer.affine, scattered)
-    for member in layer.members:
-        module = model.get_submodule(member)
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.detach()[kept], parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.ndim and name not in ("kept", "constant"):
-                setattr(module, name, buffer[kept])
-        if isinstance(module, nn.Conv2d):
-            module.out_channels = len(kept)
-            if module.groups > 1:
-                module.groups = module.in_channels = len(kept)
-        else:
-            module.num_features = len(kept)  # type: ignore[assignment]
-    for consumer in layer.consumers:
-        _cut_inputs_(model.get_submodule(consumer), layer.filters, kept)
+def _dynamic_shapes(example: Any) -> Any:
+    automatic = torch.export.Dim.AUTO
+
+    def shape_of(tensor: Tensor) -> dict[int, Any]:
+        return dict.fromkeys((0, *range(2, tensor.ndim)), automatic)
+
+    if isinstance(example, dict):
+        return map_tensors(example, shape_of)
+    return map_tensors(example if isinstance(example, tuple) else (example,), shape_of)
 
 
-def _cut_inputs_(module: Any, channels: int, kept: Tensor) -> None:
-    """Drop a convolution's input channels, or the columns of a linear layer that a flattened channel feeds."""
-    weight = module.weight.detach()
-    by_channel = weight.reshape(weight.shape[0], channels, -1, *weight.shape[2:])[:, kept]
-    module.weight = nn.Parameter(by_channel.flatten(1, 2), module.weight.requires_grad)
-    setattr(
-        module,
-        "in_channels" if isinstance(module, nn.Conv2d) else "in_features",
-        module.weight.shape[1],
+def _groups_of(
+    model: nn.Module, plan: PrunePlan, zero_preserving: Collection[Any]
+) -> tuple[ChannelGroup, ...]:
+    """The network's groups in the plan's scope, whatever of it is trained."""
+    device = next(model.parameters()).device
+    example = draw(plan.inputs, torch.Generator().manual_seed(0), device=device)
+    example = _in_type_of(model, example)
+    everything = [name for name, _ in model.named_parameters()]
+    return find_groups(
+        model, example, scope=plan.scope, zero_preserving=zero_preserving, trained=everything
     )
+
+
+def _in_type_of(model: nn.Module, example: Any) -> Any:
+    dtype = next(model.parameters()).dtype
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return map_tensors(example, convert)
+
+
+def _check_silent(model: nn.Module, groups: Sequence[ChannelGroup], plan: PrunePlan) -> None:
+    live = 0
+    for group, part in plan.match(groups):
+        tensors = filter_tensors(model, group)
+        names = [tensors.silencers]
+        if group.scattered is not None:  # a constant stays behind zero weights
+            names.append(tensors.writers)
+        live += min(_count_live(tensors, kind, part) for kind in names)
+    if live:
+        raise InputError(
+            f"the model's weights do not fit the plan: {live} of the filters that it prunes are live; take weights "
+            "from after the freeze (a best checkpoint or an average may be older), or silence a plan of your own "
+            "with apply_"
+        )
+
+
+def _count_live(tensors: FilterTensors, names: Sequence[str], part: LayerPlan) -> int:
+    """How many of the pruned filters have an entry that is not zero in the named parameters."""
+    index = tensors.index(part.pruned)
+    live = torch.zeros(len(index), dtype=torch.bool, device=index.device)
+    for name in names:
+        rows = tensors.parameters[name].take(index)
+        live |= rows.detach().flatten(1).ne(0).any(1)
+    return int(live.sum())
+
+
+def _verify(model: nn.Module, small: nn.Module, inputs: Description) -> None:
+    error, allowed = _compare(model, small, inputs)
+    if error <= allowed:
+        return
+    if not _compare(model, model, inputs)[0] <= allowed:
+        raise InputError(
+            f"{type(model).__name__} draws random numbers in evaluation mode, or its output is not finite: "
+            "what an exported network computes cannot be compared with it"
+        )
+    raise InputError(f"the exported network computes something else: it differs by {error:.1e}")
+
+
+def _compare(model: nn.Module, small: nn.Module, inputs: Description) -> tuple[float, float]:
+    """max|a - b| / max|a| over all outputs, and how much is allowed; in float64 where both run in that."""
+    try:
+        return _difference(model, small, inputs, double=True), MAX_RELATIVE_ERROR
+    except Exception:
+        return _difference(model, small, inputs, double=False), MAX_RELATIVE_ERROR_FLOAT32
+
+
+def _difference(model: nn.Module, small: nn.Module, inputs: Description, double: bool) -> float:
+    example = draw(inputs, torch.Generator().manual_seed(0), double)
+    outputs = []
+    with torch.no_grad():
+        for network in (model, small):
+            twin = copy_network(network).cpu().eval()
+            twin = twin.double() if double else twin.float()
+            found = tensors_in(call(twin, map_tensors(example, torch.clone)))
+            outputs.append([tensor.double() for tensor in found])
+    gap, size = 0.0, 0.0
+    for ours, theirs in zip(*outputs, strict=True):
+        if ours.numel():
+            gap = max(gap, float((ours - theirs).abs().max()))
+            size = max(size, float(ours.abs().max()))
+    return gap / max(size, 1e-300)  # equal zeros are equal
+
+
+def _trial_plan(groups: Sequence[ChannelGroup], scope: Scope, inputs: Description) -> PrunePlan:
+    layers = []
+    for group in groups:
+        count = max(1, int(TRIAL_SHARE * group.filters))
+        draws = torch.randperm(
+            group.filters, generator=torch.Generator().manual_seed(group.filters)
+        )
+        layers.append(LayerPlan(group.name, group.filters, tuple(sorted(draws[:count].tolist()))))
+    return PrunePlan(tuple(layers), scope, inputs, 1, 1)
+
+
+def _try(model: nn.Module, groups: Sequence[ChannelGroup], trial: PrunePlan) -> None:
+    masked = copy_network(model)
+    apply_(masked, groups, trial)
+    _verify(masked, smaller_copy(masked, groups, trial), trial.inputs)
+
+
+def _works_alone(model: nn.Module, group: ChannelGroup, scope: Scope, inputs: Description) -> bool:
+    try:
+        _try(model, [group], _trial_plan([group], scope, inputs))
+    except Exception:
+        return False
+    return True
+
+
+def _place(error: Exception) -> str:
+    """The reason of an error and the line of the user's code that it came from."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    foreign = [f for f in frames if "/torch/" not in f.filename and "/psap_core/" not in f.filename]
+    if isinstance(error, InputError) or not foreign:
+        return reason
+    last = foreign[-1]
+    return f"{last.filename}:{last.lineno}, `{last.line}`, says: {reason}"
+
+
+def _digests(rounds: Sequence[PrunePlan]) -> str:
+    return " ".join(plan.digest for plan in rounds)

@@ -8,14 +8,18 @@ from typing import Any, Literal
 
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
-from psap_core.layers import PrunableLayer
+from psap_core.groups import SCOPES, ChannelGroup, Scope
+from psap_core.inputs import Description
 
 Unit = Literal["macs", "filters"]
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Which filters of one layer are pruned: sorted, distinct indices below `filters`, at least one kept."""
+    """Which filters of one channel group are pruned: sorted, distinct indices below `filters`, at least one kept.
+
+    A group has the name of the first layer that writes its channels.
+    """
 
     name: str
     filters: int
@@ -36,11 +40,12 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Which filters of which layers are pruned, and what that saves.
+    """Which filters of which channel groups are pruned, and what that saves.
 
     Attributes:
-        layers: every prunable layer in scope, in network order.
-        input_shape: shape of one input, [C, H, W].
+        layers: every channel group in scope, in network order.
+        scope: what ends channels, see `find_groups`.
+        inputs: what the network is called with, see `inputs.describe`.
         macs: multiply-accumulates of the exported network, one input.
         dense_macs: the same of the dense network.
         target_cut: the cut that was asked for, as a share of `unit`; 0 where nothing was asked for.
@@ -48,7 +53,8 @@ class PrunePlan:
     """
 
     layers: tuple[LayerPlan, ...]
-    input_shape: tuple[int, ...]
+    scope: Scope
+    inputs: Description
     macs: int
     dense_macs: int
     target_cut: float = 0.0
@@ -57,6 +63,8 @@ class PrunePlan:
     def __post_init__(self) -> None:
         if len(self.pruned) != len(self.layers):
             raise InputError("the plan names a layer twice")
+        if self.scope not in SCOPES:
+            raise InputError(f"the plan's scope {self.scope!r} is none of {', '.join(SCOPES)}")
 
     @property
     def macs_cut(self) -> float:
@@ -68,13 +76,13 @@ class PrunePlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over layer names, widths and pruned indices only, never over floats."""
+        """SHA-256 over group names, widths and pruned indices only, never over floats."""
         content = [[layer.name, layer.filters, layer.pruned] for layer in self.layers]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def match(self, layers: Sequence[PrunableLayer]) -> list[tuple[PrunableLayer, LayerPlan]]:
-        """The plan's layers beside a network's; raises InputError if the plan is of another network."""
-        found = {(layer.name, layer.filters): layer for layer in layers}
+    def match(self, groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, LayerPlan]]:
+        """A network's groups beside the plan's layers; raises InputError if the plan is of another network."""
+        found = {(group.name, group.filters): group for group in groups}
         for part in self.layers:
             if (part.name, part.filters) not in found:
                 raise InputError(
@@ -92,9 +100,10 @@ class PrunePlan:
             data: dict[str, Any] = json.loads(text)
             digest = data.pop("digest")
             layers = tuple(
-                LayerPlan(d["name"], d["filters"], tuple(d["pruned"])) for d in data.pop("layers")
+                LayerPlan(part["name"], part["filters"], tuple(part["pruned"]))
+                for part in data.pop("layers")
             )
-            plan = cls(layers=layers, input_shape=tuple(data.pop("input_shape")), **data)
+            plan = cls(layers=layers, **data)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a pruning plan: {error}") from error
         if plan.digest != digest:
@@ -103,22 +112,28 @@ class PrunePlan:
 
 
 def make_plan(
-    layers: Sequence[PrunableLayer],
+    groups: Sequence[ChannelGroup],
     pruned: Mapping[str, Collection[int]],
     cost: CostModel,
-    input_shape: Sequence[int],
+    inputs: Description,
+    scope: Scope,
     target_cut: float = 0.0,
     unit: Unit = "macs",
 ) -> PrunePlan:
-    """The plan that prunes the filters `pruned` (layer name to indices, none where absent).
+    """The plan that prunes the filters `pruned` (group name to indices, none where absent).
 
     Args:
-        cost: MACs of the exported network, over the same layers.
+        groups: every group in scope.
+        cost: MACs of the exported network, over the same groups.
+        inputs: what the network is called with, see `inputs.describe`.
     """
-    if unknown := sorted(set(pruned) - {layer.name for layer in layers}):
-        raise InputError(f"the plan prunes {unknown[0]!r}, which is not a prunable layer in scope")
-    plans = tuple(
-        LayerPlan(x.name, x.filters, tuple(sorted(pruned.get(x.name, ())))) for x in layers
+    if unknown := sorted(set(pruned) - {group.name for group in groups}):
+        raise InputError(
+            f"the plan prunes {unknown[0]!r}, which is not a prunable layer in scope {scope}"
+        )
+    layers = tuple(
+        LayerPlan(group.name, group.filters, tuple(sorted(pruned.get(group.name, ()))))
+        for group in groups
     )
-    macs = int(cost.cost([plan.kept for plan in plans]))
-    return PrunePlan(plans, tuple(input_shape), macs, cost.dense, target_cut, unit)
+    macs = int(cost.cost([layer.kept for layer in layers]))
+    return PrunePlan(layers, scope, inputs, macs, cost.dense, target_cut, unit)

@@ -1,42 +1,47 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
-import math
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from psap_core.allocation import check_reachable, filter_counts, filter_floors
+from psap_core.allocation import filter_counts, filter_floors
 from psap_core.cost import filters_cost_model, macs_cost_model
 from psap_core.errors import InputError
-from psap_core.layers import Scope, find_layers
-from psap_core.plan import PrunePlan, Unit, make_plan
-from psap_core.schedule import make_schedule
-from psap_core.scoring import filter_norms, propose, pulse_margin
-from psap_core.sparsity import Fan, Reference, weight_sparsity_ratio
-from psap_core.supervision import MakeLosses, Supervision, choose_restored, pulse
+from psap_core.exported import rehearse
+from psap_core.groups import search_groups
+from psap_core.inputs import Example, describe
+from psap_core.plan import PrunePlan, make_plan
+from psap_core.reporting import Report, make_report
+from psap_core.scoring import filter_norms, joint_scores, propose, pulse_margin
+from psap_core.settings import Settings
+from psap_core.sparsity import FilterRows, weight_sparsity_ratio
+from psap_core.supervision import LossOfBatch, Supervision, choose_restored, pulse
+from psap_core.surgery import cut_
 from psap_core.suspension import (
+    FilterMask,
     FilterTensors,
-    Silence,
     Snapshot,
     filter_tensors,
     freeze_,
-    refresh_,
     restore_,
+    silence_,
     suspend_,
 )
 
 Filters = dict[str, tuple[int, ...]]
+Optimizers = Optimizer | Sequence[Optimizer]
+_taken: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # optimisers that serve a pruner
 
 
 @dataclass(frozen=True)
 class PruneStep:
-    """What one pruning step saw and did; dictionaries go by layer name.
+    """What one pruning step saw and did; dictionaries go by group name.
 
     Attributes:
         epochs_done: completed epochs at the step.
@@ -45,7 +50,7 @@ class PruneStep:
         proposed: filters that stood suspended during the pulse, earlier ones included.
         restored: filters given back, exactly.
         utility: proposed filter to (mean, standard error) of eq. 5; empty without a pulse.
-        grad_norm_live, grad_norm_suspended: mean norm of the affine gradient in the pulse; empty without one.
+        grad_norm_live, grad_norm_suspended: mean norm of the silencers' gradient in the pulse; empty without one.
         mask_churn: filters whose state this step changed, as a share of all filters.
         seconds: duration of the step, pulse included.
     """
@@ -66,224 +71,192 @@ class PSAP:
     """Protective Self-Adaptive Pruning of a network while it trains.
 
     Call `end_epoch` when an epoch is complete, before any switch to evaluation mode. Between steps the only
-    cost is an optimiser step hook that keeps the suspended affine entries at zero.
+    cost is an optimiser step hook that keeps what silences suspended filters at zero.
 
     Args:
         model: the bare network; not wrapped in DistributedDataParallel or torch.compile.
-        optimizer: the optimiser that trains it.
-        example_input: one input batch [N, C, H, W] on the network's device.
-        target_macs_cut: share of multiply-accumulates to remove, in [0, 1).
-        target_filters_cut: share of filters to remove, instead of target_macs_cut.
-        total_epochs: length of the training.
-        scope: `all`, or `inner` for the layers whose channels never reach a sum.
-        exclude: names of convolutions to leave alone.
-        kappa: threshold of eq. 1, > 0.
-        sparsity_reference: `network` (eq. 1) or `layer` (the ablation's control).
-        fan: what the network's initialisation used, `in` or `out`; torchvision's networks use `out`.
-        alpha: how strongly layer ratios follow the sparsity, >= 0; 0 is one ratio for all layers.
-        protection: whether the pulse chooses what comes back; without it the norms decide.
-        pulse_batches: K of eq. 5, >= 2.
-        margin: filters proposed beyond those needed, as a share of a layer's pruned filters, in [0, 1].
-        min_filters, min_filter_share: a layer keeps at least max(min_filters, ceil(min_filter_share * O)).
-        start, ramp_end, freeze: completed epochs (int) or shares of total_epochs (float).
-        interval: epochs between steps.
+        optimizer: the optimiser that trains it, or a list of them; a wrapper that holds one as `.optimizer` will do.
+        example_input: one input batch on the network's device: a tensor, or a tuple or dictionary of what forward
+            takes.
+        zero_preserving: torch operations and module classes that keep channels and map 0 to 0, beside the known ones.
+        settings: the fields of `Settings`: target_macs_cut or target_filters_cut, total_epochs, scope, ...
+
+    Attributes:
+        groups: the channel groups that can be pruned.
+        plan: which filters are suspended or pruned now.
+        report: what can be pruned, what is left alone and why.
 
     Raises:
-        InputError: an argument is out of its range, the target cannot be reached, the model is wrapped or has no
-            prunable layer, a pruned parameter is in half precision or not the optimiser's, or the optimiser has had
+        InputError: a setting is out of its range, the target cannot be reached, the model is wrapped, has no prunable
+            filter or does not survive a trial export, a pruned parameter is in half precision, or an optimiser serves
             another PSAP.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
-        example_input: Tensor,
+        optimizer: Optimizers,
+        example_input: Example,
         *,
-        target_macs_cut: float | None = None,
-        target_filters_cut: float | None = None,
-        total_epochs: int,
-        scope: Scope = "all",
-        exclude: Sequence[str] = (),
-        kappa: float = 0.5,
-        sparsity_reference: Reference = "network",
-        fan: Fan = "in",
-        alpha: float = 1.0,
-        protection: bool = True,
-        pulse_batches: int = 10,
-        margin: float = 0.3,
-        min_filters: int = 2,
-        min_filter_share: float = 0.05,
-        start: int | float = 0.05,
-        ramp_end: int | float = 0.40,
-        freeze: int | float = 0.50,
-        interval: int = 1,
+        zero_preserving: Collection[Any] = (),
+        **settings: Any,
     ) -> None:
-        targets: dict[Unit, float | None] = {"macs": target_macs_cut, "filters": target_filters_cut}
-        given = [(unit, cut) for unit, cut in targets.items() if cut is not None]
-        if len(given) != 1:
-            raise InputError("give exactly one of target_macs_cut and target_filters_cut")
-        self.unit, self.target_cut = given[0]
-        hooked = {
-            type(getattr(hook, "__self__", None))
-            for hook in optimizer._optimizer_step_post_hooks.values()
-        }
-        wrappers = (
-            nn.parallel.DistributedDataParallel,
-            nn.DataParallel,
-            torch._dynamo.OptimizedModule,
+        self.settings = Settings(**settings)
+        self.schedule = self.settings.schedule
+        _check_bare(model)
+        self.model = model
+        self.optimizers = _bare_optimizers(optimizer)
+        search = search_groups(
+            model,
+            example_input,
+            scope=self.settings.scope,
+            exclude=self.settings.exclude,
+            zero_preserving=zero_preserving,
+            trained=_trained_names(model, self.optimizers),
         )
-        for name, value, in_range, wanted in (
-            (
-                f"target_{self.unit}_cut",
-                self.target_cut,
-                0 <= self.target_cut < 1,
-                "a share in [0, 1)",
-            ),
-            (
-                "model",
-                type(model).__name__,
-                not isinstance(model, wrappers),
-                "bare; make_losses may use a wrapper",
-            ),
-            (
-                "optimizer",
-                "one after whose steps another PSAP zeroes filters",
-                Silence not in hooked,
-                "new",
-            ),
-            ("kappa", kappa, 0 < kappa < math.inf, "above 0"),
-            ("alpha", alpha, 0 <= alpha < math.inf, "at least 0"),
-            (
-                "pulse_batches",
-                pulse_batches,
-                isinstance(pulse_batches, int) and pulse_batches > 1,
-                "an integer from 2",
-            ),
-            ("margin", margin, 0 <= margin <= 1, "a share in [0, 1]"),
-            (
-                "min_filters",
-                min_filters,
-                isinstance(min_filters, int) and min_filters > 0,
-                "an integer from 1",
-            ),
-            ("min_filter_share", min_filter_share, 0 <= min_filter_share <= 1, "a share in [0, 1]"),
-            (
-                "sparsity_reference",
-                sparsity_reference,
-                sparsity_reference in ("network", "layer"),
-                "network or layer",
-            ),
-            ("fan", fan, fan in ("in", "out"), "in or out"),
-            ("scope", scope, scope in ("all", "inner"), "all or inner"),
-        ):
-            if not in_range:
-                raise InputError(f"{name} must be {wanted}, not {value}")
-        self.model, self.optimizer = model, optimizer
-        self.kappa, self.sparsity_reference, self.fan, self.alpha = (
-            kappa,
-            sparsity_reference,
-            fan,
-            alpha,
+        self.groups = search.groups
+        self.macs_cost = macs_cost_model(model, self.groups, example_input)
+        self._cost = self.macs_cost
+        if self.settings.unit == "filters":
+            self._cost = filters_cost_model(self.groups)
+        self._floors = filter_floors(
+            self._cost.filters,
+            self.settings.min_filters,
+            self.settings.min_filter_share,
+            self.settings.round_to,
         )
-        self.protection, self.pulse_batches, self.margin = protection, pulse_batches, margin
-        self.schedule = make_schedule(total_epochs, start, ramp_end, freeze, interval)
-        self.layers = find_layers(model, example_input, scope=scope, exclude=exclude)
-        self._macs = macs_cost_model(model, self.layers, example_input)
-        self._cost = self._macs if self.unit == "macs" else filters_cost_model(self.layers)
-        self._floors = filter_floors(self._macs.filters, min_filters, min_filter_share)
-        check_reachable(self._cost, self._cost.budget(self.target_cut), self._floors)
-        _check_trained(model, optimizer, self._tensors())
+        self.report = make_report(model, search, self.macs_cost, self._floors, example_input)
+        self._check_reachable()
+        _check_precision(self._tensors())
+        inputs = describe(example_input)
+        rehearse(model, self.groups, self.settings.scope, inputs)
 
-        self.plan = make_plan(self.layers, {}, self._macs, example_input.shape[1:], unit=self.unit)
-        self.epochs_done, self._snapshots = 0, {layer.name: Snapshot() for layer in self.layers}
-        self._silence = Silence(self._tensors())
-        optimizer.register_step_post_hook(self._silence.hold_)
+        self.plan = make_plan(
+            self.groups,
+            {},
+            self.macs_cost,
+            inputs,
+            self.settings.scope,
+            unit=self.settings.unit,
+        )
+        self.epochs_done = 0
+        self.is_compact = False
+        self._snapshots = {group.name: Snapshot() for group in self.groups}
+        self._mask = FilterMask(self._tensors())
+        self._hooks: list[Any] = []
+        self._hook()
 
-    def end_epoch(self, make_losses: MakeLosses) -> PruneStep | None:
+    def use(self, optimizer: Optimizers) -> None:
+        """Go on with another optimiser, or several; the former ones are free for something else.
+
+        Raises:
+            InputError: an optimiser serves another PSAP, or does not train every filter that can be pruned.
+        """
+        successors = _bare_optimizers(optimizer, mine=self.optimizers)
+        everything = {name for name, _ in self.model.named_parameters()}
+        untrained = everything - _trained_names(self.model, successors)
+        for group in self.groups:
+            for member in group.members:
+                if member.tensor in untrained:
+                    raise InputError(
+                        f"the new optimizer does not train {member.tensor!r}, which is pruned"
+                    )
+        self._unhook()
+        self.optimizers = successors
+        if not self.is_compact:
+            self._hook()
+
+    def end_epoch(self, batches: Iterable[Any], loss_of_batch: LossOfBatch) -> PruneStep | None:
         """Count one completed epoch; if a pruning step is due, do it and say what it did.
 
         Args:
-            make_losses: a function that yields the pulse's losses, one training batch each, at least 2 and up
-                to `pulse_batches`; called only at a pulse, inside a fork of torch's default generators, without
-                autocast. The losses may come from a DistributedDataParallel or compiled wrapper of the model.
-                What else they pass through (a head, a learned temperature) gets no gradient from the pulse if
-                `optimizer` trains it; other optimisers' gradients, and statistics, are the caller's to clear.
+            batches: training batches for the pulse, as the loader of the training makes them: at least 2, and up to
+                `pulse_batches` are used. They are iterated at a pulse only, inside a fork of torch's default
+                generators.
+            loss_of_batch: makes a batch's scalar loss, one forward pass; called without autocast. It may use a
+                DistributedDataParallel or compiled wrapper of the model. What else the loss passes through (a head, a
+                learned temperature) gets no gradient from the pulse if the optimiser trains it; other optimisers'
+                gradients, and statistics, are the caller's to clear.
 
         Raises:
-            InputError: make_losses is no function, too few losses came, a gradient is missing, it or a weight is
-                not finite, a pulse is due in evaluation mode, something else than the optimiser wrote the affine of
-                a pruned filter, all epochs are over, or the ranks of a distributed run disagree; the network is then
-                as before the call.
+            InputError: loss_of_batch is no function, too few batches came, a gradient is missing, it or a weight is
+                not finite, a pulse is due in evaluation mode, something else than the optimiser wrote what silences a
+                pruned filter, or the ranks of a distributed run disagree; the network is then as before the call.
         """
-        if not self._silence.holds():
+        if not self.is_compact and not self._mask.holds():
             raise InputError(
                 "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
             )
-        if not callable(make_losses):
+        if not callable(loss_of_batch):
             raise InputError(
-                "make_losses must be a function: losses made beforehand were computed before the pulse"
+                "loss_of_batch must be a function of a batch: losses made beforehand were computed before the pulse"
             )
-        if self.epochs_done == self.schedule.total_epochs:
-            raise InputError(f"all {self.schedule.total_epochs} epochs of the schedule are over")
         due = self.epochs_done + 1 in self.schedule.steps
-        if due and self.protection and not self.model.training:
+        if due and self.settings.protection and not self.model.training:
             raise InputError(
                 "call end_epoch before model.eval(): the pulse sees the network as it trains"
             )
-        step = self._step(self.epochs_done + 1, make_losses) if due else None
+        step = self._step(self.epochs_done + 1, batches, loss_of_batch) if due else None
         self.epochs_done += 1
         return step
 
-    def _step(self, epochs_done: int, make_losses: MakeLosses) -> PruneStep:
-        began = time.perf_counter()
-        target = self.target_cut * self.schedule.ramp(epochs_done)
-        tensors, earlier = self._tensors(), self.plan.pruned
-        for name in [name for name, filters in earlier.items() if filters]:
-            refresh_(tensors[name], self._snapshots[name])
+    def compact_(self) -> None:
+        """Make the live network and its optimisers' state small, once the plan is final (eq. 7).
 
-        weights = {name: t.parameters[f"{name}.weight"] for name, t in tensors.items()}
-        sparsity = self._sparsity(weights)
-        kept = filter_counts(
-            [*sparsity.values()], self._cost, self._cost.budget(target), self._floors, self.alpha
-        )
-        norms = self._norms(weights)
+        Model, parameters, optimisers and schedulers stay the same objects. Whatever wraps the network
+        (DistributedDataParallel, torch.compile, a captured graph) is to be made anew.
+
+        Raises:
+            InputError: the freeze is not over yet, or a pruned filter is live.
+        """
+        if self.is_compact:
+            return
+        if self.epochs_done < self.schedule.freeze:
+            raise InputError(
+                f"compact_ comes after the freeze: {self.epochs_done} of {self.schedule.freeze} epochs are complete"
+            )
+        if not self._mask.holds():
+            raise InputError(
+                "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
+            )
+        self._cut_()
+
+    def _cut_(self) -> None:
+        self._unhook()
+        cut_(self.model, self.groups, self.plan, self.optimizers)
+        self.is_compact = True
+
+    # ------------------------------------------------------------------------ a step
+
+    def _step(
+        self, epochs_done: int, batches: Iterable[Any], loss_of_batch: LossOfBatch
+    ) -> PruneStep:
+        began = time.perf_counter()
+        target = self.settings.target_cut * self.schedule.ramp(epochs_done)
+        tensors = self._tensors()
+        earlier = self.plan.pruned
+        sparsity, norms = self._measure(tensors)
+        kept = self._kept(sparsity, target)
         anew = self._propose(norms, kept)
         snapshots = {
             name: suspend_(tensors[name], filters, self._snapshots[name])
             for name, filters in anew.items()
         }
-        proposed = {name: tuple(sorted(snapshot.filters)) for name, snapshot in snapshots.items()}
+        proposed = {name: tuple(sorted(saved.filters)) for name, saved in snapshots.items()}
         try:
-            seen = Supervision({}, {}, {})
-            if self.protection and any(proposed.values()):
-                seen = pulse(self.model, tensors, snapshots, make_losses, self.pulse_batches)
-                self.optimizer.zero_grad()  # also of what the losses pass through outside the model
+            seen = self._supervise(tensors, snapshots, batches, loss_of_batch)
             restored = self._protect(seen, norms, anew, kept)
-            suspended = {
-                name: set(filters).difference(restored[name]) for name, filters in proposed.items()
-            }
-            plan = make_plan(
-                self.layers, suspended, self._macs, self.plan.input_shape, target, self.unit
-            )
+            suspended = {n: {*filters}.difference(restored[n]) for n, filters in proposed.items()}
+            plan = self._plan(suspended, target)
             _check_same_plan_on_all_ranks(plan)
         except BaseException:
             for name, filters in anew.items():
                 restore_(tensors[name], snapshots[name].select(filters))
-            self.optimizer.zero_grad()
+            self._clear_gradients()
             raise
-        self.plan = plan
-        for name, pruned in plan.pruned.items():
-            if restored[name]:
-                restore_(tensors[name], snapshots[name].select(restored[name]))
-                snapshots[name] = snapshots[name].select(pruned)
-            if epochs_done == self.schedule.freeze:
-                freeze_(tensors[name], pruned)
-                snapshots[name] = Snapshot()
-        self._snapshots = snapshots
-        self._silence.set_(plan.pruned)
+        self._adopt(plan, tensors, snapshots, restored, epochs_done)
         changed = sum(
-            len(set(earlier[name]).symmetric_difference(now)) for name, now in plan.pruned.items()
+            len({*earlier[n]}.symmetric_difference(now)) for n, now in plan.pruned.items()
         )
         return PruneStep(
             epochs_done,
@@ -294,115 +267,276 @@ class PSAP:
             seen.utility,
             seen.grad_norm_live,
             seen.grad_norm_suspended,
-            changed / sum(self._macs.filters),
+            changed / sum(self._cost.filters),
             time.perf_counter() - began,
         )
 
-    def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
+    def _measure(
+        self, tensors: Mapping[str, FilterTensors]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Sparsity ratios and norms; a suspended filter counts with its snapshot, which undoes weight decay too."""
+        earlier = {name: saved for name, saved in self._snapshots.items() if saved.filters}
+        for name, saved in earlier.items():
+            restore_(tensors[name], saved)
+        try:
+            writers = {name: group.filter_rows() for name, group in tensors.items()}
+            return self._sparsity(writers), self._norms(writers)
+        finally:
+            for name, saved in earlier.items():
+                silence_(tensors[name], saved.filters)
+
+    def _sparsity(self, writers: Mapping[str, Sequence[FilterRows]]) -> dict[str, float]:
         return weight_sparsity_ratio(
-            weights, kappa=self.kappa, fan=self.fan, reference=self.sparsity_reference
+            writers,
+            kappa=self.settings.kappa,
+            fan=self.settings.fan,
+            reference=self.settings.sparsity_reference,
         )
 
-    def _norms(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        norms = torch.cat(
-            [filter_norms(weight) for weight in weights.values()]
-        ).cpu()  # one transfer
+    def _norms(self, writers: Mapping[str, Sequence[FilterRows]]) -> dict[str, Tensor]:
+        scores = [
+            joint_scores([filter_norms(writer.rows) for writer in group])
+            for group in writers.values()
+        ]
+        norms = torch.cat(scores).cpu()  # one transfer
         if not norms.isfinite().all():
             raise InputError("a weight is not finite: the training has diverged")
-        return dict(zip(weights, torch.split(norms, list(self._macs.filters)), strict=True))
+        return dict(zip(writers, torch.split(norms, list(self._cost.filters)), strict=True))
 
-    def _propose(self, norms: dict[str, Tensor], kept: list[int]) -> Filters:
+    def _kept(self, sparsity: Mapping[str, float], target: float) -> list[int]:
+        return filter_counts(
+            [*sparsity.values()],
+            self._cost,
+            self._cost.budget(target),
+            self._floors,
+            self.settings.alpha,
+            self.settings.round_to,
+        )
+
+    def _propose(self, norms: Mapping[str, Tensor], kept: Sequence[int]) -> Filters:
         anew = {}
         for part, k, floor in zip(self.plan.layers, kept, self._floors, strict=True):
-            margin = pulse_margin(part.filters - k, k, floor, self.margin) if self.protection else 0
+            margin = 0
+            if self.settings.protection:
+                margin = pulse_margin(part.filters - k, k, floor, self.settings.margin)
             anew[part.name] = propose(norms[part.name], part.pruned, part.filters - k, margin)
         return anew
 
+    def _supervise(
+        self,
+        tensors: Mapping[str, FilterTensors],
+        snapshots: Mapping[str, Snapshot],
+        batches: Iterable[Any],
+        loss_of_batch: LossOfBatch,
+    ) -> Supervision:
+        if not self.settings.protection or not any(saved.filters for saved in snapshots.values()):
+            return Supervision({}, {}, {})
+        count = self.settings.pulse_batches
+        seen = pulse(self.model, tensors, snapshots, batches, loss_of_batch, count)
+        self._clear_gradients()  # also of what the losses pass through outside the model
+        return seen
+
     def _protect(
-        self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]
+        self,
+        seen: Supervision,
+        norms: Mapping[str, Tensor],
+        anew: Filters,
+        kept: Sequence[int],
     ) -> Filters:
         restored = {}
         for part, k, new in zip(self.plan.layers, kept, anew.values(), strict=True):
-            utility = seen.utility.get(part.name)  # without a pulse, the largest norms come back
-            scores = {
-                f: utility[f][0] if utility else norms[part.name][f].item()
-                for f in (*part.pruned, *new)
-            }
+            utility = seen.utility.get(part.name)
+            scores = {}
+            for f in (*part.pruned, *new):  # without a pulse, the largest norms come back
+                scores[f] = utility[f][0] if utility else norms[part.name][f].item()
             restored[part.name] = choose_restored(scores, part.pruned, new, part.filters - k)
         return restored
+
+    def _plan(self, suspended: Mapping[str, Collection[int]], target: float) -> PrunePlan:
+        return make_plan(
+            self.groups,
+            suspended,
+            self.macs_cost,
+            self.plan.inputs,
+            self.settings.scope,
+            target,
+            self.settings.unit,
+        )
+
+    def _adopt(
+        self,
+        plan: PrunePlan,
+        tensors: Mapping[str, FilterTensors],
+        snapshots: dict[str, Snapshot],
+        restored: Filters,
+        epochs_done: int,
+    ) -> None:
+        self.plan = plan
+        for name, pruned in plan.pruned.items():
+            if restored[name]:
+                restore_(tensors[name], snapshots[name].select(restored[name]))
+                snapshots[name] = snapshots[name].select(pruned)
+            if epochs_done == self.schedule.freeze:
+                freeze_(tensors[name], pruned)
+                snapshots[name] = Snapshot()
+        self._snapshots = snapshots
+        self._mask.set_(plan.pruned)
+
+    # ------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's and the optimiser's state; loads with weights_only."""
         rows = {
-            n: saved.select(self.plan.pruned[n]).rows
-            for n, saved in self._snapshots.items()
+            name: saved.select(self.plan.pruned[name]).rows
+            for name, saved in self._snapshots.items()
             if saved.rows
         }
-        standing = {"epochs_done": self.epochs_done, "plan": self.plan.to_json(), "snapshots": rows}
-        return {"settings": self._settings()} | standing
+        return {
+            "settings": self._identity(),
+            "epochs_done": self.epochs_done,
+            "plan": self.plan.to_json(),
+            "snapshots": rows,
+            "is_compact": self.is_compact,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; load the model's and the optimiser's state first.
+        """Continue where `state_dict` was taken.
+
+        The model's and the optimiser's states are loaded before it; of a compact network after it, because this makes
+        a dense one compact.
 
         Raises:
             InputError: the state is of another network or another configuration, or the model's is not loaded yet.
         """
-        was, now = state.get("settings", {}), self._settings()
+        was, now = state.get("settings", {}), self._identity()
         for name in [name for name in now | was if was.get(name) != now.get(name)]:
             raise InputError(
                 f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
             )
-        plan, device = PrunePlan.from_json(state["plan"]), next(self.model.parameters()).device
-        self._silence.set_(plan.pruned)
-        if not self._silence.holds():
-            self._silence.set_(self.plan.pruned)
+        plan = PrunePlan.from_json(state["plan"])
+        if state["is_compact"]:
+            self.plan, self.epochs_done = plan, state["epochs_done"]
+            if not self.is_compact:
+                self._cut_()
+            return
+        self._mask.set_(plan.pruned)
+        if not self._mask.holds():
+            self._mask.set_(self.plan.pruned)
             raise InputError(
                 "filters that the pruner's state suspends are live: load the model's state first"
             )
+        self._mask.hold_()  # constants that silence filters are no part of the model's state
         self.epochs_done, self.plan = state["epochs_done"], plan
-        for n, pruned in plan.pruned.items():
-            rows = {
-                key: tensor.to(device, copy=True)
-                for key, tensor in state["snapshots"].get(n, {}).items()
-            }
-            self._snapshots[n] = Snapshot(pruned if rows else (), rows)
+        device = next(self.model.parameters()).device
+        for name, pruned in plan.pruned.items():
+            saved = state["snapshots"].get(name, {})
+            rows = {key: tensor.to(device, copy=True) for key, tensor in saved.items()}
+            self._snapshots[name] = Snapshot(pruned if rows else (), rows)
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "layers": ", ".join(f"{layer.name}[{layer.filters}]" for layer in self.layers),
-            "input": list(self.plan.input_shape),
-            "target": [self.target_cut, self.unit],
-            "schedule": list(astuple(self.schedule)),
-            "ratios": [self.kappa, self.sparsity_reference, self.fan, self.alpha, *self._floors],
-            "pulse": [self.protection, self.pulse_batches, self.margin],
+    def _identity(self) -> dict[str, Any]:
+        """What two runs must share so that one may continue the other, by name."""
+        settings = asdict(self.settings)
+        for name in ("total_epochs", "start", "ramp_end", "freeze", "interval"):
+            del settings[name]
+        settings["exclude"] = [*self.settings.exclude]
+        return settings | {
+            "schedule": [*astuple(self.schedule)],
+            "groups": ", ".join(f"{group.name}[{group.filters}]" for group in self.groups),
+            "inputs": self.plan.inputs,
         }
+
+    # ------------------------------------------------------------------------ optimisers
 
     def _tensors(self) -> dict[str, FilterTensors]:
         return {
-            layer.name: filter_tensors(self.model, layer, self.optimizer) for layer in self.layers
+            group.name: filter_tensors(self.model, group, self.optimizers) for group in self.groups
         }
 
+    def _hook(self) -> None:
+        for optimizer in self.optimizers:
+            self._hooks.append(optimizer.register_step_post_hook(self._mask.hold_))
+            _taken.add(optimizer)
 
-def _check_trained(
-    model: nn.Module, optimizer: Optimizer, tensors: dict[str, FilterTensors]
-) -> None:
-    optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    for name, parameter in (
-        pair for layer in tensors.values() for pair in layer.parameters.items()
-    ):
-        if owners[id(parameter)] > 1:
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for optimizer in self.optimizers:
+            _taken.discard(optimizer)
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def _check_reachable(self) -> None:
+        if not self.groups:
             raise InputError(
-                f"{name!r} of a layer to be pruned is shared with another module; exclude that layer"
+                f"{type(self.model).__name__} has nothing to prune: {self.report.costliest()}"
             )
-        if id(parameter) not in optimised or not parameter.requires_grad:
+        most = 1 - self._cost.cost(self._floors) / self._cost.dense
+        target = self.settings.target_cut
+        if self._cost.cost(self._floors) > self._cost.budget(target):
             raise InputError(
-                f"the optimizer does not train {name!r} of a layer to be pruned; exclude that layer"
+                f"a cut of {target:.4f} is unreachable: at most {most:.4f} can go; {self.report.costliest()}"
             )
-        if parameter.dtype.itemsize < 4:
-            raise InputError(
-                f"{name!r} is {parameter.dtype}: keep parameters in float32 and let autocast halve them"
-            )
+
+
+def report(model: nn.Module, example_input: Example, **settings: Any) -> Report:
+    """What can be pruned of a network, what is left alone and why, and the largest reachable cut.
+
+    Args:
+        model: any network that runs; it is left as it is.
+        example_input: an input batch: a tensor, or a tuple or dictionary of what forward takes.
+        settings: `scope`, `exclude`, `zero_preserving`, as for PSAP.
+    """
+    search = search_groups(model, example_input, **settings)
+    cost = macs_cost_model(model, search.groups, example_input)
+    return make_report(model, search, cost, filter_floors(cost.filters), example_input)
+
+
+def _check_bare(model: nn.Module) -> None:
+    wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
+    if isinstance(model, wrappers):
+        raise InputError(
+            f"model must be bare, not {type(model).__name__}; loss_of_batch may use a wrapper"
+        )
+
+
+def _bare_optimizers(
+    optimizer: Optimizers, mine: Sequence[Optimizer] = ()
+) -> tuple[Optimizer, ...]:
+    """The optimisers themselves, without wrappers that hold one as `.optimizer`."""
+    found: list[Optimizer] = []
+    wrapped: Sequence[Any] = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    for each in wrapped:
+        while hasattr(each, "optimizer"):
+            each = each.optimizer
+        if not isinstance(each, Optimizer):
+            raise InputError(f"optimizer must be a torch optimizer, not {type(each).__name__}")
+        if each in _taken and each not in mine:
+            raise InputError("optimizer must be new: this one serves another PSAP")
+        found.append(each)
+    return tuple(found)
+
+
+def _trained_names(model: nn.Module, optimizers: Sequence[Optimizer]) -> set[str]:
+    """Names of the parameters that require gradients and are an optimiser's."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    optimised = {id(parameter) for group in groups for parameter in group["params"]}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) in optimised
+    }
+
+
+def _check_precision(tensors: Mapping[str, FilterTensors]) -> None:
+    for group in tensors.values():
+        for name, rows in group.parameters.items():
+            if rows.tensor.dtype.itemsize < 4:
+                raise InputError(
+                    f"{name!r} is {rows.tensor.dtype}: keep parameters in float32 and let autocast halve them"
+                )
 
 
 def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:
@@ -411,5 +545,5 @@ def _check_same_plan_on_all_ranks(plan: PrunePlan) -> None:
         distributed.all_gather_object(digests, plan.digest)
         if len(set(digests)) > 1:
             raise InputError(
-                "the ranks made different plans: make_losses must use the wrapper that reduces gradients"
+                "the ranks made different plans: loss_of_batch must use the wrapper that reduces gradients"
             )

@@ -40,7 +40,10 @@ class Schedule:
         return (*range(self.start, self.freeze, self.interval), self.freeze)
 
     def ramp(self, epochs_done: int) -> float:
-        """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1]."""
+        """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1].
+
+        The field's cubic sparsity schedule (Zhu and Gupta, "To prune, or not to prune", 2017).
+        """
         x = min(
             1.0,
             (epochs_done - self.start + self.interval)

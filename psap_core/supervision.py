@@ -1,18 +1,23 @@
-"""Eq. 5 and 6: the pulse supervises the gradients of suspended filters, the highest utility protects."""
+"""Eq. 5 and 6: the pulse supervises the gradients of suspended filters, the highest utility protects.
+
+The utility is what the field calls first-order Taylor importance of the BatchNorm affine (Molchanov et al., CVPR 2019),
+taken at the pruned point and for whatever silences a filter.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from psap_core.errors import InputError
-from psap_core.suspension import FilterTensors, Snapshot
+from psap_core.suspension import FilterTensors, Snapshot, silence_
 
 PULSE_EPSILON = 1e-4
-MakeLosses = Callable[[], Iterable[Tensor]]
+LossOfBatch = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,11 @@ class Supervision:
     """What the pulse saw.
 
     Attributes:
-        utility: layer to suspended filter to (mean, standard error) over the batches of
-            u_f = -<dL/d(gamma, beta)_f, (gamma, beta)_saved>, the first-order loss reduction of giving it back.
-        grad_norm_live: layer to the mean over batches and live filters of ||dL/d(gamma, beta)_f||.
-        grad_norm_suspended: the same over suspended filters; layers without any are absent.
+        utility: group to suspended filter to (mean, standard error) over the batches of
+            u_f = -<dL/ds_f, (s_f)_saved>, s_f all that silences the filter: of a convolution with its own BatchNorm
+            (gamma, beta). It is the first-order loss reduction of giving the filter back.
+        grad_norm_live: group to the mean over batches and live filters of ||dL/ds_f||.
+        grad_norm_suspended: the same over suspended filters; groups without any are absent.
     """
 
     utility: dict[str, dict[int, tuple[float, float]]]
@@ -35,62 +41,53 @@ def pulse(
     model: nn.Module,
     tensors: Mapping[str, FilterTensors],
     snapshots: Mapping[str, Snapshot],
-    make_losses: MakeLosses,
-    batches: int,
+    batches: Iterable[Any],
+    loss_of_batch: LossOfBatch,
+    count: int,
 ) -> Supervision:
     """Measure the utility of suspended filters on a standing network: no optimiser step, nothing is changed.
 
-    While it lasts, suspended filters stand at PULSE_EPSILON times their saved affine: at exactly zero a
-    following ReLU would hide their gradient. They must hold their saved weights (`suspension.refresh_`).
+    While it lasts, suspended filters stand at PULSE_EPSILON times their saved silencers: at exactly zero a
+    following ReLU would hide their gradient. What else they own must be as saved (`PSAP` sees to that).
     Statistics and generators come out as they were, gradients cleared; no module mode is changed.
 
     Args:
         model: the network whose gradients are read, in the modes in which it is trained.
-        tensors: layer name to its live tensors, every prunable layer.
-        snapshots: layer name to its suspended filters and what they were, the same layers.
-        make_losses: makes up to `batches` scalar losses, one forward pass each, lazily.
-        batches: K, how many losses are used at most.
+        tensors: group name to its live tensors, every group.
+        snapshots: group name to its suspended filters and what they were, the same groups.
+        batches: training batches, as the caller's loader makes them.
+        loss_of_batch: one forward pass; the scalar loss of a batch.
+        count: K, how many batches are used at most.
 
     Raises:
-        InputError: fewer than two losses came, or one has no gradient or one that is not finite.
+        InputError: fewer than two batches came, a loss is no scalar, or has no gradient or one that is not finite.
     """
-    saved = {name: _saved_affine(layer, snapshots[name]) for name, layer in tensors.items()}
-    saved_gamma, saved_beta = (torch.cat(parts) for parts in zip(*saved.values(), strict=True))
+    filters = {name: sorted(snapshot.filters) for name, snapshot in snapshots.items()}
     utilities, norms = [], []
-    with _standing(model, tensors, saved), torch.autocast(saved_gamma.device.type, enabled=False):
-        for loss in islice(make_losses(), batches):
+    with _standing(model, tensors, snapshots), torch.autocast(_device_type(model), enabled=False):
+        for batch in islice(batches, count):
+            loss = loss_of_batch(batch)
+            _check_scalar(loss)
             loss.backward()
-            if lacking := [
-                name for name, t in tensors.items() if t.gamma.grad is None or t.beta.grad is None
-            ]:
-                raise InputError(
-                    f"{lacking[0]!r} got no gradient: it is frozen, or make_losses uses another network"
-                )
-            gamma_grad = torch.cat([layer.gamma.grad for layer in tensors.values()])  # type: ignore[misc]
-            beta_grad = torch.cat([layer.beta.grad for layer in tensors.values()])  # type: ignore[misc]
-            utilities.append(-(gamma_grad * saved_gamma + beta_grad * saved_beta))
-            norms.append(torch.hypot(gamma_grad, beta_grad))
-            model.zero_grad()
+            _check_gradients(tensors)
+            _average_over_ranks_(tensors)
+            utilities.append(_utilities(tensors, snapshots, filters))
+            norms.append(torch.cat([_gradient_norms(group) for group in tensors.values()]))
+            _clear_gradients(model, tensors)
     if len(utilities) < 2:
         raise InputError(
-            f"the pulse needs at least 2 losses for a standard error, make_losses made {len(utilities)}"
+            f"the pulse needs at least 2 batches for a standard error, it was given {len(utilities)}"
         )
-    seen = torch.stack([torch.stack(utilities), torch.stack(norms)]).double().cpu()  # one transfer
-    if not seen.isfinite().all():
+    seen = torch.stack(utilities).double().cpu()
+    norm = torch.stack(norms).double().cpu().mean(0)
+    if not (seen.isfinite().all() and norm.isfinite().all()):
         raise InputError(
             "a loss of the pulse has a gradient that is not finite: the training has diverged"
         )
-    (mean, norm), error = seen.mean(1), seen[0].std(0) / len(utilities) ** 0.5
-    widths, result = [len(layer.gamma) for layer in tensors.values()], Supervision({}, {}, {})
-    for name, u, e, g in zip(
-        tensors, *(torch.split(x, widths) for x in (mean, error, norm)), strict=True
-    ):
-        filters = sorted(snapshots[name].filters)
-        result.utility[name] = {f: (u[f].item(), e[f].item()) for f in filters}
-        result.grad_norm_live[name] = g[sorted({*range(len(g))}.difference(filters))].mean().item()
-        if filters:
-            result.grad_norm_suspended[name] = g[filters].mean().item()
-    return result
+    mean = seen.mean(0)
+    error = seen.std(0) / len(utilities) ** 0.5
+    widths = [len(group.parameters[group.silencers[0]].index) for group in tensors.values()]
+    return _by_group(filters, mean, error, norm, widths)
 
 
 def choose_restored(
@@ -98,44 +95,137 @@ def choose_restored(
 ) -> tuple[int, ...]:
     """Eq. 6: which suspended filters come back so that `pruned` are left: the highest scores, ties by index.
 
-    Of the filters proposed anew as many as the margin allows; where none were (the layer's count did not
+    Of the filters proposed anew as many as the margin allows; where none were (the group's count did not
     rise), of the earlier ones as many as the count fell.
     """
     surplus = len(earlier) + len(anew) - pruned
     return tuple(sorted(sorted(anew or earlier, key=lambda f: (-scores[f], f))[:surplus]))
 
 
+def _utilities(
+    tensors: Mapping[str, FilterTensors],
+    snapshots: Mapping[str, Snapshot],
+    filters: Mapping[str, list[int]],
+) -> Tensor:
+    """u_f of all suspended filters, group by group."""
+    parts = [
+        _utility(group, snapshots[name].select(filters[name]))
+        for name, group in tensors.items()
+        if filters[name]
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _utility(group: FilterTensors, snapshot: Snapshot) -> Tensor:
+    """u_f of a group's suspended filters, [n]."""
+    index = group.index(snapshot.filters)
+    total = torch.zeros((), device=group.device)
+    for name in group.silencers:
+        rows = group.parameters[name]
+        gradient = rows.take(index, rows.tensor.grad)
+        total = total + (gradient * snapshot.rows[name]).flatten(1).sum(1)
+    return -total
+
+
+def _gradient_norms(group: FilterTensors) -> Tensor:
+    """||dL/ds_f|| of every filter, [O]."""
+    total = torch.zeros((), device=group.device)
+    for name in group.silencers:
+        rows = group.parameters[name]
+        everyone = torch.arange(len(rows.index), device=rows.index.device)
+        gradient = rows.take(everyone, rows.tensor.grad).flatten(1)
+        total = torch.hypot(total, torch.linalg.vector_norm(gradient, dim=1))
+    return total
+
+
+def _by_group(
+    filters: Mapping[str, list[int]], mean: Tensor, error: Tensor, norm: Tensor, widths: list[int]
+) -> Supervision:
+    result = Supervision({}, {}, {})
+    counts = [len(suspended) for suspended in filters.values()]
+    parts = zip(filters, mean.split(counts), error.split(counts), norm.split(widths), strict=True)
+    for name, u, e, g in parts:
+        suspended = filters[name]
+        measured = zip(suspended, u.tolist(), e.tolist(), strict=True)
+        result.utility[name] = {f: (value, spread) for f, value, spread in measured}
+        live = sorted({*range(len(g))}.difference(suspended))
+        result.grad_norm_live[name] = g[live].mean().item()
+        if suspended:
+            result.grad_norm_suspended[name] = g[suspended].mean().item()
+    return result
+
+
 @contextmanager
 def _standing(
-    model: nn.Module,
-    tensors: Mapping[str, FilterTensors],
-    saved: Mapping[str, tuple[Tensor, Tensor]],
+    model: nn.Module, tensors: Mapping[str, FilterTensors], snapshots: Mapping[str, Snapshot]
 ) -> Iterator[None]:
-    """Suspended affines at PULSE_EPSILON times what they were, generators forked; undone whatever happens."""
-    affines = [live.detach() for t in tensors.values() for live in (t.gamma, t.beta)]
-    kept = [(tensor, tensor.clone()) for tensor in (*affines, *model.buffers())]
+    """Suspended silencers at PULSE_EPSILON times what they were, generators forked; undone whatever happens."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            model.zero_grad()
-            for live, part in zip(affines, chain.from_iterable(saved.values()), strict=True):
-                live.add_(
-                    part, alpha=PULSE_EPSILON
-                )  # suspended entries are zero, and so is what is saved of live ones
+            _clear_gradients(model, tensors)
+            for name, group in tensors.items():
+                _put_scaled_(group, snapshots[name])
+            for constant in _constants_of(tensors):
+                constant.requires_grad_()
             with torch.enable_grad():
                 yield
         finally:
-            model.zero_grad()
-            for tensor, before in kept:
-                tensor.copy_(before)
+            for constant in _constants_of(tensors):
+                constant.requires_grad_(False)
+            _clear_gradients(model, tensors)
+            for name, group in tensors.items():
+                silence_(group, snapshots[name].filters)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
 
 
-def _saved_affine(layer: FilterTensors, snapshot: Snapshot) -> tuple[Tensor, Tensor]:
-    """Saved (gamma, beta), each [O], zero for live filters."""
-    gamma, beta = (
-        torch.zeros_like(layer.parameters[name], requires_grad=False) for name in layer.affine
-    )
-    for name, saved in zip(layer.affine, (gamma, beta), strict=True):
+@torch.no_grad()
+def _put_scaled_(group: FilterTensors, snapshot: Snapshot) -> None:
+    index = group.index(snapshot.filters)
+    for name in group.silencers:
         if snapshot.filters:
-            saved.index_copy_(0, layer.index(snapshot.filters), snapshot.rows[name])
-    return gamma, beta
+            group.parameters[name].put_(index, snapshot.rows[name] * PULSE_EPSILON)
+
+
+def _constants_of(tensors: Mapping[str, FilterTensors]) -> list[Tensor]:
+    return [constant for group in tensors.values() for constant in group.constants.values()]
+
+
+def _clear_gradients(model: nn.Module, tensors: Mapping[str, FilterTensors]) -> None:
+    model.zero_grad()
+    for constant in _constants_of(tensors):
+        constant.grad = None
+
+
+def _average_over_ranks_(tensors: Mapping[str, FilterTensors]) -> None:
+    """What DistributedDataParallel does for parameters, for the gradients of constants."""
+    if distributed.is_available() and distributed.is_initialized():
+        for constant in _constants_of(tensors):
+            assert constant.grad is not None
+            distributed.all_reduce(constant.grad)
+            constant.grad.div_(distributed.get_world_size())
+
+
+def _check_scalar(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise InputError(f"loss_of_batch must return a scalar tensor, not a {type(loss).__name__}")
+    if loss.numel() != 1 or not loss.requires_grad:
+        raise InputError(
+            "loss_of_batch must return one number that has a gradient, "
+            f"not a tensor of shape {[*loss.shape]} with requires_grad={loss.requires_grad}"
+        )
+
+
+def _check_gradients(tensors: Mapping[str, FilterTensors]) -> None:
+    for name, group in tensors.items():
+        if any(group.parameters[silencer].tensor.grad is None for silencer in group.silencers):
+            raise InputError(
+                f"{name!r} got no gradient: it is frozen, or loss_of_batch uses another network"
+            )
+
+
+def _device_type(model: nn.Module) -> str:
+    return next(model.parameters()).device.type

@@ -1,15 +1,57 @@
-"""Eq. 4, 6, 7: suspend, restore and freeze filters. The only code that mutates weights or optimiser state."""
+"""Eq. 4, 6, 7: suspend, restore and freeze filters. With surgery.py the only code that mutates weights."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from psap_core.layers import PrunableLayer
+from psap_core.groups import ChannelGroup, Entries
 from psap_core.plan import PrunePlan
+from psap_core.sparsity import FilterRows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The entries of a group's filters in one live tensor; nothing here is a copy.
+
+    Attributes:
+        tensor: a parameter, a buffer, or optimiser state of the parameter's shape.
+        dim: the dimension along which the entries lie.
+        index: int64 [filters, n] on the tensor's device: the n entries of every filter.
+    """
+
+    tensor: Tensor
+    dim: int
+    index: Tensor
+
+    def take(self, filters: Tensor, source: Tensor | None = None) -> Tensor:
+        """A copy of the filters' entries, [filters, n, ...]; of another tensor of the same shape, if given."""
+        source = self.tensor if source is None else source
+        places = self.index[filters].flatten()
+        entries = source.index_select(self.dim, places).movedim(self.dim, 0)
+        return entries.reshape(len(filters), self.index.shape[1], *entries.shape[1:])
+
+    def put_(self, filters: Tensor, rows: Tensor) -> None:
+        """Write rows as `take` gives them."""
+        places = self.index[filters].flatten()
+        self.tensor.index_copy_(self.dim, places, rows.flatten(0, 1).movedim(0, self.dim))
+
+    def zero_(self, filters: Tensor) -> None:
+        self.tensor.index_fill_(self.dim, self.index[filters].flatten(), 0.0)
+
+    def all_rows(self) -> Tensor:
+        """Every filter's entries, [filters, n, ...]; the tensor itself where each filter is a row of it."""
+        size = self.tensor.shape[self.dim]
+        if self.dim == 0 and self.index.shape == (size, 1) and self._in_order():
+            return self.tensor
+        return self.take(torch.arange(len(self.index), device=self.tensor.device))
+
+    def _in_order(self) -> bool:
+        return torch.equal(
+            self.index[:, 0], torch.arange(len(self.index), device=self.index.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -23,153 +65,206 @@ class Snapshot:
         """The snapshot of some of its filters."""
         position = {f: i for i, f in enumerate(self.filters)}
         index = torch.tensor([position[f] for f in filters], dtype=torch.long)
-        return Snapshot(
-            tuple(filters), {n: t.index_select(0, index.to(t.device)) for n, t in self.rows.items()}
-        )
+        rows = {
+            name: saved.index_select(0, index.to(saved.device)) for name, saved in self.rows.items()
+        }
+        return Snapshot(tuple(filters), rows)
 
 
 @dataclass(frozen=True)
 class FilterTensors:
-    """The live tensors of one layer in which dimension 0 is the filter, by name; nothing here is a copy.
+    """The live tensors that hold one group's filters, by name.
 
     Attributes:
-        parameters: convolution weights [O, ...] (and biases), gamma and beta of every member's BatchNorm.
-        buffers: BatchNorm statistics.
+        parameters: of every member: the writers' weights and biases, gamma and beta, depthwise weights, slopes; and
+            constants (buffers) that silence a filter: rows of a weight that nothing trains.
+        buffers: normalisation statistics.
         state: optimiser state of those parameters, where it has the parameter's shape and exists yet.
-        affine: names of gamma and beta, among the parameters.
-        gamma, beta: the layer's affine, [O] each.
+        silencers: names of the parameters and constants that silence a filter.
+        writers: names of the weights that write the channels.
     """
 
-    parameters: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    state: dict[str, Tensor]
-    affine: tuple[str, str]
-    gamma: Tensor
-    beta: Tensor
+    parameters: dict[str, Rows]
+    buffers: dict[str, Rows]
+    state: dict[str, Rows]
+    silencers: tuple[str, ...]
+    writers: tuple[str, ...]
+
+    @property
+    def everything(self) -> dict[str, Rows]:
+        return self.parameters | self.buffers | self.state
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """The silencers that nothing trains."""
+        tensors = {name: self.parameters[name].tensor for name in self.silencers}
+        return {name: t for name, t in tensors.items() if not isinstance(t, nn.Parameter)}
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[self.silencers[0]].tensor.device
 
     def index(self, filters: Collection[int]) -> Tensor:
-        """Filter numbers as int64 [n] on the layer's device."""
-        return torch.tensor([*filters], dtype=torch.long, device=self.gamma.device)
+        """Filter numbers as int64 [n] on the group's device."""
+        return torch.tensor([*filters], dtype=torch.long, device=self.device)
+
+    def filter_rows(self) -> list[FilterRows]:
+        """The rows of every writer, with the fans of its whole layer."""
+        found = []
+        for name in self.writers:
+            weight = self.parameters[name]
+            outputs, inputs = weight.tensor.shape[weight.dim], weight.tensor.shape[1 - weight.dim]
+            positions = weight.tensor[0, 0].numel()
+            found.append(FilterRows(weight.all_rows(), inputs * positions, outputs * positions))
+        return found
 
 
 def filter_tensors(
-    model: nn.Module, layer: PrunableLayer, optimizer: Optimizer | None = None
+    model: nn.Module, group: ChannelGroup, optimizers: Optimizer | Sequence[Optimizer] = ()
 ) -> FilterTensors:
-    """Everything that goes when a filter of `layer` is exported, and its optimiser state."""
-    parameters, buffers, state = (dict[str, Tensor]() for _ in range(3))
-    for member in layer.members:
-        module = attrgetter(member)(model)
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                parameters[f"{member}.{key}"] = parameter
-                for kind, value in (
-                    optimizer.state.get(parameter, {}) if optimizer else {}
-                ).items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        state[f"{member}.{key}:{kind}"] = value
-        buffers |= {
-            f"{member}.{key}": b for key, b in module._buffers.items() if b is not None and b.ndim
-        }
-    affine = f"{layer.affine}.weight", f"{layer.affine}.bias"
-    return FilterTensors(parameters, buffers, state, affine, *(parameters[name] for name in affine))
+    """Everything that goes when a filter of `group` is exported, and its optimiser state."""
+    parameters: dict[str, Rows] = {}
+    buffers: dict[str, Rows] = {}
+    state: dict[str, Rows] = {}
+    silencers = tuple(entries.tensor for entries in group.silencers)
+    for entries in group.members:
+        tensor = _named_tensor(model, entries)
+        rows = Rows(tensor, entries.dim, entries.index.to(tensor.device))
+        if not isinstance(tensor, nn.Parameter) and entries.tensor not in silencers:
+            buffers[entries.tensor] = rows
+            continue
+        parameters[entries.tensor] = rows
+        for kind, value in _state_of(tensor, optimizers):
+            state[f"{entries.tensor}:{kind}"] = Rows(value, rows.dim, rows.index)
+    writers = tuple(entries.tensor for entries in group.writers)
+    return FilterTensors(parameters, buffers, state, silencers, writers)
+
+
+def _named_tensor(model: nn.Module, entries: Entries) -> Tensor:
+    module = model.get_submodule(entries.module)
+    tensor = getattr(module, entries.tensor.rpartition(".")[2])
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _state_of(
+    parameter: Tensor, optimizers: Optimizer | Sequence[Optimizer]
+) -> Iterator[tuple[str, Tensor]]:
+    """The optimisers' tensors of a parameter that have its shape (Adam's step has not)."""
+    for optimizer in [optimizers] if isinstance(optimizers, Optimizer) else optimizers:
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                yield kind, value
 
 
 @torch.no_grad()
 def suspend_(tensors: FilterTensors, filters: Collection[int], earlier: Snapshot) -> Snapshot:
     """Eq. 4: silence filters; the snapshot says what they, and those suspended earlier, were: nothing is lost.
 
-    The affine becomes (0, 0), so the contribution is exactly zero in training and in evaluation; the live
+    The silencers become zero, so the contribution is exactly zero in training and in evaluation; the live
     optimiser state of the filters becomes zero.
     """
     if not filters:
         return earlier
-    index, rows = tensors.index(filters), {}
-    for name, tensor in (tensors.parameters | tensors.buffers | tensors.state).items():
-        rows[name] = tensor.index_select(0, index)
+    index = tensors.index(filters)
+    saved = {}
+    for name, rows in tensors.everything.items():
+        saved[name] = rows.take(index)
         if earlier.filters:  # state that did not exist yet counts as zero
-            zeros = tensor.new_zeros(len(earlier.filters), *tensor.shape[1:])
-            rows[name] = torch.cat([earlier.rows.get(name, zeros), rows[name]])
-    _silence_(tensors, index)
-    return Snapshot((*earlier.filters, *filters), rows)
+            zeros = saved[name].new_zeros(len(earlier.filters), *saved[name].shape[1:])
+            saved[name] = torch.cat([earlier.rows.get(name, zeros), saved[name]])
+    silence_(tensors, filters)
+    return Snapshot((*earlier.filters, *filters), saved)
 
 
 @torch.no_grad()
 def restore_(tensors: FilterTensors, snapshot: Snapshot) -> None:
     """Eq. 6: give the snapshot's filters back exactly, optimiser state included."""
     index = tensors.index(snapshot.filters)
-    for name, tensor in (tensors.parameters | tensors.buffers | tensors.state).items():
+    for name, rows in tensors.everything.items():
         if name in snapshot.rows:
-            tensor.index_copy_(0, index, snapshot.rows[name])
+            rows.put_(index, snapshot.rows[name])
         else:
-            tensor.index_fill_(0, index, 0.0)
+            rows.zero_(index)
 
 
-def refresh_(tensors: FilterTensors, snapshot: Snapshot) -> None:
-    """Undo what weight decay and running statistics did to the live rows of the snapshot's filters.
-
-    They stay suspended, so this changes neither the network nor its training.
-    """
-    restore_(tensors, snapshot)
-    _silence_(tensors, tensors.index(snapshot.filters))
+@torch.no_grad()
+def silence_(tensors: FilterTensors, filters: Collection[int]) -> None:
+    """Zero the silencers of filters and their optimiser state; the rest of them stays."""
+    index = tensors.index(filters)
+    for rows in (
+        *(tensors.parameters[name] for name in tensors.silencers),
+        *tensors.state.values(),
+    ):
+        rows.zero_(index)
 
 
 @torch.no_grad()
 def freeze_(tensors: FilterTensors, filters: Collection[int]) -> None:
-    """Eq. 7: zero filters for good: weights, affine and optimiser state."""
-    for tensor in (*tensors.parameters.values(), *tensors.state.values()):
-        tensor.index_fill_(0, tensors.index(filters), 0.0)
+    """Eq. 7: zero filters for good: parameters and optimiser state."""
+    index = tensors.index(filters)
+    for rows in (*tensors.parameters.values(), *tensors.state.values()):
+        rows.zero_(index)
 
 
 def apply_(
     model: nn.Module,
-    layers: Sequence[PrunableLayer],
+    groups: Sequence[ChannelGroup],
     plan: PrunePlan,
-    optimizer: Optimizer | None = None,
+    optimizers: Optimizer | Sequence[Optimizer] = (),
 ) -> None:
     """Zero the plan's filters for good, whoever made the plan.
 
     Raises:
         InputError: the plan is of another network.
     """
-    for layer, part in plan.match(layers):
-        freeze_(filter_tensors(model, layer, optimizer), part.pruned)
+    for group, part in plan.match(groups):
+        freeze_(filter_tensors(model, group, optimizers), part.pruned)
 
 
-class Silence:
-    """Keeps the affine of pruned filters at zero while the network trains; none is pruned before `set_`.
+class FilterMask:
+    """Keeps the silencers of pruned filters at zero while the network trains; none is pruned before `set_`.
 
     Its masks are changed in place only, so a training step that a CUDA graph has captured stays valid.
     """
 
     def __init__(self, tensors: Mapping[str, FilterTensors]) -> None:
-        self._masks = {
-            name: torch.ones_like(layer.gamma, requires_grad=False)
-            for name, layer in tensors.items()
+        self._rows = {
+            name: {silencer: group.parameters[silencer] for silencer in group.silencers}
+            for name, group in tensors.items()
         }
-        self._affines = [
-            affine for layer in tensors.values() for affine in (layer.gamma, layer.beta)
-        ]
-        self._multipliers = [mask for mask in self._masks.values() for _ in range(2)]
+        self._silencers = {
+            name: rows.tensor for group in self._rows.values() for name, rows in group.items()
+        }
+        self._masks = {}
+        for group in self._rows.values():
+            for name, rows in group.items():
+                shape = [1] * rows.tensor.ndim
+                shape[rows.dim] = -1
+                ones = torch.ones_like(rows.tensor.select(0, 0).flatten()[:1]).detach()
+                self._masks[name] = ones.repeat(rows.tensor.shape[rows.dim]).view(shape)
 
     def set_(self, pruned: Mapping[str, Collection[int]]) -> None:
-        """From now on these are pruned: the name of every layer to indices."""
-        for name, mask in self._masks.items():
-            mask.fill_(1.0)[[*pruned[name]]] = 0.0
+        """From now on these are pruned: the name of every group to indices."""
+        for mask in self._masks.values():
+            mask.fill_(1.0)
+        for group, filters in pruned.items():
+            for name, rows in self._rows[group].items():
+                places = rows.index[[*filters]].flatten()
+                self._masks[name].view(-1)[places] = 0.0
 
     @torch.no_grad()
     def hold_(self, *_: object) -> None:
         """To be called after every optimiser step, with whatever its hooks are given."""
-        torch._foreach_mul_(self._affines, self._multipliers)
+        torch._foreach_mul_([*self._silencers.values()], [*self._masks.values()])
 
+    @torch.no_grad()
     def holds(self) -> bool:
-        """Are the affines of pruned filters zero?"""
-        pruned = torch.cat(self._affines).masked_fill(torch.cat(self._multipliers) != 0, 0.0)
-        return (
-            not pruned.nan_to_num().any()
-        )  # zero times a diverged value is no number, and no revival
-
-
-@torch.no_grad()
-def _silence_(tensors: FilterTensors, index: Tensor) -> None:
-    for tensor in (tensors.gamma, tensors.beta, *tensors.state.values()):
-        tensor.index_fill_(0, index, 0.0)
+        """Are the trained silencers of pruned filters zero?"""
+        live = []
+        for name, silencer in self._silencers.items():
+            if isinstance(silencer, nn.Parameter):
+                pruned = silencer.masked_fill(self._masks[name] != 0, 0.0)
+                # Zero times a diverged value is no number, and no revival.
+                live.append(pruned.nan_to_num().any())
+        return not torch.stack(live).any()

@@ -4,11 +4,11 @@ stage_width     s_l of eq. 1 becomes the mean over the layers of as many filters
 permuted        Every layer gets the s_l of the next one in a ring, whose order is drawn once, from the run's seed.
 return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: those of earlier steps,
                 after an epoch of recovery, and those proposed anew compete for the same places, where a count grows.
-return_graded   The same, but a filter of an earlier step returns with GRADE times its affine and the affine's momentum.
+return_graded   The same, but a filter of an earlier step returns with GRADE times its silencers and their momentum.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from experiments.schema import Rule
-from psap_core import PSAP, InputError, PruneStep, Supervision, choose_restored, filter_tensors
+from psap_core import PSAP, InputError, PruneStep
+from psap_core.pruner import Filters
+from psap_core.sparsity import FilterRows
+from psap_core.supervision import LossOfBatch, Supervision, choose_restored
+from psap_core.suspension import FilterTensors, filter_tensors
 
 GRADE = 0.1
 RETURNS = (Rule.return_exact, Rule.return_graded)
-Filters = dict[str, tuple[int, ...]]
 
 
 class PSAPVariant(PSAP):
@@ -28,61 +31,67 @@ class PSAPVariant(PSAP):
 
     def __init__(self, *args: Any, rule: Rule, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if rule in RETURNS and not self.protection:
+        if rule in RETURNS and not self.settings.protection:
             raise InputError(
                 f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true"
             )
         self.rule = rule
         self.order = torch.randperm(
-            len(self.layers), generator=torch.Generator().manual_seed(seed)
+            len(self.groups), generator=torch.Generator().manual_seed(seed)
         ).tolist()
 
-    def _sparsity(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        ratios = super()._sparsity(weights)
+    def _sparsity(self, writers: Mapping[str, Sequence[FilterRows]]) -> dict[str, float]:
+        ratios = super()._sparsity(writers)
         if self.rule is Rule.stage_width:
             of_width = defaultdict(list)
-            for layer in self.layers:
-                of_width[layer.filters].append(ratios[layer.name])
-            return {layer.name: fmean(of_width[layer.filters]) for layer in self.layers}
+            for group in self.groups:
+                of_width[group.filters].append(ratios[group.name])
+            return {group.name: fmean(of_width[group.filters]) for group in self.groups}
         if self.rule is Rule.permuted:
-            ring = [self.layers[l].name for l in self.order]
+            ring = [self.groups[l].name for l in self.order]
             shifted = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
             return {name: ratios[shifted[name]] for name in ratios}
         return ratios
 
     def _protect(
-        self, seen: Supervision, norms: dict[str, Tensor], anew: Filters, kept: list[int]
+        self,
+        seen: Supervision,
+        norms: Mapping[str, Tensor],
+        anew: Filters,
+        kept: Sequence[int],
     ) -> Filters:
         if self.rule not in RETURNS:
             return super()._protect(seen, norms, anew, kept)
-        counts = {
-            part.name: part.filters - k for part, k in zip(self.plan.layers, kept, strict=True)
-        }
-        means = {
-            name: {f: mean for f, (mean, _) in found.items()}
-            for name, found in seen.utility.items()
-        }
-        return {
-            name: choose_restored(means.get(name, {}), (), tuple(means.get(name, ())), count)
-            for name, count in counts.items()
-        }
+        restored = {}
+        for part, k in zip(self.plan.layers, kept, strict=True):
+            utility = seen.utility.get(part.name, {})
+            means = {f: mean for f, (mean, _) in utility.items()}
+            restored[part.name] = choose_restored(means, (), tuple(means), part.filters - k)
+        return restored
 
-    @torch.no_grad()
-    def _step(self, epochs_done: int, make_losses: Callable[..., Any]) -> PruneStep:
+    def _step(
+        self, epochs_done: int, batches: Iterable[Any], loss_of_batch: LossOfBatch
+    ) -> PruneStep:
         earlier = self.plan.pruned
-        step = super()._step(epochs_done, make_losses)
+        step = super()._step(epochs_done, batches, loss_of_batch)
         if self.rule is Rule.return_graded:
-            for layer in self.layers:
-                tensors = filter_tensors(self.model, layer, self.optimizer)
-                returned = tensors.index(set(earlier[layer.name]) & set(step.restored[layer.name]))
-                momenta = [
-                    state
-                    for name, state in tensors.state.items()
-                    if name.startswith(tensors.affine)
-                ]
-                for affine in (tensors.gamma, tensors.beta, *momenta):
-                    affine[returned] *= GRADE
+            for group in self.groups:
+                tensors = filter_tensors(self.model, group, self.optimizers)
+                returned = {*earlier[group.name]} & {*step.restored[group.name]}
+                _grade_(tensors, tensors.index(returned))
         return step
 
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"rule": [self.rule.value, *self.order]}
+    def _identity(self) -> dict[str, Any]:
+        return super()._identity() | {"rule": [self.rule.value, *self.order]}
+
+
+@torch.no_grad()
+def _grade_(tensors: FilterTensors, filters: Tensor) -> None:
+    """Multiply what silences these filters, and its optimiser state, by GRADE; untrained constants stay."""
+    silencers = [name for name in tensors.silencers if name not in tensors.constants]
+    graded = [tensors.parameters[name] for name in silencers]
+    for name, rows in tensors.state.items():
+        if name.rpartition(":")[0] in silencers:
+            graded.append(rows)
+    for rows in graded:
+        rows.put_(filters, rows.take(filters) * GRADE)

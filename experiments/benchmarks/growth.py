@@ -21,7 +21,7 @@ from torch import Tensor
 from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
 from experiments.harness import distributed
 from psap_core import PSAP
-from psap_core.layers import Scope
+from psap_core.groups import Scope
 
 IMAGES, BATCH, STEPS, PULSE_BATCHES = 50_000, 32, 4, 4
 DEPTHS, BATCHES, RANKS = (20, 56, 110), (32, 64, 128), (1, 2)
@@ -63,16 +63,17 @@ def measured(depth: int, batch: int = BATCH, scope: Scope = "all") -> tuple[floa
             scope=scope,
         )
 
-        def loss() -> Tensor:
+        def loss_of_batch(batch: tuple[Tensor, Tensor]) -> Tensor:
+            images, labels = batch
             return F.cross_entropy(net(images), labels)
 
         def train() -> None:
             optimizer.zero_grad()
-            loss().backward()
+            loss_of_batch((images, labels)).backward()
             optimizer.step()
 
         durations = [seconds(train) for _ in range(STEPS)][1:]
-        step = pruner.end_epoch(lambda: (loss() for _ in range(PULSE_BATCHES)))
+        step = pruner.end_epoch([(images, labels)] * PULSE_BATCHES, loss_of_batch)
         assert step is not None
         return -(-IMAGES // batch) * statistics.median(durations) + step.seconds, step.seconds
 

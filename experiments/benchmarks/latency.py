@@ -20,19 +20,13 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 from experiments.benchmarks import Figures, figure, seconds
-from psap_core import (
-    PrunePlan,
-    apply_,
-    export,
-    export_onnx,
-    filter_norms,
-    filter_tensors,
-    find_layers,
-    macs,
-    macs_cost_model,
-    make_plan,
-)
-from psap_core.layers import Scope
+from psap_core import PrunePlan, export, export_onnx, macs
+from psap_core.cost import macs_cost_model
+from psap_core.groups import Scope, find_groups
+from psap_core.inputs import describe
+from psap_core.plan import make_plan
+from psap_core.scoring import filter_norms, joint_scores
+from psap_core.suspension import apply_, filter_tensors
 
 Networks = dict[str, tuple[Scope, tuple[str, ...]]]  # figure name: scope, excluded layers
 RESNET50: Networks = {"resnet50": ("inner", ("conv1",)), "resnet50_all": ("all", ())}
@@ -91,16 +85,16 @@ def _pruned(
 ) -> tuple[nn.Module, PrunePlan]:
     """A network's pruned export (which equals the masked network to 1e-9, or export refuses)."""
     example = torch.zeros(1, 3, SIZE, SIZE)
-    layers = find_layers(dense, example, scope=scope, exclude=exclude)
-    weights = {
-        layer.name: filter_tensors(dense, layer).parameters[f"{layer.name}.weight"]
-        for layer in layers
-    }
-    norms = {name: filter_norms(weight) for name, weight in weights.items()}
-    lowest = {name: norm.argsort()[: len(norm) // 2].tolist() for name, norm in norms.items()}
-    plan = make_plan(layers, lowest, macs_cost_model(dense, layers, example), example.shape[1:])
+    groups = find_groups(dense, example, scope=scope, exclude=exclude)
+    lowest = {}
+    for group in groups:
+        writers = filter_tensors(dense, group).filter_rows()
+        norms = joint_scores([filter_norms(writer.rows) for writer in writers])
+        lowest[group.name] = norms.argsort()[: group.filters // 2].tolist()
+    cost = macs_cost_model(dense, groups, example)
+    plan = make_plan(groups, lowest, cost, describe(example), scope)
     masked = copy.deepcopy(dense)
-    apply_(masked, layers, plan)
+    apply_(masked, groups, plan)
     return export(masked, plan), plan
 
 

@@ -43,7 +43,8 @@ def main() -> None:
     optimizer = sgd(model)
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
 
-    def loss() -> Tensor:
+    def loss_of_batch(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
         return F.cross_entropy(model(images), labels)
 
     pruner = None
@@ -62,10 +63,10 @@ def main() -> None:
         )
     for _ in range(EPOCHS):
         optimizer.zero_grad()
-        loss().backward()
+        loss_of_batch((images, labels)).backward()
         optimizer.step()
         if pruner is not None:
-            pruner.end_epoch(lambda: (loss() for _ in range(2)))
+            pruner.end_epoch([(images, labels)] * 2, loss_of_batch)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
-from psap_core import PSAP, filter_norms
+from psap_core import PSAP
+from psap_core.scoring import filter_norms
 
 BATCH, CIFAR10_STEPS = 128, 391
 PRUNING_EPOCHS, STEPS_BETWEEN = 4, 6
@@ -56,12 +57,13 @@ def overhead() -> Figures:
         freeze=PRUNING_EPOCHS + 1,
     )
 
-    def loss() -> Tensor:
+    def loss_of_batch(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
         return F.cross_entropy(model(images), labels)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        loss_of_batch((images, labels)).backward()
         optimizer.step()
 
     step()
@@ -69,16 +71,12 @@ def overhead() -> Figures:
     with timed("psap_core.pruner.pulse") as pulsed:
         for _ in range(PRUNING_EPOCHS):
             training = statistics.median(seconds(step) for _ in range(STEPS_BETWEEN))
-            pruning = seconds(
-                lambda: pruner.end_epoch(lambda: (loss() for _ in range(pruner.pulse_batches)))
-            )
+            batches = [(images, labels)] * pruner.settings.pulse_batches
+            pruning = seconds(partial(pruner.end_epoch, batches, loss_of_batch))
             overheads.append(100 * pruning / (CIFAR10_STEPS * training))
             pulses.append(100 * pulsed[-1] / (CIFAR10_STEPS * training))
-            hooks.append(
-                100
-                * statistics.median(seconds(pruner._silence.hold_) for _ in range(50))
-                / training
-            )
+            hook = statistics.median(seconds(pruner._mask.hold_) for _ in range(50))
+            hooks.append(100 * hook / training)
     return {
         "psap_epoch_overhead_pct": figure(overheads),
         "pulse_overhead_pct": figure(pulses),
@@ -113,7 +111,7 @@ def resnet50_step() -> Figures:
                 freeze=50,
             )
             gc.collect()
-            step = pruner.end_epoch(lambda: ())
+            step = pruner.end_epoch([], lambda batch: torch.zeros(()))
             assert step is not None
             assert 0 < step.mask_churn <= CHURN
             steps.append(step.seconds - counts[-1])

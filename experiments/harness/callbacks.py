@@ -7,23 +7,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from experiments.harness.loop import Callback, Metrics
-from psap_core import (
-    PSAP,
-    PrunableLayer,
-    PrunePlan,
-    PruneStep,
-    find_layers,
-    macs_cost_model,
-    make_plan,
-)
+from psap_core import PSAP, PrunePlan, PruneStep
+from psap_core.cost import macs_cost_model
+from psap_core.groups import ChannelGroup, find_groups
+from psap_core.inputs import describe
+from psap_core.plan import make_plan
+from psap_core.supervision import LossOfBatch
 
+BatchesOf = Callable[[int], Iterable[Any]]  # training batches for a pulse, by completed epochs
 SaveStep = Callable[[str, int, str], None]  # kind (plans, pulses), completed epochs, JSON
 
 
 class Method(Callback):
     """A callback that has, at any time, the plan of what an export would leave out."""
 
-    layers: Sequence[PrunableLayer]
+    groups: Sequence[ChannelGroup]
     plan: PrunePlan
 
     def finish(self) -> None:
@@ -34,9 +32,9 @@ class Unpruned(Method):
     """Prunes nothing: dense and thin networks."""
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
-        self.layers = find_layers(model, example_input)
-        cost = macs_cost_model(model, self.layers, example_input)
-        self.plan = make_plan(self.layers, {}, cost, example_input.shape[1:])
+        self.groups = find_groups(model, example_input)
+        cost = macs_cost_model(model, self.groups, example_input)
+        self.plan = make_plan(self.groups, {}, cost, describe(example_input), "all")
 
 
 class PSAPCallback(Method):
@@ -44,16 +42,18 @@ class PSAPCallback(Method):
 
     Args:
         pruner: over the network in training.
-        make_losses: the pulse's losses when so many epochs are done.
+        batches_of: the pulse's batches when so many epochs are done.
+        loss_of_batch: the loss of one of them, a scalar.
         save: takes every step's plan and pulse.
     """
 
     def __init__(
-        self, pruner: PSAP, make_losses: Callable[[int], Iterable[Tensor]], save: SaveStep
+        self, pruner: PSAP, batches_of: BatchesOf, loss_of_batch: LossOfBatch, save: SaveStep
     ) -> None:
         self.pruner = pruner
-        self.layers = pruner.layers
-        self.make_losses = make_losses
+        self.groups = pruner.groups
+        self.batches_of = batches_of
+        self.loss_of_batch = loss_of_batch
         self.save = save
 
     @property
@@ -61,7 +61,7 @@ class PSAPCallback(Method):
         return self.pruner.plan
 
     def end_epoch(self, epochs_done: int) -> Metrics:
-        step = self.pruner.end_epoch(lambda: self.make_losses(epochs_done))
+        step = self.pruner.end_epoch(self.batches_of(epochs_done), self.loss_of_batch)
         if step is None:
             return {}
         self.save("plans", epochs_done, step.plan.to_json())

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from experiments.harness.data import Normalisation
 from experiments.harness.files import is_published
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
-from psap_core import InputError, load_exported, read_spec
-from psap_core.exported import ScatteredBatchNorm2d
+from psap_core import InputError, load_exported
+from psap_core.exported import read_plans, read_spec
+from psap_core.surgery import ScatteredBatchNorm
 
 RGB = 3
 # Blocks of each stage.
@@ -35,15 +36,24 @@ VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 51
 
 
 class OptionA(nn.Module):
-    """Shortcut without parameters: every stride-th pixel; missing channels are zeros, half on each side."""
+    """Shortcut without parameters: every stride-th pixel; missing channels are zeros, half on each side.
 
-    def __init__(self, missing: int, stride: int) -> None:
+    Channels go to their places by a constant matrix [width, inputs] of ones and zeros, which is exact. So channels of
+    either side can be pruned: a column or a row of it goes.
+    """
+
+    weight: Tensor
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.padding = (0, 0, 0, 0, missing // 2, missing - missing // 2)
+        before = (width - inputs) // 2
+        places = F.pad(torch.eye(inputs), (0, 0, before, width - inputs - before))
+        self.register_buffer("weight", places, persistent=False)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+        pixels = x[:, :, :: self.stride, :: self.stride].movedim(1, -1)
+        return F.linear(pixels, self.weight).movedim(-1, 1)
 
 
 class BasicBlock(nn.Module):
@@ -59,7 +69,7 @@ class BasicBlock(nn.Module):
         if stride == 1 and inputs == width:
             self.shortcut = nn.Identity()
         elif shortcut is Shortcut.option_a:
-            self.shortcut = OptionA(width - inputs, stride)
+            self.shortcut = OptionA(inputs, width, stride)
         else:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
@@ -133,7 +143,7 @@ def initialise_(model: nn.Module, fan: Fan, name: str = "") -> None:
     MobileNetV2's classifier, by the network's name, is torchvision's: normal with a standard deviation of 0.01.
     """
     for module in model.modules():
-        if isinstance(module, ScatteredBatchNorm2d):
+        if isinstance(module, ScatteredBatchNorm):
             module.constant.zero_()
         if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and fan.value == "in"):
             nn.init.kaiming_normal_(module.weight, mode=f"fan_{fan.value}", nonlinearity="relu")  # type: ignore[arg-type]
@@ -142,7 +152,7 @@ def initialise_(model: nn.Module, fan: Fan, name: str = "") -> None:
         elif isinstance(module, nn.Linear) and name == "mobilenet_v2":
             nn.init.normal_(module.weight, 0, 0.01)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.BatchNorm2d)):
+        elif isinstance(module, (nn.Linear, nn.BatchNorm2d, ScatteredBatchNorm)):
             module.reset_parameters()
 
 
@@ -326,6 +336,12 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
             f"{folder}/spec.json does not say which network it shrinks: {reason}"
         ) from error
     return load_exported(folder, dense), normalisation
+
+
+def image_shape(folder: Path) -> tuple[int, ...]:
+    """Channels, height and width of the images that an exported network was pruned with."""
+    _, *shape = read_plans(folder)[-1].inputs["shape"]
+    return tuple(shape)
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:

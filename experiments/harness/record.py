@@ -19,7 +19,14 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from experiments.harness.files import parse_json, read_json, weights_digest, write_atomically
-from experiments.schema import Config, ThinPlanConfig
+from experiments.schema import (
+    Config,
+    MethodConfig,
+    PSAPConfig,
+    Scope,
+    ThinPlanConfig,
+    UniformConfig,
+)
 from psap_core import InputError
 
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
@@ -28,6 +35,12 @@ FIXED_FACTS = {
     "world_size": "a number of processes of",
     "autocast": "the autocast type",
     "compile": "torch.compile",
+}
+# Settings that came after runs were recorded, with the value that those runs had. An identity leaves out this value, so
+# that the hash of a configuration stays what it was; analysis/collect.py knows them, too.
+CAME_LATER: dict[type[MethodConfig], dict[str, Any]] = {
+    UniformConfig: {"scope": Scope.all},
+    PSAPConfig: {"round_to": 1},
 }
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
@@ -38,6 +51,11 @@ def identity(cfg: Config) -> dict[str, Any]:
     method = asdict(cfg.method)
     if isinstance(cfg.method, ThinPlanConfig):
         method["run"] = Path(cfg.method.run).parent.name
+    for kind, settings in CAME_LATER.items():
+        if isinstance(cfg.method, kind):
+            for name, value in settings.items():
+                if method[name] == value:
+                    del method[name]
     return {
         "epochs": cfg.epochs,
         "data": {key: value for key, value in asdict(cfg.data).items() if key != "root"},

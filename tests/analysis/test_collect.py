@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from analysis.collect import (
+    CAME_LATER,
     TIDY_COLUMNS,
     DataError,
     NotFinishedError,
@@ -17,6 +18,7 @@ from analysis.collect import (
     record,
     tidy,
 )
+from experiments.harness.record import CAME_LATER as LEFT_OUT
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 
@@ -306,6 +308,22 @@ def test_what_was_edited_by_hand_or_mixed_is_refused(folder, name, change, what)
         refusal(folder)
         == f"RUN was edited by hand or mixed from two runs: {what}; copy or train it again"
     )
+
+
+def test_a_setting_that_came_later_may_stand_in_the_configuration_alone(folder):
+    """The identity leaves it out where it is what runs had before; any other value is of another run."""
+    edit(folder / "config.yaml", method={"scope": "all", "round_to": 1})
+    assert read_run(folder).config["method"]["scope"] == "all"
+    for setting in ({"scope": "coupled"}, {"scope": "all", "round_to": 8}):
+        edit(folder / "config.yaml", method=setting)
+        assert "method differs between config.yaml and the identity" in refusal(folder)
+
+
+def test_what_came_later_is_what_a_runs_identity_leaves_out():
+    left_out = {}
+    for settings in LEFT_OUT.values():
+        left_out |= settings
+    assert {"method": left_out} == CAME_LATER
 
 
 def test_a_hash_that_is_not_the_contents_is_refused(folder):

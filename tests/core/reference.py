@@ -1,20 +1,37 @@
 """Slow twin of eq. 1-6 and of the schedule: one number at a time, written from the method's text alone.
 
-Plain floats and lists, no tensors: a weight [O, I, kH, kW] is four nested lists, a layer's filters are their
-indices, a network's layers stand in network order. Nothing here is shared with psap_core.
+Plain floats and lists, no tensors: a weight [O, I, kH, kW] is four nested lists, a group's filters are their indices, a
+network's groups stand in network order. Nothing here is shared with psap_core.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 Filter = list[list[list[float]]]  # [I, kH, kW]
 Weight = list[Filter]  # [O, I, kH, kW]
-PULSE_EPSILON = 1e-4  # share of its affine at which a suspended filter stands during the pulse
+PULSE_EPSILON = 1e-4  # share of its silencers at which a suspended filter stands during the pulse
 Cost = Callable[
     [Sequence[float]], float
-]  # kept filters of every layer -> cost of the exported network
+]  # kept filters of every group -> cost of the exported network
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A layer that writes a group's channels: its whole weight, and which of its rows each filter owns."""
+
+    weight: Weight
+    rows: list[list[int]]
+
+
+Group = list[Writer]
+
+
+def whole(weight: Weight) -> Writer:
+    """A layer each row of which is a filter."""
+    return Writer(weight, [[row] for row in range(len(weight))])
 
 
 # ---------------------------------------------------------------------------- eq. 1
@@ -51,20 +68,32 @@ def root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(total / len(values))
 
 
+def group_in_he_units(group: Group, fan: str) -> list[float]:
+    """The same of every weight with which any layer writes the group."""
+    found = []
+    for writer in group:
+        scaled = in_he_units(writer.weight, fan)
+        size = len(scaled) // len(writer.weight)
+        for rows in writer.rows:
+            for row in rows:
+                found += scaled[row * size : (row + 1) * size]
+    return found
+
+
 def weight_sparsity_ratios(
-    weights: Sequence[Weight], kappa: float, fan: str, reference: str
+    groups: Sequence[Group], kappa: float, fan: str, reference: str
 ) -> list[float]:
-    """s_l of every layer: share of its weights that are small beside the network's, or beside its own."""
-    scaled = [in_he_units(weight, fan) for weight in weights]
-    of_network = root_mean_square([value for layer in scaled for value in layer])
+    """s_l of every group: share of its weights that are small beside the network's, or beside its own."""
+    scaled = [group_in_he_units(group, fan) for group in groups]
+    of_network = root_mean_square([value for group in scaled for value in group])
     ratios = []
-    for layer in scaled:
-        r = {"network": of_network, "layer": root_mean_square(layer)}[reference]
+    for group in scaled:
+        r = {"network": of_network, "layer": root_mean_square(group)}[reference]
         small = 0
-        for value in layer:
+        for value in group:
             if value < kappa * r:
                 small += 1
-        ratios.append(small / len(layer))
+        ratios.append(small / len(group))
     return ratios
 
 
@@ -74,7 +103,7 @@ def weight_sparsity_ratios(
 def cost_function(
     fixed: int, linear: Sequence[int], bilinear: Sequence[tuple[int, int, int]]
 ) -> Cost:
-    """fixed + sum_l linear[l] k_l + sum_(l, m, c) c k_l k_m."""
+    """fixed + sum_l linear[l] k_l + sum_(l, m, c) c k_l k_m; l may be m, where a layer reads what it writes."""
 
     def cost(kept: Sequence[float]) -> float:
         total: float = fixed
@@ -87,9 +116,48 @@ def cost_function(
     return cost
 
 
-def minima(filters: Sequence[int], min_filters: int, min_filter_share: float) -> list[int]:
-    """The fewest filters that each layer keeps; never more than it has."""
-    return [min(o, max(min_filters, math.ceil(min_filter_share * o))) for o in filters]
+@dataclass(frozen=True)
+class Side:
+    """What a layer reads, or writes: entries of groups side by side, and entries of none."""
+
+    parts: list[tuple[int, int]]  # (group, entries of each of its filters)
+    others: int
+
+    def entries(self, kept: Sequence[float]) -> float:
+        total: float = self.others
+        for group, per_filter in self.parts:
+            total += per_filter * kept[group]
+        return total
+
+
+def cost_of_layers(layers: Sequence[tuple[int, Side, Side]]) -> Cost:
+    """The sum over layers of coefficient * inputs * outputs."""
+
+    def cost(kept: Sequence[float]) -> float:
+        total: float = 0
+        for coefficient, inputs, outputs in layers:
+            total += coefficient * inputs.entries(kept) * outputs.entries(kept)
+        return total
+
+    return cost
+
+
+def step_of(filters: int, round_to: int) -> int:
+    """Filters go and come in multiples of this: of `round_to` where the group has at least twice as many."""
+    return round_to if filters >= 2 * round_to else 1
+
+
+def minima(
+    filters: Sequence[int], min_filters: int, min_filter_share: float, round_to: int = 1
+) -> list[int]:
+    """The fewest filters that each group keeps, a multiple of its step; never more than it has."""
+    found = []
+    for o in filters:
+        fewest = max(min_filters, math.ceil(min_filter_share * o))
+        while fewest % step_of(o, round_to):
+            fewest += 1
+        found.append(min(o, fewest))
+    return found
 
 
 def keep_counts_at(
@@ -138,45 +206,75 @@ def largest_multiplier(
 
 
 def whole_counts(
-    real: Sequence[float], filters: Sequence[int], cost: Cost, budget: float
+    real: Sequence[float],
+    filters: Sequence[int],
+    cost: Cost,
+    budget: float,
+    floors: Sequence[int],
+    round_to: int = 1,
 ) -> list[int]:
-    """Integer counts: floor, then one filter at a time, largest remainder first, as long as one fits."""
-    kept = [math.floor(k) for k in real]
-    remainder = [k - math.floor(k) for k in real]
+    """Integer counts: down to a multiple, then one multiple at a time, largest remainder first, as long as one fits."""
+    steps = [step_of(o, round_to) for o in filters]
+    kept = []
+    for k, o, floor, step in zip(real, filters, floors, steps, strict=True):
+        count = math.floor(k)
+        while count % step and count != o:
+            count -= 1
+        kept.append(max(count, floor))
+    remainder = [k - count for k, count in zip(real, kept, strict=True)]
     while True:
         best = None
-        for layer in range(len(kept)):
-            if kept[layer] == filters[layer]:
+        for group in range(len(kept)):
+            if kept[group] == filters[group]:
                 continue
-            one_more = kept.copy()
-            one_more[layer] += 1
-            if cost(one_more) > budget:
+            more = kept.copy()
+            more[group] = min(kept[group] + steps[group], filters[group])
+            if cost(more) > budget:
                 continue
-            if best is None or remainder[layer] > remainder[best]:
-                best = layer
+            if best is None or remainder[group] > remainder[best]:
+                best = group
         if best is None:
             return kept
-        kept[best] += 1
-        remainder[best] -= 1
+        added = min(steps[best], filters[best] - kept[best])
+        kept[best] += added
+        remainder[best] -= added
 
 
 # ---------------------------------------------------------------------------- eq. 3
 
 
 def norms(weight: Weight) -> list[float]:
-    """L2 norm of every filter."""
+    """L2 norm of every row."""
+    return norms_of_writer(whole(weight))
+
+
+def norms_of_writer(writer: Writer) -> list[float]:
+    """L2 norm of all that each filter owns in one layer."""
     found = []
-    for filter_ in weight:
+    for rows in writer.rows:
         total = 0.0
-        for w in entries([filter_]):
+        for w in entries([writer.weight[row] for row in rows]):
             total += w * w
         found.append(math.sqrt(total))
     return found
 
 
-def relative_norms(weight: Weight, suspended: Collection[int]) -> list[float]:
-    """Norm of every filter over the mean norm of the live ones: the same ranks within a layer."""
-    own = norms(weight)
+def joint_norms(group: Group) -> list[float]:
+    """Of one writer its norms; of several the root of the sum of squares of each one's norms over their mean."""
+    if len(group) == 1:
+        return norms_of_writer(group[0])
+    squares = [0.0] * len(group[0].rows)
+    for writer in group:
+        own = norms_of_writer(writer)
+        mean = sum(own) / len(own)
+        for f, norm in enumerate(own):
+            squares[f] += (norm / mean) ** 2 if mean else 0.0
+    return [math.sqrt(square) for square in squares]
+
+
+def relative_norms(group: Group, suspended: Collection[int]) -> list[float]:
+    """Norm of every filter over the mean norm of the live ones: the same ranks within a group."""
+    own = joint_norms(group)
     live = [own[f] for f in range(len(own)) if f not in suspended]
     mean = sum(live) / len(live)
     return [norm / mean for norm in own]
@@ -210,11 +308,14 @@ def proposed_anew(
 # ---------------------------------------------------------------------------- eq. 5
 
 
-def utility(
-    gradients: Sequence[tuple[float, float]], saved: tuple[float, float]
-) -> tuple[float, float]:
-    """Mean and standard error over the batches of u = - <dL/d(gamma, beta), saved (gamma, beta)>."""
-    u = [-(g_gamma * saved[0] + g_beta * saved[1]) for g_gamma, g_beta in gradients]
+def utility(gradients: Sequence[Sequence[float]], saved: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error over the batches of u = - <dL/ds, saved s>, s all that silences the filter."""
+    u = []
+    for gradient in gradients:
+        product = 0.0
+        for g, s in zip(gradient, saved, strict=True):
+            product += g * s
+        u.append(-product)
     mean = sum(u) / len(u)
     squares = 0.0
     for value in u:
@@ -222,11 +323,14 @@ def utility(
     return mean, math.sqrt(squares / (len(u) - 1)) / math.sqrt(len(u))
 
 
-def gradient_norm(gradients: Sequence[tuple[float, float]]) -> float:
-    """Mean over batches and filters of ||dL/d(gamma, beta)||."""
+def gradient_norm(gradients: Sequence[Sequence[float]]) -> float:
+    """Mean over batches and filters of ||dL/ds||."""
     total = 0.0
-    for g_gamma, g_beta in gradients:
-        total += math.sqrt(g_gamma**2 + g_beta**2)
+    for gradient in gradients:
+        square = 0.0
+        for g in gradient:
+            square += g * g
+        total += math.sqrt(square)
     return total / len(gradients)
 
 

@@ -7,17 +7,25 @@ import torch
 import torchvision
 from torch import nn
 
-from psap_core import (
-    apply_,
-    export,
-    find_layers,
-    layer_table,
-    macs,
-    macs_cost_model,
-    make_plan,
-    params,
+from psap_core.cost import CostModel, filters_cost_model, layer_table, macs, macs_cost_model, params
+from psap_core.exported import export
+from psap_core.groups import ChannelGroup, Scope, find_groups
+from psap_core.inputs import describe
+from psap_core.plan import PrunePlan, make_plan
+from psap_core.suspension import apply_
+from tests.core.networks import (
+    NETWORKS,
+    SCOPES,
+    SMALL_NETWORKS,
+    SMALL_NETWORKS_AND_SCOPES,
+    DenselyConnected,
+    Small,
+    Stream,
+    by_topology,
+    cifar_resnet,
+    grouped,
+    small_example,
 )
-from tests.core.networks import NETWORKS, Small, by_topology, cifar_resnet, small_example
 
 DENSE_MMACS = {
     "cifar_resnet20": 40.55,
@@ -89,26 +97,84 @@ def test_counting_leaves_training_mode_and_statistics_alone() -> None:
     assert model.stem_bn.num_batches_tracked == 0
 
 
-@pytest.mark.parametrize("scope", ["all", "inner"])
-@pytest.mark.parametrize("make", [Small, lambda: cifar_resnet("resnet20")])
-def test_the_cost_model_is_the_exported_networks_cost(make, scope) -> None:
-    model, example = make(), small_example()
-    layers = find_layers(model, example, scope=scope)
-    cost = macs_cost_model(model, layers, example)
-    assert cost.dense == macs(model, example)
+def random_plans(
+    groups: tuple[ChannelGroup, ...], cost: CostModel, scope: Scope, count: int
+) -> list[PrunePlan]:
     draw = random.Random(0)
-    for _ in range(5):
-        pruned = {x.name: draw.sample(range(x.filters), draw.randrange(x.filters)) for x in layers}
-        plan = make_plan(layers, pruned, cost, (3, 8, 8))
+    plans = []
+    for _ in range(count):
+        pruned = {x.name: draw.sample(range(x.filters), draw.randrange(x.filters)) for x in groups}
+        plans.append(make_plan(groups, pruned, cost, describe(small_example()), scope))
+    return plans
+
+
+def check_cost_of_exports(make, scope: Scope) -> None:
+    model, example = make(), small_example()
+    groups = find_groups(model, example, scope=scope)
+    cost = macs_cost_model(model, groups, example)
+    assert cost.dense == macs(model, example)
+    for plan in random_plans(groups, cost, scope, count=4):
         masked = make()
-        apply_(masked, layers, plan)
+        apply_(masked, groups, plan)
         assert macs(export(masked, plan), example) == plan.macs
 
 
-def test_marginal_cost_is_the_difference() -> None:
-    model = Small()
-    cost = macs_cost_model(model, find_layers(model, small_example()), small_example())
-    kept = [3, 4, 2, 5, 3, 1]
-    for l, marginal in enumerate(cost.marginal(kept, l) for l in range(len(kept))):
-        more = [k + (i == l) for i, k in enumerate(kept)]
-        assert cost.cost(more) - cost.cost(kept) == marginal
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_the_cost_model_is_the_exported_networks_cost(network: str, scope: Scope) -> None:
+    check_cost_of_exports(SMALL_NETWORKS[network], scope)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_cost_model_of_a_residual_network(scope: Scope) -> None:
+    check_cost_of_exports(lambda: cifar_resnet("resnet20"), scope)
+
+
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_marginal_cost_is_the_difference(network: str, scope: Scope) -> None:
+    model = SMALL_NETWORKS[network]()
+    groups = find_groups(model, small_example(), scope=scope)
+    draw = random.Random(1)
+    for cost in (macs_cost_model(model, groups, small_example()), filters_cost_model(groups)):
+        kept = [draw.randint(1, group.filters) for group in groups]
+        for l in range(len(groups)):
+            for more in (1, 3):
+                then = [k + more * (i == l) for i, k in enumerate(kept)]
+                assert cost.marginal(kept, l, more) == cost.cost(then) - cost.cost(kept)
+
+
+def cost_of(model: nn.Module, scope: Scope = "coupled") -> tuple[list[str], CostModel]:
+    groups = find_groups(model, small_example(), scope=scope)
+    return [group.name for group in groups], macs_cost_model(model, groups, small_example())
+
+
+def test_a_stream_that_layers_read_and_write_by_hand() -> None:
+    names, cost = cost_of(Stream())
+    assert names == ["stem.conv", "inner.conv"]
+    s, i = 4, 5
+    convolutions = 9 * 3 * s + 9 * s * s + 9 * s * i + 9 * i * s + s * s
+    assert cost.cost([s, i]) == 64 * convolutions + 3 * s
+    assert cost.fixed == 0
+
+
+def test_a_concatenation_by_hand() -> None:
+    names, cost = cost_of(DenselyConnected())
+    assert names == ["stem", "conv1", "conv2"]
+    s, a, b = 5, 3, 2
+    convolutions = 9 * 3 * s + 9 * s * a + 9 * (s + a) * b
+    assert cost.cost([s, a, b]) == 64 * convolutions + 3 * (s + a + b)
+
+
+def test_a_grouped_convolution_by_hand() -> None:
+    """A filter is a group: two rows of the first convolution, three of the second, which read two columns."""
+    names, cost = cost_of(grouped())
+    assert names == ["conv"]
+    assert cost.cost([3]) == 64 * (9 * 3 * (2 * 3) + 9 * 2 * 3 * 3) + 3 * (3 * 3)
+
+
+def test_a_flattened_linear_layer_and_a_scattered_filter_by_hand() -> None:
+    names, cost = cost_of(Small(), "all")
+    assert names == ["stem", "inner", "outer", "expand", "project", "last"]
+    kept = stem, inner, outer, expand, project, last = 4, 5, 3, 6, 2, 3
+    large = 27 * stem + 9 * 6 * inner + 9 * inner * outer + 6 * expand
+    small = 9 * expand + expand * project + 6 * 7 + 9 * 7 * last
+    assert cost.cost(kept) == 64 * large + 16 * small + 3 * 4 * last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
 from itertools import pairwise
@@ -15,23 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from psap_core import (
-    PSAP,
-    CostModel,
-    InputError,
-    LayerPlan,
-    PrunableLayer,
-    PrunePlan,
-    Schedule,
-    filter_counts,
-    filter_floors,
-    filter_norms,
-    layer_prune_ratios,
-    make_plan,
-    make_schedule,
-    propose,
-    weight_sparsity_ratio,
-)
+from psap_core.allocation import filter_counts, filter_floors, layer_prune_ratios
+from psap_core.cost import CostModel
+from psap_core.errors import InputError
+from psap_core.groups import ChannelGroup, Entries
+from psap_core.inputs import describe
+from psap_core.plan import LayerPlan, PrunePlan, make_plan
+from psap_core.pruner import PSAP
+from psap_core.schedule import Schedule, make_schedule
+from psap_core.scoring import filter_norms, joint_scores, propose
+from psap_core.settings import Settings
+from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 
 drawn = settings(deadline=None, derandomize=True, max_examples=200)
 EITHER_FAN = pytest.mark.parametrize("fan", ["in", "out"])
@@ -43,14 +36,33 @@ powers_of_two = st.integers(-20, 20).map(
 # ---------------------------------------------------------------------------- eq. 1
 
 
-def network(
-    seed: int, shapes: tuple[tuple[int, ...], ...] = ((8, 3, 3, 3), (6, 8, 1, 1), (12, 6, 3, 3))
-) -> dict:
+Writers = dict[str, list[Tensor]]  # of every group the weights of the layers that write it
+
+
+def network(seed: int) -> Writers:
+    """Three groups; the second is written by two layers."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        f"layer{n}": torch.randn(shape, generator=generator) / (n + 1)
-        for n, shape in enumerate(shapes)
+    shapes = {
+        "group0": [(8, 3, 3, 3)],
+        "group1": [(6, 8, 1, 1), (6, 10, 3, 3)],
+        "group2": [(12, 6, 3, 3)],
     }
+    return {
+        name: [torch.randn(shape, generator=generator) / (n + 1) for shape in of_group]
+        for n, (name, of_group) in enumerate(shapes.items())
+    }
+
+
+def rescaled(writers: Writers, factor: float, only: str | None = None) -> Writers:
+    return {
+        name: [weight * factor if only in (None, name) else weight for weight in weights]
+        for name, weights in writers.items()
+    }
+
+
+def sparsity_of(writers: Writers, **options: Any) -> dict[str, float]:
+    rows = {name: [FilterRows.of(weight) for weight in group] for name, group in writers.items()}
+    return weight_sparsity_ratio(rows, **options)
 
 
 @EITHER_FAN
@@ -60,13 +72,28 @@ def network(
 def test_sparsity_is_a_share_and_ignores_the_networks_scale(
     fan: Any, reference: Any, seed: int, kappa: float, factor: float
 ) -> None:
-    weights = network(seed)
-    ratios = weight_sparsity_ratio(weights, kappa=kappa, fan=fan, reference=reference)
+    writers = network(seed)
+    ratios = sparsity_of(writers, kappa=kappa, fan=fan, reference=reference)
     assert all(0 <= s <= 1 for s in ratios.values())
-    rescaled = {name: weight * factor for name, weight in weights.items()}
-    assert weight_sparsity_ratio(rescaled, kappa=kappa, fan=fan, reference=reference) == ratios
-    negated = {name: -weight for name, weight in weights.items()}
-    assert weight_sparsity_ratio(negated, kappa=kappa, fan=fan, reference=reference) == ratios
+    for scale in (factor, -1.0):
+        others = rescaled(writers, scale)
+        assert sparsity_of(others, kappa=kappa, fan=fan, reference=reference) == ratios
+
+
+@given(st.integers(0, 999))
+@drawn
+def test_a_groups_sparsity_is_the_mean_over_its_writers_weights(seed: int) -> None:
+    """Whatever else is in the network, as long as R is the same: each writer as a group of its own."""
+    writers = network(seed)
+    together = sparsity_of(writers)
+    first, second = writers["group1"]
+    apart = {"first": [first], "second": [second]} | {
+        name: weights for name, weights in writers.items() if name != "group1"
+    }
+    alone = sparsity_of(apart)
+    small = alone["first"] * first.numel() + alone["second"] * second.numel()
+    assert together["group1"] == pytest.approx(small / (first.numel() + second.numel()), abs=1e-12)
+    assert [together["group0"], together["group2"]] == [alone["group0"], alone["group2"]]
 
 
 @EITHER_FAN
@@ -74,12 +101,12 @@ def test_sparsity_is_a_share_and_ignores_the_networks_scale(
 @given(st.integers(0, 999))
 @drawn
 def test_sparsity_grows_with_kappa(fan: Any, reference: Any, seed: int) -> None:
-    weights = network(seed)
+    writers = network(seed)
     of_kappas = [
-        weight_sparsity_ratio(weights, kappa=kappa, fan=fan, reference=reference)
+        sparsity_of(writers, kappa=kappa, fan=fan, reference=reference)
         for kappa in (1e-9, 0.25, 0.5, 1.0, 2.0, 1e9)
     ]
-    for name in weights:
+    for name in writers:
         ratios = [ratio[name] for ratio in of_kappas]
         assert ratios == sorted(ratios)
         assert (ratios[0], ratios[-1]) == (0.0, 1.0)
@@ -88,43 +115,45 @@ def test_sparsity_grows_with_kappa(fan: Any, reference: Any, seed: int) -> None:
 
 @given(
     st.integers(0, 999),
-    st.sampled_from(["layer0", "layer1", "layer2"]),
+    st.sampled_from(["group0", "group1", "group2"]),
     st.sampled_from([0.5, 0.25, 0.125]),
 )
 @drawn
-def test_a_layer_left_small_is_sparser_beside_the_network_only(
+def test_a_group_left_small_is_sparser_beside_the_network_only(
     seed: int, small: str, factor: float
 ) -> None:
-    weights = network(seed)
-    shrunk = weights | {small: weights[small] * factor}
-    before, after = weight_sparsity_ratio(weights), weight_sparsity_ratio(shrunk)
+    writers = network(seed)
+    shrunk = rescaled(writers, factor, only=small)
+    before, after = sparsity_of(writers), sparsity_of(shrunk)
     assert after[small] > before[small]
-    assert all(after[name] <= before[name] for name in weights if name != small)
-    own = weight_sparsity_ratio(weights, reference="layer")
-    assert weight_sparsity_ratio(shrunk, reference="layer") == own
+    assert all(after[name] <= before[name] for name in writers if name != small)
+    own = sparsity_of(writers, reference="layer")
+    assert sparsity_of(shrunk, reference="layer") == own
 
 
 @EITHER_FAN
 @EITHER_REFERENCE
-def test_at_he_initialisation_all_layers_are_alike(fan: Any, reference: Any) -> None:
+def test_at_he_initialisation_all_groups_are_alike(fan: Any, reference: Any) -> None:
     # Fans from 36 to 1152 in and 32 to 1152 out; at least 9,216 weights each.
     shapes = {
-        "wide": (256, 4, 3, 3),
-        "deep": (32, 128, 3, 3),
-        "pointwise": (32, 512, 1, 1),
-        "large": (64, 8, 7, 7),
+        "wide": [(256, 4, 3, 3)],
+        "deep": [(32, 128, 3, 3)],
+        "pointwise": [(32, 512, 1, 1)],
+        "large": [(64, 8, 7, 7)],
+        "stream": [(256, 4, 3, 3), (256, 512, 1, 1), (256, 8, 7, 7)],
     }
     torch.manual_seed(0)
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-    for weight in weights.values():
+    writers = {name: [torch.empty(shape) for shape in group] for name, group in shapes.items()}
+    for weight in (weight for group in writers.values() for weight in group):
         nn.init.kaiming_normal_(weight, mode=f"fan_{fan}", nonlinearity="relu")
-    ratios = weight_sparsity_ratio(weights, fan=fan, reference=reference)
+    ratios = sparsity_of(writers, fan=fan, reference=reference)
     expected = math.erf(0.5 / math.sqrt(2))  # share of a standard normal within half a deviation
     for name, ratio in ratios.items():
-        error = math.sqrt(expected * (1 - expected) / weights[name].numel())
+        count = sum(weight.numel() for weight in writers[name])
+        error = math.sqrt(expected * (1 - expected) / count)
         assert ratio == pytest.approx(expected, abs=5 * error)
     if reference == "network":  # measured in the other initialisation's units they are far apart
-        other = weight_sparsity_ratio(weights, fan={"in": "out", "out": "in"}[fan])
+        other = sparsity_of(writers, fan={"in": "out", "out": "in"}[fan])
         assert max(other.values()) - min(other.values()) > 0.3
 
 
@@ -133,36 +162,79 @@ def test_at_he_initialisation_all_layers_are_alike(fan: Any, reference: Any) -> 
 
 @st.composite
 def costs(draw: st.DrawFn) -> CostModel:
-    """A chain as in a network: every layer pays for its output, some also for a pruned input."""
+    """As in a network: every group pays for its output, some also for a pruned input, some for their own."""
     n = draw(st.integers(1, 6))
     filters = draw(st.tuples(*[st.integers(2, 40)] * n))
     linear = draw(st.tuples(*[st.integers(1, 300)] * n))
-    chained = draw(st.tuples(*[st.booleans()] * (n - 1))) if n > 1 else ()
-    bilinear = tuple((l, l + 1, draw(st.integers(1, 60))) for l, pair in enumerate(chained) if pair)
-    return CostModel(filters, draw(st.integers(0, 500)), linear, bilinear)
+    one = st.integers(0, n - 1)
+    bilinear = draw(st.lists(st.tuples(one, one, st.integers(1, 60)), max_size=2 * n))
+    return CostModel(filters, draw(st.integers(0, 500)), linear, tuple(bilinear))
 
 
 ALPHAS = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 
 
-@given(costs(), st.data(), ALPHAS, st.integers(1, 5), st.floats(0, 1))
+@given(costs(), st.data(), st.integers(1, 9))
 @drawn
-def test_counts_meet_the_budget_and_no_further_filter_fits(
-    cost: CostModel, data: st.DataObject, alpha: float, smallest: int, where: float
+def test_the_marginal_cost_is_what_more_filters_cost(
+    cost: CostModel, data: st.DataObject, more: int
 ) -> None:
-    floors = filter_floors(cost.filters, smallest)
+    """Whatever is kept; it grows with every count, which is what lets allocation give up a group for good."""
+    kept = [data.draw(st.integers(0, o)) for o in cost.filters]
+    l = data.draw(st.integers(0, len(kept) - 1))
+    then = [k + more * (m == l) for m, k in enumerate(kept)]
+    marginal = cost.marginal(kept, l, more)
+    assert type(marginal) is int
+    assert marginal == cost.cost(then) - cost.cost(kept)
+    one_by_one, growing = 0, kept.copy()
+    for _ in range(more):
+        one_by_one += cost.marginal(growing, l)
+        growing[l] += 1
+    assert marginal == one_by_one
+    for other in range(len(kept)):
+        larger = [k + (m == other) for m, k in enumerate(kept)]
+        assert cost.marginal(larger, l, more) >= marginal
+
+
+@given(
+    costs(), st.data(), ALPHAS, st.integers(1, 5), st.floats(0, 1), st.sampled_from([1, 1, 2, 8])
+)
+@drawn
+def test_counts_meet_the_budget_and_no_further_multiple_fits(
+    cost: CostModel,
+    data: st.DataObject,
+    alpha: float,
+    smallest: int,
+    where: float,
+    round_to: int,
+) -> None:
+    floors = filter_floors(cost.filters, smallest, round_to=round_to)
     sparsity = [data.draw(st.floats(0, 1)) for _ in floors]
     least = cost.cost(floors)
     budget = least + where * (cost.dense - least)
-    kept = filter_counts(sparsity, cost, budget, floors, alpha)
+    kept = filter_counts(sparsity, cost, budget, floors, alpha, round_to)
     assert all(type(k) is int for k in kept)
     assert cost.cost(kept) <= budget
     for layer, (k, o) in enumerate(zip(kept, cost.filters, strict=True)):
         assert floors[layer] <= k <= o
-        one_more = [*kept[:layer], k + 1, *kept[layer + 1 :]]
-        assert k == o or cost.cost(one_more) > budget
-    assert filter_counts(sparsity, cost, cost.dense, floors, alpha) == list(cost.filters)
-    assert filter_counts(sparsity, cost, least, floors, alpha) == floors
+        step = round_to if o >= 2 * round_to else 1
+        assert k % step == 0 or k == o
+        more = [*kept[:layer], min(k + step, o), *kept[layer + 1 :]]
+        assert k == o or cost.cost(more) > budget
+    for all_of_it, expected in ((cost.dense, list(cost.filters)), (least, floors)):
+        assert filter_counts(sparsity, cost, all_of_it, floors, alpha, round_to) == expected
+
+
+@pytest.mark.parametrize(
+    ("round_to", "floors"),
+    [
+        (1, [1, 2, 2, 2, 2, 2, 4, 7]),
+        (8, [1, 2, 2, 8, 8, 8, 8, 8]),
+        (16, [1, 2, 2, 2, 2, 16, 16, 16]),
+    ],
+)
+def test_floors_are_multiples_where_a_group_has_two(round_to: int, floors: list[int]) -> None:
+    assert filter_floors([1, 2, 15, 16, 17, 33, 80, 130], round_to=round_to) == floors
 
 
 @given(costs(), st.data(), ALPHAS, st.lists(st.floats(0, 1), min_size=2, max_size=4))
@@ -221,7 +293,7 @@ def test_a_budget_below_the_floors_is_refused() -> None:
 @given(st.integers(0, 999), powers_of_two, st.sets(st.integers(0, 11), max_size=9))
 @drawn
 def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: set[int]) -> None:
-    weight = network(seed)["layer2"]
+    (weight,) = network(seed)["group2"]
     live = [f for f in range(len(weight)) if f not in suspended]
     lowest = sorted(live, key=lambda f: weight[f].norm().item())[:2]
     # Nor does a suspended filter's norm.
@@ -231,6 +303,24 @@ def test_rescaling_a_layer_changes_no_rank(seed: int, factor: float, suspended: 
         assert list(propose(filter_norms(changed), suspended, len(suspended) + 2, 0)) == sorted(
             lowest
         )
+
+
+@given(st.integers(0, 999), st.lists(powers_of_two, min_size=3, max_size=3))
+@drawn
+def test_rescaling_one_writer_of_a_group_changes_no_score(seed: int, factors: list[float]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = [filter_norms(torch.randn(9, 4, 3, 3, generator=generator)) for _ in factors]
+    joint = joint_scores(scores)
+    for writer, factor in enumerate(factors):
+        others = scores.copy()
+        others[writer] = factor * scores[writer]
+        torch.testing.assert_close(joint_scores(others), joint)
+    assert torch.equal(joint_scores(scores[:1]), scores[0])
+
+
+def test_no_writer_drowns_another() -> None:
+    loud, soft = torch.tensor([1000.0, 1001.0, 1002.0]), torch.tensor([0.003, 0.002, 0.001])
+    assert joint_scores([loud, soft]).argsort().tolist() == [2, 1, 0]
 
 
 # ---------------------------------------------------------------------------- when
@@ -302,17 +392,21 @@ def test_the_ramp_rises_to_the_whole_target(data: st.DataObject, total: int, int
 
 # ---------------------------------------------------------------------------- plan
 
-LAYERS = (
-    PrunableLayer("stem", ("stem", "stem_bn"), "residual", 6, ()),
-    PrunableLayer("block.conv1", ("block.conv1", "block.bn1"), "inner", 8, ("block.conv2",)),
-    PrunableLayer("block.conv2", ("block.conv2", "block.bn2"), "residual", 6, ()),
-)
+INPUTS = describe(torch.zeros(1, 3, 32, 32))
+
+
+def group(name: str, filters: int) -> ChannelGroup:
+    rows = (Entries(f"{name}.weight", 0, torch.arange(filters)[:, None]),)
+    return ChannelGroup(name, filters, rows, rows, rows, ())
+
+
+LAYERS = (group("stem", 6), group("block.conv1", 8), group("block.conv2", 6))
 COST = CostModel((6, 8, 6), 50, (27, 54, 0), ((1, 2, 9),))
 PRUNED = {"stem": (0, 5), "block.conv2": (1, 2, 3)}
 
 
 def plan(**changes: Any) -> PrunePlan:
-    return dataclasses.replace(make_plan(LAYERS, PRUNED, COST, (3, 32, 32), 0.4), **changes)
+    return dataclasses.replace(make_plan(LAYERS, PRUNED, COST, INPUTS, "all", 0.4), **changes)
 
 
 def test_a_plan_says_what_it_costs() -> None:
@@ -325,15 +419,16 @@ def test_a_plan_says_what_it_costs() -> None:
     assert made.macs == 50 + 27 * 4 + 54 * 8 + 9 * 8 * 3
     assert made.dense_macs == 50 + 27 * 6 + 54 * 8 + 9 * 8 * 6
     assert made.macs_cut == pytest.approx(1 - made.macs / made.dense_macs, abs=1e-12)
-    assert (made.input_shape, made.target_cut, made.unit) == ((3, 32, 32), 0.4, "macs")
-    empty = make_plan(LAYERS, {}, COST, (3, 32, 32))
+    assert (made.scope, made.target_cut, made.unit) == ("all", 0.4, "macs")
+    assert made.inputs == {"shape": [1, 3, 32, 32], "dtype": "float32", "low": 0.0, "high": 0.0}
+    empty = make_plan(LAYERS, {}, COST, INPUTS, "all")
     assert (empty.macs, empty.macs_cut, empty.target_cut) == (COST.dense, 0.0, 0.0)
     assert [layer.kept for layer in empty.layers] == [6, 8, 6]
 
 
 def test_indices_in_any_order_make_the_same_plan() -> None:
-    shuffled = make_plan(LAYERS, {"block.conv2": [3, 1, 2], "stem": [5, 0]}, COST, (3, 32, 32), 0.4)
-    assert shuffled == plan()
+    pruned = {"block.conv2": [3, 1, 2], "stem": [5, 0]}
+    assert make_plan(LAYERS, pruned, COST, INPUTS, "all", 0.4) == plan()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +452,24 @@ def test_bad_indices_are_refused(pruned: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("pruned", [{"stem": [6]}, {"stem": range(6)}, {"missing": [0]}])
 def test_plans_of_another_network_are_refused(pruned: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        make_plan(LAYERS, pruned, COST, (3, 32, 32))
+        make_plan(LAYERS, pruned, COST, INPUTS, "all")
+
+
+def test_plans_that_name_a_group_twice_or_an_unknown_scope_are_refused() -> None:
+    stem, *_ = plan().layers
+    with pytest.raises(InputError, match="names a layer twice"):
+        plan(layers=(stem, stem))
+    with pytest.raises(InputError, match="scope 'outer' is none of coupled, all, inner"):
+        plan(scope="outer")
+
+
+def test_a_plan_finds_its_groups() -> None:
+    more = (group("other", 3), *reversed(LAYERS))
+    assert [(found.name, part.name) for found, part in plan().match(more)] == [
+        (name, name) for name in ("stem", "block.conv1", "block.conv2")
+    ]
+    with pytest.raises(InputError, match=r"no layer 'block\.conv1' with 8 filters"):
+        plan().match((LAYERS[0], group("block.conv1", 9), LAYERS[2]))
 
 
 def test_the_digest_is_that_of_names_widths_and_indices() -> None:
@@ -369,7 +481,8 @@ def test_the_digest_is_that_of_names_widths_and_indices() -> None:
         {"dense_macs": 9999},
         {"target_cut": 0.123},
         {"unit": "filters"},
-        {"input_shape": (3, 8, 8)},
+        {"scope": "coupled"},
+        {"inputs": describe(torch.zeros(1, 3, 8, 8))},
     ):
         assert plan(**irrelevant).digest == digest
     stem, conv1, conv2 = plan().layers
@@ -391,9 +504,16 @@ def test_the_digest_is_the_same_in_every_version() -> None:
     assert plan().digest == "684da42a6e92568b63dc6aca110254b9a4eabdeaff3307e5877549a0e23647a7"
 
 
-@given(st.data(), st.floats(0, 0.99), st.sampled_from(["macs", "filters"]))
+@given(
+    st.data(),
+    st.floats(0, 0.99),
+    st.sampled_from(["macs", "filters"]),
+    st.sampled_from(["coupled", "all", "inner"]),
+)
 @drawn
-def test_json_gives_the_same_plan_back(data: st.DataObject, target: float, unit: Any) -> None:
+def test_json_gives_the_same_plan_back(
+    data: st.DataObject, target: float, unit: Any, scope: Any
+) -> None:
     pruned = {
         l.name: data.draw(st.sets(st.integers(0, l.filters - 1), max_size=l.filters - 1))
         for l in LAYERS
@@ -402,7 +522,8 @@ def test_json_gives_the_same_plan_back(data: st.DataObject, target: float, unit:
         LAYERS,
         {name: sorted(filters) for name, filters in pruned.items()},
         COST,
-        (3, 8, 8),
+        INPUTS,
+        scope,
         target,
         unit,
     )
@@ -436,14 +557,17 @@ def test_json_that_is_no_plan_is_refused(text: str) -> None:
 
 STARTING_VALUES = {
     "scope": "all",
+    "exclude": (),
     "kappa": 0.5,
     "sparsity_reference": "network",
+    "fan": "in",
     "alpha": 1.0,
     "protection": True,
     "pulse_batches": 10,
     "margin": 0.3,
     "min_filters": 2,
     "min_filter_share": 0.05,
+    "round_to": 1,
     "start": 0.05,
     "ramp_end": 0.40,
     "freeze": 0.50,
@@ -482,14 +606,19 @@ def test_unreachable_targets_are_refused_before_training() -> None:
         {"target_filters_cut": 0.51, "min_filter_share": 0.5},
         {"target_macs_cut": 1 - least / dense + 1e-9},
         {"target_macs_cut": 0.01, "min_filters": 8},
+        {"target_filters_cut": 0.51, "round_to": 4},
     ):
         with pytest.raises(InputError):
             pruner(**unreachable)
 
 
 def test_the_starting_values() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(PSAP).parameters.items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     assert {name: defaults[name] for name in STARTING_VALUES} == STARTING_VALUES
+    required = defaults.keys() - STARTING_VALUES.keys()
+    assert required == {"target_macs_cut", "target_filters_cut", "total_epochs"}
+    of_a_pruner = dataclasses.asdict(pruner(target_macs_cut=0.5).settings)
+    assert {name: of_a_pruner[name] for name in STARTING_VALUES} == STARTING_VALUES
 
 
 @pytest.mark.parametrize(

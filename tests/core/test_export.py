@@ -1,5 +1,6 @@
 """Exported equals masked, for every network and scope; and what a folder of an export must be."""
 
+import copy
 import json
 import random
 import subprocess
@@ -9,36 +10,49 @@ import pytest
 import torch
 from torch import nn
 
-from psap_core import (
-    InputError,
-    PrunePlan,
-    apply_,
+from psap_core.allocation import filter_floors
+from psap_core.cost import macs, macs_cost_model
+from psap_core.errors import InputError
+from psap_core.exported import (
     export,
     export_error,
     export_onnx,
-    filter_floors,
-    find_layers,
     load_exported,
-    macs,
-    macs_cost_model,
-    make_plan,
+    read_plans,
     read_spec,
     save_exported,
 )
-from tests.core.networks import NETWORKS, Small, by_topology, sgd, small_example, train_
+from psap_core.groups import Scope, find_groups
+from psap_core.inputs import describe
+from psap_core.plan import PrunePlan, make_plan
+from psap_core.suspension import apply_
+from tests.core.networks import (
+    NETWORKS,
+    SCOPES,
+    SMALL_NETWORKS,
+    SMALL_NETWORKS_AND_SCOPES,
+    Small,
+    by_topology,
+    draw_filters,
+    randomise_,
+    sgd,
+    small_example,
+    train_,
+)
 
 
-def masked_network(name: str, scope: str, choose) -> tuple[nn.Module, PrunePlan]:
+def masked_network(name: str, scope: Scope, choose) -> tuple[nn.Module, PrunePlan]:
     """A network after training steps (real BatchNorm statistics) with the filters that `choose` names silenced."""
     torch.manual_seed(0)
     make, side, *_ = NETWORKS[name]
     model = make()
     train_(model, sgd(model), side, steps=2, classes=10, batch=4)
     example = torch.zeros(1, 3, side, side)
-    layers = find_layers(model, example, scope=scope)
-    pruned = {layer.name: choose(layer.filters) for layer in layers}
-    plan = make_plan(layers, pruned, macs_cost_model(model, layers, example), example.shape[1:])
-    apply_(model, layers, plan)
+    groups = find_groups(model, example, scope=scope)
+    pruned = {group.name: choose(group.filters) for group in groups}
+    cost = macs_cost_model(model, groups, example)
+    plan = make_plan(groups, pruned, cost, describe(example), scope)
+    apply_(model, groups, plan)
     return model, plan
 
 
@@ -52,9 +66,9 @@ def at_min_filters(filters: int) -> list[int]:
     return random.Random(filters).sample(range(filters), filters - filter_floors([filters])[0])
 
 
-@pytest.mark.parametrize("scope", ["all", "inner"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", by_topology())
-def test_exported_equals_masked(name: str, scope: str) -> None:
+def test_exported_equals_masked(name: str, scope: Scope) -> None:
     model, plan = masked_network(name, scope, odd_widths)
     small = export(model, plan)
     assert export_error(model, small, plan) <= 1e-9
@@ -63,36 +77,81 @@ def test_exported_equals_masked(name: str, scope: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("name", ["cifar_resnet20", "mobilenet_v2"])
-def test_exported_equals_masked_at_min_filters(name: str) -> None:
-    model, plan = masked_network(name, "all", at_min_filters)
+def test_exported_equals_masked_at_min_filters(name: str, scope: Scope) -> None:
+    model, plan = masked_network(name, scope, at_min_filters)
     assert export_error(model, export(model, plan), plan) <= 1e-9
     assert all(part.kept == filter_floors([part.filters])[0] for part in plan.layers)
 
 
-def small_masked() -> tuple[nn.Module, PrunePlan]:
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_exported_equals_masked_whatever_silences(network: str, scope: Scope, seed: int) -> None:
+    """30 % of every group; random weights, affines, biases and statistics; float64, by hand."""
+    torch.manual_seed(seed)
+    model = SMALL_NETWORKS[network]()
+    randomise_(model, seed)
+    groups = find_groups(model, small_example(), scope=scope)
+    cost = macs_cost_model(model, groups, small_example())
+    filters = draw_filters(groups, seed=seed)
+    plan = make_plan(groups, filters, cost, describe(small_example()), scope)
+    dense = copy.deepcopy(model)
+    apply_(model, groups, plan)
+    small = export(model, plan)
+    images = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        of_dense, of_masked, of_small = (
+            net.eval().double()(images) for net in (dense, model, small)
+        )
+    assert (of_small - of_masked).abs().max() <= 1e-12 * of_masked.abs().max()
+    assert (of_dense - of_masked).abs().max() > 1e-3 * of_masked.abs().max()
+    assert macs(small.float(), small_example()) == plan.macs < plan.dense_macs
+
+
+def small_masked(scope: Scope = "all") -> tuple[nn.Module, PrunePlan]:
     torch.manual_seed(0)
     model = Small()
     train_(model, sgd(model), side=8, steps=3)
-    layers = find_layers(model, small_example())
     pruned = {"stem": [0, 4], "inner": [1, 2, 7], "expand": [0, 9], "project": [3], "last": [2]}
-    plan = make_plan(layers, pruned, macs_cost_model(model, layers, small_example()), (3, 8, 8))
-    apply_(model, layers, plan)
+    groups = find_groups(model, small_example(), scope=scope)
+    cost = macs_cost_model(model, groups, small_example())
+    pruned = {group.name: pruned.get(group.name, []) for group in groups}
+    plan = make_plan(groups, pruned, cost, describe(small_example()), scope)
+    apply_(model, groups, plan)
     return model, plan
 
 
-def test_an_exported_network_trains_on() -> None:
-    model, plan = small_masked()
+def another_plan(model: nn.Module, pruned: dict[str, list[int]]) -> PrunePlan:
+    """Of the network that is given, in scope `all`."""
+    groups = find_groups(model, small_example())
+    cost = macs_cost_model(model, groups, small_example())
+    return make_plan(groups, pruned, cost, describe(small_example()), "all")
+
+
+@pytest.mark.parametrize(
+    ("scope", "stem", "outer"),
+    [("coupled", 4, (4, 5)), ("all", 4, (6, 5)), ("inner", 6, (6, 5))],
+)
+def test_an_exported_network_trains_on(scope: Scope, stem: int, outer: tuple[int, int]) -> None:
+    model, plan = small_masked(scope)
     small = export(model, plan).train()
     shapes = {name: p.shape for name, p in small.named_parameters()}
-    assert shapes["stem.weight"] == (4, 3, 3, 3)
-    assert shapes["outer.weight"] == (6, 5, 3, 3)
+    assert shapes["stem.weight"] == (stem, 3, 3, 3)
+    assert shapes["outer.weight"] == (*outer, 3, 3)
     assert shapes["depthwise.weight"] == (8, 1, 3, 3)
     assert shapes["linear.weight"] == (3, 16)
+    assert small.depthwise.groups == small.depthwise_bn.num_features == 8
     before = small.linear.weight.clone()
     train_(small, sgd(small), side=8, steps=1)
     assert not torch.equal(before, small.linear.weight)
     assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_a_coupled_export_is_made_of_the_same_classes() -> None:
+    model, plan = small_masked("coupled")
+    theirs = [(name, type(module)) for name, module in export(model, plan).named_modules()]
+    assert theirs == [(name, type(module)) for name, module in model.named_modules()]
 
 
 def test_export_refuses_a_model_whose_filters_are_not_silent() -> None:
@@ -122,13 +181,14 @@ def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> 
     save_exported(tmp_path, small, plan)
     assert export_error(model, load_exported(tmp_path, Small()), plan) <= 1e-9
 
-    layers = find_layers(small, small_example())
-    again = make_plan(
-        layers, {"stem": [1]}, macs_cost_model(small, layers, small_example()), (3, 8, 8)
-    )
+    again = another_plan(small, {"stem": [1]})
     with torch.no_grad():
         small.stem.weight[1] = 0.0
-    assert export_error(small, export(small, again), again) <= 1e-9
+    smaller = export(small, again)
+    assert export_error(small, smaller, again) <= 1e-9
+    save_exported(tmp_path, smaller, [plan, again])
+    assert read_plans(tmp_path) == [plan, again]
+    assert export_error(small, load_exported(tmp_path, Small()), again) <= 1e-9
 
 
 def test_export_refuses_a_plan_of_another_network() -> None:
@@ -171,19 +231,34 @@ def test_a_fresh_process_loads_the_same_network(tmp_path) -> None:
     assert json.loads(printed) == small(images).double().flatten().tolist()
 
 
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_a_folder_gives_the_same_network_back(network: str, scope: Scope, tmp_path) -> None:
+    model = SMALL_NETWORKS[network]()
+    randomise_(model)
+    groups = find_groups(model, small_example(), scope=scope)
+    cost = macs_cost_model(model, groups, small_example())
+    plan = make_plan(groups, draw_filters(groups), cost, describe(small_example()), scope)
+    apply_(model, groups, plan)
+    small = export(model, plan)
+    save_exported(tmp_path, small, plan)
+    loaded = load_exported(tmp_path, SMALL_NETWORKS[network]())
+    assert read_plans(tmp_path) == [plan]
+    assert str(loaded) == str(small)
+    expected = small.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in loaded.state_dict().items())
+
+
 def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
     model, plan = small_masked()
     save_exported(tmp_path, export(model, plan), plan)
-    layers = find_layers(model, small_example())
-    other = make_plan(
-        layers, {"inner": [0]}, macs_cost_model(model, layers, small_example()), (3, 8, 8)
-    )
+    other = another_plan(model, {"inner": [0]})
     spec = read_spec(tmp_path)
-    spec["plan"] = json.loads(other.to_json())
+    spec["plans"] = [json.loads(other.to_json())]
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(InputError, match=r"does not match its spec\.json"):
         load_exported(tmp_path, Small())
-    spec["plan"]["layers"][1]["pruned"] = [0, 1]
+    spec["plans"][0]["layers"][1]["pruned"] = [0, 1]
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(InputError, match="does not match its digest"):
         load_exported(tmp_path, Small())
@@ -192,9 +267,7 @@ def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
 def test_weights_of_another_plan_with_the_same_widths(tmp_path) -> None:
     model, plan = small_masked()
     small = export(model, plan)
-    layers = find_layers(model, small_example())
-    cost = macs_cost_model(model, layers, small_example())
-    other = make_plan(layers, plan.pruned | {"stem": [1, 5]}, cost, (3, 8, 8))
+    other = another_plan(model, plan.pruned | {"stem": [1, 5]})
     save_exported(tmp_path / "a", small, plan)
     save_exported(tmp_path / "b", small, other)
     (tmp_path / "b" / "spec.json").replace(tmp_path / "a" / "spec.json")
@@ -232,22 +305,26 @@ def test_onnx_computes_the_same_for_any_batch_size(tmp_path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), small(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scope", ["coupled", "inner"])
 @pytest.mark.parametrize(
     "name", by_topology(["cifar_resnet20_projection", "resnet50", "vgg16_bn", "mobilenet_v2"])
 )
-def test_inner_filters_agree_with_torch_pruning(name: str) -> None:
+def test_plain_exports_agree_with_torch_pruning(name: str, scope: Scope) -> None:
+    """Where nothing is scattered; our groups need not be told to Torch-Pruning, which finds its own."""
     torch_pruning = pytest.importorskip("torch_pruning")
-    model, plan = masked_network(name, "inner", odd_widths)
+    model, plan = masked_network(name, scope, odd_widths)
     ours = export(model, plan)
     side = NETWORKS[name][1]
     graph = torch_pruning.DependencyGraph().build_dependency(
         model, example_inputs=torch.zeros(1, 3, side, side)
     )
     for part in plan.layers:
-        convolution = model.get_submodule(part.name)
+        layer = model.get_submodule(part.name)
         if part.pruned:
             prune = torch_pruning.prune_conv_out_channels
-            graph.get_pruning_group(convolution, prune, idxs=list(part.pruned)).prune()
+            if isinstance(layer, nn.Linear):
+                prune = torch_pruning.prune_linear_out_channels
+            graph.get_pruning_group(layer, prune, idxs=list(part.pruned)).prune()
     theirs = dict(model.named_parameters())
     for parameter_name, parameter in ours.named_parameters():
         assert torch.equal(parameter, theirs[parameter_name]), parameter_name

@@ -1,16 +1,38 @@
 """PSAP as a whole: budgets, floors, resumption, freezing, switches, and what it refuses."""
 
 import copy
+import dataclasses
+import functools
 import io
 import math
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import nn
 
-from psap_core import PSAP, InputError, export, filter_floors, macs
-from tests.core.networks import Small, loss_on, sgd, small_example, train_
-from tests.core.test_suspension import OPTIMIZERS, everything
+from psap_core.allocation import filter_floors
+from psap_core.cost import macs
+from psap_core.errors import InputError
+from psap_core.exported import export
+from psap_core.groups import Scope
+from psap_core.plan import PrunePlan
+from psap_core.pruner import PSAP, report
+from psap_core.settings import Settings
+from psap_core.suspension import filter_tensors
+from tests.core.networks import (
+    KINDS,
+    SCOPES,
+    SMALL_FILTERS,
+    SMALL_NETWORKS,
+    SMALL_NETWORKS_AND_SCOPES,
+    Small,
+    loss_on,
+    sgd,
+    small_example,
+    train_,
+)
+from tests.core.test_suspension import OPTIMIZERS, entries_of, everything, same
 
 EPOCHS = 8
 SCHEDULE = {"total_epochs": EPOCHS, "start": 1, "ramp_end": 4, "freeze": 5}
@@ -21,25 +43,25 @@ DEFAULTS = {"target_macs_cut": 0.5, "min_filters": 1, "pulse_batches": 3, **SCHE
 class Run:
     """A few batches an epoch on a small network, with a PSAP; every batch is a function of its position."""
 
-    def __init__(self, make_optimizer=sgd, **settings) -> None:
+    def __init__(self, make_optimizer=sgd, network: str = "small", **settings) -> None:
         torch.manual_seed(0)
-        self.model = Small()
+        self.model = SMALL_NETWORKS[network]()
         self.optimizer = make_optimizer(self.model)
         self.pruner = PSAP(self.model, self.optimizer, small_example(), **(DEFAULTS | settings))
         self.steps = []
+
+    def loss(self, seed: int) -> torch.Tensor:
+        return loss_on(self.model, side=8, seed=seed)
 
     def epoch(self, after_step=lambda: None) -> None:
         done = self.pruner.epochs_done
         for batch in range(3):
             self.optimizer.zero_grad()
-            loss_on(self.model, side=8, seed=100 * done + batch).backward()
+            self.loss(100 * done + batch).backward()
             self.optimizer.step()
             after_step()
-
-        def make_losses():
-            return (loss_on(self.model, side=8, seed=100 * done + 50 + k) for k in range(10))
-
-        self.steps.append(self.pruner.end_epoch(make_losses))
+        seeds = [100 * done + 50 + k for k in range(10)]
+        self.steps.append(self.pruner.end_epoch(seeds, self.loss))
 
     def to_the_end(self) -> "Run":
         while self.pruner.epochs_done < EPOCHS:
@@ -49,35 +71,81 @@ class Run:
     def plans(self) -> list[str | None]:
         return [step and step.plan.digest for step in self.steps]
 
+    def tensors(self):
+        """(what a group owns, its pruned filters) for every group."""
+        for group, part in self.pruner.plan.match(self.pruner.groups):
+            yield filter_tensors(self.model, group, self.optimizer), list(part.pruned)
 
-def test_every_plan_meets_its_budget_and_no_further_filter_fits() -> None:
-    run = Run().to_the_end()
+    def live_silencers(self) -> list[str]:
+        """Names of silencers in which a pruned filter is not zero."""
+        return [
+            name
+            for tensors, pruned in self.tensors()
+            for name in tensors.silencers
+            if tensors.parameters[name].take(tensors.index(pruned)).any()
+        ]
+
+
+def a_large_cut(network: str, scope: Scope) -> float:
+    """Seven tenths of what the minimum filters allow."""
+    found = report(SMALL_NETWORKS[network](), small_example(), scope=scope)
+    return round(0.7 * found.largest_macs_cut, 3)
+
+
+def check_plan(run: Run, plan: PrunePlan, round_to: int = 1) -> None:
+    """It costs at most what was asked for, no further filter fits, and no group is below its minimum."""
+    budget = (1 - plan.target_cut) * plan.dense_macs
+    assert plan.macs <= budget
+    kept = [part.kept for part in plan.layers]
+    floors = filter_floors([part.filters for part in plan.layers], 1, round_to=round_to)
+    for l, (part, floor) in enumerate(zip(plan.layers, floors, strict=True)):
+        assert part.kept >= floor
+        step = round_to if part.filters >= 2 * round_to else 1
+        assert part.kept % step == 0 or part.kept == part.filters
+        more = min(step, part.filters - part.kept)
+        one_more = [k + more * (m == l) for m, k in enumerate(kept)]
+        assert not more or run.pruner.macs_cost.cost(one_more) > budget
+
+
+@pytest.mark.parametrize(
+    ("network", "scope", "round_to"),
+    [
+        *((network, scope, 1) for network, scope in SMALL_NETWORKS_AND_SCOPES),
+        *(("small", scope, 2) for scope in SCOPES),
+        ("stream", "coupled", 2),
+    ],
+)
+def test_every_plan_meets_its_budget_and_silencers_stay_zero(
+    network: str, scope: Scope, round_to: int
+) -> None:
+    """No further filter fits; what silences pruned filters is zero after every optimiser step."""
+    target = a_large_cut(network, scope)
+    run = Run(network=network, scope=scope, target_macs_cut=target, round_to=round_to)
+
+    def check() -> None:
+        assert not run.live_silencers()
+
+    while run.pruner.epochs_done < EPOCHS:
+        run.epoch(after_step=check)
+        check()
     assert [step is not None for step in run.steps] == [True] * 5 + [False] * 3
     cuts = [step.plan.target_cut for step in run.steps[:5]]
-    assert cuts == pytest.approx([0.5 * (1 - (1 - x) ** 3) for x in (0.25, 0.5, 0.75, 1.0, 1.0)])
+    shares = [1 - (1 - x) ** 3 for x in (0.25, 0.5, 0.75, 1.0, 1.0)]
+    assert cuts == pytest.approx([target * share for share in shares])
     for step in run.steps[:5]:
-        plan = step.plan
-        assert plan.macs <= (1 - plan.target_cut) * plan.dense_macs
-        kept = [part.kept for part in plan.layers]
-        room = (1 - plan.target_cut) * plan.dense_macs - plan.macs
-        marginal = [run.pruner._macs.marginal(kept, l) for l in range(len(kept))]
-        assert all(
-            m > room
-            for m, part in zip(marginal, plan.layers, strict=True)
-            if part.kept < part.filters
-        )
-        assert all(
-            k >= floor for k, floor in zip(kept, filter_floors([6, 8, 6, 10, 7, 5], 1), strict=True)
-        )
+        check_plan(run, step.plan, round_to)
+    assert run.pruner.plan.scope == scope
     small = export(run.model, run.pruner.plan)
     assert macs(small, small_example()) == run.pruner.plan.macs
 
 
-def test_a_budget_in_filters() -> None:
-    run = Run(target_macs_cut=None, target_filters_cut=0.4).to_the_end()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_budget_in_filters(scope: Scope) -> None:
+    run = Run(target_macs_cut=None, target_filters_cut=0.4, scope=scope).to_the_end()
     plan = run.pruner.plan
     assert plan.unit == "filters"
-    assert sum(part.kept for part in plan.layers) == math.floor(0.6 * 42)
+    filters = sum(SMALL_FILTERS[scope].values())
+    assert sum(part.kept for part in plan.layers) == math.floor(0.6 * filters)
     assert plan.target_cut == 0.4
 
 
@@ -86,67 +154,60 @@ def test_the_step_at_freeze_is_always_taken() -> None:
     assert [epoch for epoch, step in enumerate(run.steps, 1) if step] == [1, 4, 6]
 
 
-def test_suspended_affines_are_zero_after_every_optimiser_step() -> None:
-    run = Run()
-
-    def check() -> None:
-        for layer, part in run.pruner.plan.match(run.pruner.layers):
-            norm = run.model.get_submodule(layer.affine)
-            assert not norm.weight[list(part.pruned)].any()
-            assert not norm.bias[list(part.pruned)].any()
-
-    while run.pruner.epochs_done < EPOCHS:
-        run.epoch(after_step=check)
-        check()
-    assert run.pruner.plan.macs_cut >= 0.5
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_after_the_freeze_the_plan_stands_and_frozen_weights_stay_zero(name: str) -> None:
-    run = Run(OPTIMIZERS[name])
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [*((name, "coupled") for name in OPTIMIZERS), ("sgd_nesterov", "all"), ("adamw", "inner")],
+)
+def test_after_the_freeze_the_plan_stands_and_frozen_weights_stay_zero(
+    name: str, scope: Scope
+) -> None:
+    run = Run(OPTIMIZERS[name], scope=scope, target_macs_cut=0.4)
     while run.pruner.epochs_done < run.pruner.schedule.freeze:
         run.epoch()
     plan = run.pruner.plan
     assert not any(snapshot.rows for snapshot in run.pruner._snapshots.values())
     run.to_the_end()
     assert run.pruner.plan is plan
-    for layer, part in plan.match(run.pruner.layers):
-        for member in layer.members:
-            for parameter in run.model.get_submodule(member).parameters():
-                assert not parameter[list(part.pruned)].any(), member
+    for tensors, pruned in run.tensors():
+        assert tensors.parameters.keys() <= dict(run.model.named_parameters()).keys()
+        for member, rows in tensors.parameters.items():
+            assert not rows.take(tensors.index(pruned)).any(), member
     small = export(run.model, plan)
     batch = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(small.eval()(batch), run.model.eval()(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_restored_filters_come_back_exactly() -> None:
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_restored_filters_come_back_exactly(network: str, scope: Scope) -> None:
     """Filters proposed and restored in the same step are untouched by it, optimiser state included."""
-    run = Run(margin=1.0)
+    target = a_large_cut(network, scope)
+    run = Run(network=network, scope=scope, target_macs_cut=target, margin=1.0, start=2)
     run.epoch()
-    before = everything(run.model, run.optimizer)
-    momentum = {id(p): s["momentum_buffer"].clone() for p, s in run.optimizer.state.items()}
-    step = run.pruner._step(2, lambda: (loss_on(run.model, side=8, seed=k) for k in range(3)))
-    assert sum(map(len, step.restored.values())) > 3
-    for layer, _ in step.plan.match(run.pruner.layers):
-        rows = list(step.restored[layer.name])
-        for member in layer.members:
-            module = run.model.get_submodule(member)
-            for name, tensor in module.state_dict().items():
-                if tensor.ndim:
-                    assert torch.equal(tensor[rows], before[f"model.{member}.{name}"][rows])
-            for parameter in module.parameters():
-                now = run.optimizer.state[parameter]["momentum_buffer"]
-                assert torch.equal(now[rows], momentum[id(parameter)][rows])
+    owned = {
+        group.name: filter_tensors(run.model, group, run.optimizer) for group in run.pruner.groups
+    }
+    before = copy.deepcopy(owned)
+    step = run.pruner._step(2, range(3), run.loss)
+    assert sum(map(len, step.restored.values())) >= 1
+    for name, filters in step.restored.items():
+        assert owned[name].state
+        assert same(entries_of(before[name], filters), entries_of(owned[name], filters))
 
 
-def test_same_seed_same_plans() -> None:
-    assert Run().to_the_end().plans() == Run().to_the_end().plans()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_same_seed_same_plans(scope: Scope) -> None:
+    runs = [Run(scope=scope, target_macs_cut=0.4).to_the_end() for _ in range(2)]
+    assert runs[0].plans() == runs[1].plans()
 
 
-@pytest.mark.parametrize("stop", range(1, EPOCHS))
-def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) -> None:
-    whole = Run().to_the_end()
-    first = Run()
+@functools.cache
+def whole_run(**settings) -> Run:
+    return Run(**settings).to_the_end()
+
+
+def check_resumption(stop: int, **settings) -> None:
+    whole = whole_run(**settings)
+    first = Run(**settings)
     for _ in range(stop):
         first.epoch()
     file = io.BytesIO()
@@ -155,17 +216,40 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) ->
     )
     file.seek(0)
     model, optimizer, pruner = torch.load(file, weights_only=True)
-    second = Run()
+    second = Run(**settings)
     second.model.load_state_dict(model)
     second.optimizer.load_state_dict(optimizer)
     second.pruner.load_state_dict(pruner)
     second.to_the_end()
     assert first.plans() + second.plans() == whole.plans()
-    ours, theirs = (
-        everything(second.model, second.optimizer),
-        everything(whole.model, whole.optimizer),
+    assert same(
+        everything(second.model, second.optimizer), everything(whole.model, whole.optimizer)
     )
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def stops_and_scopes() -> list[ParameterSet]:
+    """Every stop in scope coupled; of the other scopes most only in the long tests."""
+    return [
+        pytest.param(
+            stop, scope, marks=() if scope == "coupled" or stop in (2, 6) else pytest.mark.long
+        )
+        for scope in SCOPES
+        for stop in range(1, EPOCHS)
+    ]
+
+
+@pytest.mark.parametrize(("stop", "scope"), stops_and_scopes())
+def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int, scope: Scope) -> None:
+    check_resumption(stop, scope=scope, target_macs_cut=0.4)
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_stop_and_resume_whatever_silences(network: str) -> None:
+    target = a_large_cut(network, "coupled")
+    adamw = OPTIMIZERS["adamw"]
+    check_resumption(
+        3, make_optimizer=adamw, network=network, scope="coupled", target_macs_cut=target
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,6 +265,8 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) ->
         {"pulse_batches": 7},
         {"interval": 2},
         {"scope": "inner"},
+        {"scope": "coupled"},
+        {"round_to": 3},
         {"exclude": ["expand"]},
         {"min_filters": 4},
         {"min_filter_share": 0.5},
@@ -193,32 +279,47 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int) ->
     ids=lambda switch: "-".join(f"{k}={v}" for k, v in switch.items()),
 )
 def test_every_switch_changes_the_plans(switch) -> None:
-    assert Run(**switch).to_the_end().plans() != Run().to_the_end().plans()
+    assert Run(**switch).to_the_end().plans() != whole_run().plans()
 
 
-def test_without_protection_the_function_is_not_called() -> None:
+def test_without_protection_nothing_is_called_and_no_batch_is_made() -> None:
     run = Run(protection=False)
     train_(run.model, run.optimizer, 8, 2)
-    step = run.pruner.end_epoch(lambda: pytest.fail("called"))
+
+    def batches():
+        yield pytest.fail("a batch was made")
+
+    step = run.pruner.end_epoch(batches(), lambda _: pytest.fail("called"))
     assert not step.utility
     assert not any(step.restored.values())
     assert step.plan.macs_cut > 0.2
 
 
-def test_a_failed_step_leaves_everything_as_it_was() -> None:
-    run = Run()
+def test_between_the_steps_nothing_is_called_and_no_batch_is_made() -> None:
+    run = Run(start=3)
+
+    def batches():
+        yield pytest.fail("a batch was made")
+
+    assert run.pruner.end_epoch(batches(), lambda _: pytest.fail("called")) is None
+
+
+@pytest.mark.parametrize(("network", "scope"), SMALL_NETWORKS_AND_SCOPES)
+def test_a_failed_step_leaves_everything_as_it_was(network: str, scope: Scope) -> None:
+    """What it suspended anew is back; what was suspended before contributes nothing, as before."""
+    run = Run(network=network, scope=scope, target_macs_cut=a_large_cut(network, scope))
     run.epoch()
     run.epoch()
     before, plan = everything(run.model, run.optimizer), run.pruner.plan
-    with pytest.raises(InputError, match="at least 2 losses"):
-        run.pruner.end_epoch(lambda: iter(()))
+    with pytest.raises(InputError, match="at least 2 batches"):
+        run.pruner.end_epoch([], run.loss)
     assert run.pruner.plan is plan
     assert run.pruner.epochs_done == 2
     suspended = {
         name
-        for layer, part in plan.match(run.pruner.layers)
+        for group, part in plan.match(run.pruner.groups)
         if part.pruned
-        for name in layer.members
+        for name in group.modules
     }
     for key, now in everything(run.model, run.optimizer).items():
         if key.removeprefix("model.").rpartition(".")[0] not in suspended:
@@ -229,20 +330,33 @@ def test_a_failed_step_leaves_everything_as_it_was() -> None:
         {key.removeprefix("model."): t for key, t in before.items() if key.startswith("model.")}
     )
     assert torch.equal(twin.train()(batch), run.model.train()(batch))
-    run.to_the_end()
+    run.epoch()
+    assert run.steps[-1].epochs_done == 3
 
 
-def test_it_works_under_autocast() -> None:
-    run = Run()
+@pytest.mark.parametrize("scope", SCOPES)
+def test_it_works_under_autocast(scope: Scope) -> None:
+    run = Run(scope=scope, target_macs_cut=0.4)
     for _ in range(EPOCHS):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             run.optimizer.zero_grad()
             loss = loss_on(run.model, side=8)
             loss.backward()
             run.optimizer.step()
-            run.pruner.end_epoch(lambda: (loss_on(run.model, side=8) for _ in range(4)))
-    assert run.pruner.plan.macs_cut >= 0.5
+            run.pruner.end_epoch(range(4), run.loss)
+    assert run.pruner.plan.macs_cut >= 0.4
     export(run.model, run.pruner.plan)
+
+
+def test_epochs_after_the_schedule_do_nothing() -> None:
+    run = Run().to_the_end()
+    plan = run.pruner.plan
+    for _ in range(2):
+        run.epoch()
+    assert run.steps[EPOCHS:] == [None, None]
+    assert run.pruner.epochs_done == EPOCHS + 2
+    assert run.pruner.plan is plan
+    assert not run.live_silencers()
 
 
 # ---------------------------------------------------------------------------- what it refuses
@@ -272,20 +386,47 @@ def test_it_works_under_autocast() -> None:
         ({"min_filters": 1.5}, "min_filters must be an integer from 1"),
         ({"min_filter_share": 2.0}, "min_filter_share must be"),
         ({"fan": "average"}, "fan must be in or out"),
-        ({"scope": "outer"}, "scope must be all or inner"),
+        ({"scope": "outer"}, "scope must be coupled, all or inner, not 'outer'"),
         ({"sparsity_reference": "net"}, "sparsity_reference must be"),
-        ({"exclude": ["nothing"]}, "'nothing' is not a convolution"),
+        ({"round_to": 0}, "round_to must be an integer from 1"),
+        ({"kappa": float("nan")}, "kappa must be above 0"),
+        ({"kappa": "0.5"}, "kappa must be above 0"),
+        ({"margin": True}, "margin must be a share"),
+        ({"pulse_batches": True}, "pulse_batches must be an integer from 2"),
+        (
+            {"target_macs_cut": None, "target_filters_cut": 1.5},
+            "target_filters_cut must be a share",
+        ),
+        ({"exclude": "stem"}, r"exclude must be a list of names: \['stem'\]"),
     ],
 )
 def test_settings_out_of_range(settings, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Run(**settings)
+    if "unreachable" not in says:
+        with pytest.raises(InputError, match=says):
+            Settings(**{"target_macs_cut": 0.5, **SCHEDULE, **settings})
+
+
+def test_settings_are_a_frozen_value() -> None:
+    settings = Run(exclude=["stem"]).pruner.settings
+    assert settings == Settings(exclude=("stem",), **DEFAULTS)
+    assert (settings.unit, settings.target_cut, settings.exclude) == ("macs", 0.5, ("stem",))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.kappa = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'targets'"):
+        Run(targets=0.5)
+
+
+def test_an_unknown_excluded_module() -> None:
+    with pytest.raises(InputError, match="'nothing' is no module of Small"):
+        Run(exclude=["nothing"])
 
 
 @pytest.mark.parametrize("losses", [[torch.zeros(())], iter([]), None, torch.zeros(())])
 def test_losses_instead_of_a_function(losses) -> None:
     with pytest.raises(InputError, match="computed before the pulse"):
-        Run().pruner.end_epoch(losses)
+        Run().pruner.end_epoch([], losses)
 
 
 def test_wrapped_models() -> None:
@@ -297,32 +438,55 @@ def test_wrapped_models() -> None:
 
 def test_an_optimiser_serves_one_pruner() -> None:
     run = Run()
-    with pytest.raises(
-        InputError, match="optimizer must be new, not one after whose steps another PSAP"
-    ):
+    with pytest.raises(InputError, match="optimizer must be new: this one serves another PSAP"):
         PSAP(run.model, run.optimizer, small_example(), **DEFAULTS)
     assert PSAP(run.model, sgd(run.model), small_example(), **DEFAULTS)
 
 
-def test_an_optimiser_that_lacks_a_pruned_parameter() -> None:
+def test_a_refused_pruner_does_not_keep_its_optimiser() -> None:
+    model = Small()
+    optimizer = sgd(model)
+    with pytest.raises(InputError, match="unreachable"):
+        PSAP(model, optimizer, small_example(), **DEFAULTS | {"target_macs_cut": 0.99})
+    assert PSAP(model, optimizer, small_example(), **DEFAULTS)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_the_optimiser_lacks_is_left_alone(scope: Scope) -> None:
     model = Small()
     some = [parameter for name, parameter in model.named_parameters() if name != "inner_bn.bias"]
-    optimizer = torch.optim.SGD(some, 0.1)
-    with pytest.raises(InputError, match=r"does not train 'inner_bn\.bias'"):
-        PSAP(model, optimizer, small_example(), **DEFAULTS)
-    PSAP(model, optimizer, small_example(), **DEFAULTS, exclude=["inner"])
-    frozen = Small()
-    frozen.stem.weight.requires_grad_(False)
-    with pytest.raises(InputError, match=r"does not train 'stem\.weight'"):
-        PSAP(frozen, sgd(frozen), small_example(), **DEFAULTS)
+    settings = DEFAULTS | {"scope": scope, "target_macs_cut": 0.1}
+    pruner = PSAP(model, torch.optim.SGD(some, 0.1), small_example(), **settings)
+    assert {group.name for group in pruner.groups} == {*SMALL_FILTERS[scope]} - {"inner"}
+    why = {layer.name: layer.reason for layer in pruner.report.left_alone}
+    assert why["inner"] == "inner_bn.bias is frozen, or the optimizer does not train it"
 
 
-def test_shared_parameters_are_refused() -> None:
+@pytest.mark.parametrize("scope", SCOPES)
+def test_frozen_layers_are_left_alone(scope: Scope) -> None:
+    model = Small()
+    model.expand.weight.requires_grad_(False)
+    settings = DEFAULTS | {"scope": scope, "target_macs_cut": 0.2}
+    pruner = PSAP(model, sgd(model), small_example(), **settings)
+    assert {group.name for group in pruner.groups} == {*SMALL_FILTERS[scope]} - {"expand"}
+    why = {layer.name: layer.reason for layer in pruner.report.left_alone}
+    assert why["expand"] == "expand.weight is frozen, or the optimizer does not train it"
+
+
+def test_shared_parameters_are_joined() -> None:
     model = Small()
     model.project_bn.weight = model.shortcut_bn.weight
-    with pytest.raises(InputError, match=r"'project_bn\.weight' .* is shared with another module"):
-        PSAP(model, sgd(model), small_example(), **DEFAULTS)
-    PSAP(model, sgd(model), small_example(), **DEFAULTS, exclude=["project"])
+    names = {
+        scope: {
+            group.name
+            for group in PSAP(
+                model, sgd(model), small_example(), **DEFAULTS | {"scope": scope}
+            ).groups
+        }
+        for scope in ("coupled", "all")
+    }
+    assert "project" in names["coupled"]
+    assert "project" not in names["all"]  # it lives with the projection shortcut
 
 
 def test_half_precision_parameters_are_refused() -> None:
@@ -333,22 +497,38 @@ def test_half_precision_parameters_are_refused() -> None:
         PSAP(model, sgd(model), small_example().bfloat16(), **DEFAULTS)
 
 
-@pytest.mark.parametrize("epochs", [2, 6])
-def test_something_else_that_writes_parameters_is_noticed(epochs: int) -> None:
+@pytest.mark.parametrize("network", KINDS)
+def test_something_else_that_writes_parameters_is_noticed(network: str) -> None:
     """Averaged weights, or an optimiser that the pruner does not know: while it prunes, and after the freeze."""
+    run = Run(network=network, scope="coupled", target_macs_cut=a_large_cut(network, "coupled"))
+    for epochs in (2, 6):
+        while run.pruner.epochs_done < epochs:
+            run.epoch()
+        check_revivals_are_noticed(run)
+
+
+@torch.no_grad()
+def check_revivals_are_noticed(run: Run) -> None:
+    for tensors, pruned in run.tensors():
+        for name in tensors.silencers if pruned else ():
+            rows = tensors.parameters[name]
+            one = tensors.index(pruned[:1])
+            rows.put_(one, torch.full_like(rows.take(one), 0.5))
+            with pytest.raises(InputError, match="a pruned filter came back to life"):
+                run.pruner.end_epoch([], run.loss)
+            rows.zero_(one)
+            assert run.pruner._mask.holds()
+
+
+def test_a_diverged_live_filter_is_no_revival() -> None:
     run = Run()
-    for _ in range(epochs):
-        run.epoch()
-    layer, part = next(pair for pair in run.pruner.plan.match(run.pruner.layers) if pair[1].pruned)
-    affine = run.model.get_submodule(layer.affine).weight
+    run.epoch()
+    tensors, pruned = next((tensors, pruned) for tensors, pruned in run.tensors() if pruned)
+    live = next(f for f in range(100) if f not in pruned)
+    silencer = tensors.parameters[tensors.silencers[0]]
     with torch.no_grad():
-        affine[part.pruned[0]] = 0.5
-    with pytest.raises(InputError, match="a pruned filter came back to life"):
-        run.pruner.end_epoch(lambda: ())
-    with torch.no_grad():
-        affine[part.pruned[0]] = 0.0
-        affine[next(f for f in range(part.filters) if f not in part.pruned)] = float("nan")
-    assert run.pruner._silence.holds()
+        silencer.tensor[live] = float("nan")
+    assert run.pruner._mask.holds()
 
 
 def test_a_pulse_in_evaluation_mode_is_refused() -> None:
@@ -368,12 +548,14 @@ def test_a_pulse_leaves_no_gradient_to_what_only_the_loss_has() -> None:
     model, temperature = Small(), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), temperature], 0.05)
     pruner = PSAP(model, optimizer, small_example(), **DEFAULTS)
-    assert pruner.end_epoch(
-        lambda: (loss_on(model, side=8) * temperature for _ in range(3))
-    ).utility
+
+    def loss(_: int) -> torch.Tensor:
+        return loss_on(model, side=8) * temperature
+
+    assert pruner.end_epoch(range(3), loss).utility
     assert temperature.grad is None
-    with pytest.raises(InputError, match="at least 2 losses"):
-        pruner.end_epoch(lambda: [loss_on(model, side=8) * temperature])
+    with pytest.raises(InputError, match="at least 2 batches"):
+        pruner.end_epoch([0], loss)
     assert temperature.grad is None
 
 
@@ -386,12 +568,6 @@ def test_weights_that_are_not_finite_are_refused_without_a_pulse_too() -> None:
     with pytest.raises(InputError, match="a weight is not finite"):
         run.epoch()
     assert run.pruner.plan is before
-
-
-def test_more_epochs_than_the_schedule_has() -> None:
-    run = Run().to_the_end()
-    with pytest.raises(InputError, match="all 8 epochs"):
-        run.epoch()
 
 
 def test_state_before_the_models_own() -> None:
@@ -411,17 +587,23 @@ def test_state_before_the_models_own() -> None:
 
 def test_state_of_another_network_or_configuration() -> None:
     state = Run().pruner.state_dict()
-    with pytest.raises(InputError, match=r"saved with layers stem\[6\].* this run has inner"):
+    with pytest.raises(InputError, match=r"saved with exclude \[\], this run has \['stem'\]"):
         Run(exclude=["stem"]).pruner.load_state_dict(state)
-    with pytest.raises(InputError, match="saved with target"):
+    with pytest.raises(InputError, match=r"saved with target_macs_cut 0\.5, this run has 0\.4"):
         Run(target_macs_cut=0.4).pruner.load_state_dict(state)
+    with pytest.raises(InputError, match="saved with scope all, this run has coupled"):
+        Run(scope="coupled").pruner.load_state_dict(state)
     with pytest.raises(InputError, match="saved with schedule"):
         Run(freeze=7).pruner.load_state_dict(state)
-    with pytest.raises(InputError, match="saved with layers None"):
+    with pytest.raises(InputError, match=r"saved with .* None, this run has"):
         Run().pruner.load_state_dict({})
+    with pytest.raises(InputError, match=r"saved with groups stem\[6\].* this run has conv\[8\]"):
+        Run(network="own_batch_norm").pruner.load_state_dict(state)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
     at = {
         side: PSAP(model, sgd(model), torch.zeros(1, 3, side, side), **DEFAULTS) for side in (8, 9)
     }
-    with pytest.raises(InputError, match=r"saved with input \[3, 8, 8\], this run has \[3, 9, 9\]"):
+    with pytest.raises(
+        InputError, match=r"saved with inputs .*\[1, 3, 8, 8\].* this run has .*\[1, 3, 9, 9\]"
+    ):
         at[9].load_state_dict(at[8].state_dict())

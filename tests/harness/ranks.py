@@ -23,11 +23,13 @@ from experiments.harness.models import build
 from experiments.harness.steps import Steps
 from psap_core import PSAP
 
-JOBS = {  # name: ranks, micro-batches, fixed statistics?
-    "one rank, fixed statistics": (1, 1, True),
-    "two ranks, fixed statistics": (2, 1, True),
-    "two micro-batches, fixed statistics": (1, 2, True),
-    "two ranks, batch statistics": (2, 1, False),
+JOBS = {  # name: ranks, micro-batches, fixed statistics?, scope
+    "one rank, fixed statistics": (1, 1, True, "all"),
+    "two ranks, fixed statistics": (2, 1, True, "all"),
+    "two micro-batches, fixed statistics": (1, 2, True, "all"),
+    "two ranks, batch statistics": (2, 1, False, "all"),
+    "one rank, coupled": (1, 1, True, "coupled"),
+    "two ranks, coupled": (2, 1, True, "coupled"),
 }
 EPOCHS = 6
 CPU = torch.device("cpu")
@@ -47,7 +49,7 @@ class Double:
             yield batch._replace(parts=[(x.double(), y) for x, y in batch.parts])
 
 
-def train(accumulate: int, fixed_statistics: bool) -> list[str]:
+def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
     """Digests of five pruning steps on this rank."""
     cfg = compose(
         "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=640"]
@@ -60,12 +62,15 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
             module.train = lambda mode=True: None
     found: list[str] = []
 
+    def loss_of_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        pixels, labels = batch
+        return F.cross_entropy(net(pixels), labels)
+
     class Prune(Callback):
         def end_epoch(self, epochs_done: int) -> Metrics:
-            batches = images.epoch("pulse", epochs_done)
-            step = pruner.end_epoch(
-                lambda: (F.cross_entropy(net(x), y) for batch in batches for x, y in batch.parts)
-            )
+            epoch = images.epoch("pulse", epochs_done)
+            batches = (part for batch in epoch for part in batch.parts)
+            step = pruner.end_epoch(batches, loss_of_batch)
             found.extend([step.plan.digest] if step else [])
             return {}
 
@@ -85,6 +90,7 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
             ramp_end=4,
             freeze=5,
             pulse_batches=4 * accumulate,
+            scope=scope,
         )
         steps = Steps(net, optimizer, images, world, CPU, None, lambda: None)
         Loop(
@@ -107,7 +113,7 @@ def train(accumulate: int, fixed_statistics: bool) -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, list[list[str]]] = {}
-    for name, (ranks, accumulate, fixed_statistics) in JOBS.items():
+    for name, (ranks, *job) in JOBS.items():
         with socket.create_server(("127.0.0.1", 0)) as free:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         pipes = []
@@ -116,7 +122,7 @@ def main() -> None:
             pipes.append(read)
             if os.fork() == 0:
                 os.environ |= {"WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                os.write(write, json.dumps(train(accumulate, fixed_statistics)).encode())
+                os.write(write, json.dumps(train(*job)).encode())
                 os._exit(0)
             os.close(write)
         result[name] = [json.loads(os.fdopen(read).read()) for read in pipes]

@@ -1,5 +1,6 @@
 """The peers: what they choose on given weights, computed a second time from their papers, and what training leaves."""
 
+import copy
 import json
 
 import numpy as np
@@ -16,33 +17,30 @@ from experiments.baselines.uniform import UniformMethod, lowest
 from experiments.harness import models
 from experiments.methods import CONFIGS
 from experiments.schema import Fan, ResNetConfig, Shortcut
-from psap_core import export, macs, params
+from psap_core import export, export_error, macs, params
 from tests.harness.helpers import small
 
 RESNET20 = ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a)
-MAKERS = {
-    "sfp": lambda model, optimizer, example: SFP(model, example, 0.5, 4, 1, keep),
-    "fpgm": lambda model, optimizer, example: FPGM(model, optimizer, example, 0.5, keep),
-    "l1": lambda model, optimizer, example: OneShot(
-        model, optimizer, example, 0.5, "l1", 1, 0, keep
-    ),
-    "l2": lambda model, optimizer, example: OneShot(
-        model, optimizer, example, 0.5, "l2", 1, 0, keep
-    ),
-    "random": lambda model, optimizer, example: OneShot(
-        model, optimizer, example, 0.5, "random", 1, 0, keep
-    ),
-}
+METHODS = ("sfp", "fpgm", "l1", "l2", "random")
+SCOPES = ("all", "coupled")
 
 
 def keep(kind: str, epochs_done: int, text: str) -> None:
     """Instead of the run folder."""
 
 
+def make(method: str, model, optimizer, example, scope: str = "all") -> UniformMethod:
+    if method == "sfp":
+        return SFP(model, example, 0.5, scope, 4, 1, keep)
+    if method == "fpgm":
+        return FPGM(model, optimizer, example, 0.5, scope, keep)
+    return OneShot(model, optimizer, example, 0.5, scope, method, 1, 0, keep)
+
+
 class Training:
     """A small network in training with a method, three steps old."""
 
-    def __init__(self, method: str, momentum: float = 0.9) -> None:
+    def __init__(self, method: str, momentum: float = 0.9, scope: str = "all") -> None:
         torch.manual_seed(0)
         self.model = models.build(RESNET20, 1, 10)
         self.optimizer = torch.optim.SGD(
@@ -53,7 +51,7 @@ class Training:
             weight_decay=5e-4,
         )
         self.images, self.labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
-        self.method: UniformMethod = MAKERS[method](self.model, self.optimizer, self.images[:1])
+        self.method = make(method, self.model, self.optimizer, self.images[:1], scope)
         self.steps(3)
 
     def steps(self, number: int) -> None:
@@ -63,52 +61,62 @@ class Training:
             self.optimizer.step()
             self.method.after_step()
 
-    def pruned_weights(self) -> dict[str, torch.Tensor]:
-        """The weights [n, I, kH, kW] of every layer's pruned filters."""
+    def written(self) -> dict[str, list[torch.Tensor]]:
+        """The live weights [O, I, kH, kW] that write each group's channels: of all layers that do."""
+        writers = {group.name: group.writers for group in self.method.groups}
         return {
-            name: self.method.weights[name][list(f)].detach()
-            for name, f in self.method.plan.pruned.items()
+            name: [self.model.get_parameter(entries.tensor).detach() for entries in of_group]
+            for name, of_group in writers.items()
         }
 
-
-def chosen_by_numpy(method: str, weight: torch.Tensor, count: int) -> set[int]:
-    filters = weight.detach().double().flatten(1).numpy()
-    scores = {
-        "sfp": np.sqrt((filters**2).sum(1)),
-        "l2": np.sqrt((filters**2).sum(1)),
-        "l1": np.abs(filters).sum(1),
-        "fpgm": cdist(filters, filters).sum(1),
-    }[method]
-    return set(sorted(range(len(scores)), key=lambda f: (scores[f], f))[:count])
+    def pruned_weights(self) -> list[torch.Tensor]:
+        """The weights [n, I, kH, kW] of every group's pruned filters, by layer."""
+        pruned = self.method.plan.pruned
+        return [w[[*pruned[name]]] for name, weights in self.written().items() for w in weights]
 
 
+def chosen_by_numpy(method: str, weights: list[torch.Tensor], count: int) -> set[int]:
+    joined = 0.0
+    for weight in weights:
+        filters = weight.double().flatten(1).numpy()
+        scores = {
+            "sfp": np.sqrt((filters**2).sum(1)),
+            "l2": np.sqrt((filters**2).sum(1)),
+            "l1": np.abs(filters).sum(1),
+            "fpgm": cdist(filters, filters).sum(1),
+        }[method]
+        joined = joined + (scores / scores.mean()) ** 2
+    return set(sorted(range(len(joined)), key=lambda f: (joined[f], f))[:count])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("method", ["sfp", "fpgm", "l1", "l2"])
-def test_the_choice_is_that_of_an_independent_computation(method):
-    training = Training(method)
-    before = {name: weight.detach().clone() for name, weight in training.method.weights.items()}
+def test_the_choice_is_that_of_an_independent_computation(method, scope):
+    training = Training(method, scope=scope)
+    before = copy.deepcopy(training.written())
+    assert max(map(len, before.values())) == (4 if scope == "coupled" else 1)
     counts = training.method.counts(0.5)
     assert min(counts) > 0
     training.method.end_epoch(1)
-    for (name, weight), count in zip(before.items(), counts, strict=True):
-        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), (
-            name
-        )
+    for (name, weights), count in zip(before.items(), counts, strict=True):
+        found = {*training.method.plan.pruned[name]}
+        assert found == chosen_by_numpy(method, weights, count), name
 
 
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("method", ["sfp", "fpgm", "l1", "l2"])
-def test_ties_go_to_the_first_filter(method):
+def test_ties_go_to_the_first_filter(method, scope):
     """Half of the filters are copies of the other half, in another order."""
-    training = Training(method)
-    with torch.no_grad():
-        for weight in training.method.weights.values():
+    training = Training(method, scope=scope)
+    for weights in training.written().values():
+        for weight in weights:
             half = len(weight) // 2
             weight[half:] = weight[:half].flip(0)
-    before = {name: weight.detach().clone() for name, weight in training.method.weights.items()}
+    before = copy.deepcopy(training.written())
     training.method.end_epoch(1)
-    for (name, weight), count in zip(before.items(), training.method.counts(0.5), strict=True):
-        assert set(training.method.plan.pruned[name]) == chosen_by_numpy(method, weight, count), (
-            name
-        )
+    for (name, weights), count in zip(before.items(), training.method.counts(0.5), strict=True):
+        found = {*training.method.plan.pruned[name]}
+        assert found == chosen_by_numpy(method, weights, count), name
 
 
 def test_the_geometric_median_is_found_by_hand():
@@ -127,30 +135,32 @@ def test_the_random_choice_comes_from_the_seed_alone():
             for parameter in model.parameters():
                 parameter *= scale
         example = torch.zeros(1, 1, 8, 8)
-        method = OneShot(
-            model, torch.optim.SGD(model.parameters()), example, 0.5, "random", 1, seed, keep
-        )
+        optimizer = torch.optim.SGD(model.parameters())
+        method = OneShot(model, optimizer, example, 0.5, "all", "random", 1, seed, keep)
         method.end_epoch(1)
         return method.plan.pruned
 
     assert drawn(0, 1.0) == drawn(0, 3.0) != drawn(1, 1.0)
 
 
-def test_fpgm_masks_gradients_so_that_filters_do_not_come_back():
-    training = Training("fpgm", momentum=0.0)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_fpgm_masks_gradients_so_that_filters_do_not_come_back(scope):
+    training = Training("fpgm", momentum=0.0, scope=scope)
     training.method.end_epoch(1)
     first = training.method.plan.pruned
     training.steps(3)
-    assert all(not weight.any() for weight in training.pruned_weights().values())
+    assert all(not weight.any() for weight in training.pruned_weights())
     training.method.end_epoch(2)
     assert training.method.plan.pruned == first
 
 
-def test_sfp_does_not_mask_them():
-    training = Training("sfp", momentum=0.0)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_sfp_does_not_mask_them(scope):
+    training = Training("sfp", momentum=0.0, scope=scope)
     training.method.end_epoch(1)
+    assert all(not weight.any() for weight in training.pruned_weights())
     training.steps(1)
-    assert any(weight.any() for weight in training.pruned_weights().values())
+    assert any(weight.any() for weight in training.pruned_weights())
 
 
 @pytest.mark.parametrize("method", ["sfp", "fpgm"])
@@ -158,42 +168,74 @@ def test_the_export_keeps_the_constants_of_residual_filters_and_drops_those_of_i
     training = Training(method)
     training.method.end_epoch(1)
     model, plan = training.model.eval(), training.method.plan
-    affines = {layer.name: model.get_submodule(layer.affine) for layer in training.method.layers}
+    norms = {
+        group.name: model.get_submodule(group.name.replace("conv", "bn"))
+        for group in training.method.groups
+    }
     before = {
-        name: norm.bias[[*plan.pruned[name]]].detach().clone() for name, norm in affines.items()
+        name: norm.bias[[*plan.pruned[name]]].detach().clone() for name, norm in norms.items()
     }
     assert all(beta.any() for beta in before.values() if len(beta))
     training.method.finish()
-    for layer in training.method.layers:
-        left = affines[layer.name].bias[[*plan.pruned[layer.name]]]
-        assert torch.equal(left, before[layer.name] * (layer.role == "residual"))
+    for group in training.method.groups:
+        assert (group.scattered is not None) == (not group.name.endswith(".conv1"))
+        left = norms[group.name].bias[[*plan.pruned[group.name]]]
+        assert torch.equal(left, before[group.name] * (group.scattered is not None))
     small = export(model, plan)
     torch.testing.assert_close(small(training.images), model(training.images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_in_scope_coupled_the_budget_is_met_and_the_exported_network_is_the_masked_one(method):
+    training = Training(method, scope="coupled")
+    model, example = training.model, training.images[:1]
+    dense = macs(model, example)
+    training.method.end_epoch(1)
+    training.steps(2)
+    training.method.finish()
+    plan = training.method.plan
+    assert plan.scope == "coupled"
+    assert len(plan.layers) == 12
+    small = export(model, plan)
+    assert macs(small, example) == plan.macs <= 0.5 * dense
+    assert export_error(model, small, plan) < 1e-12
+    assert {type(module) for module in small.modules()} == {*map(type, model.modules())}
+    width = plan.layers[0].kept
+    assert small.conv1.out_channels == small.layer1[2].conv2.out_channels == width < 8
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("method", ["l1", "random"])
-def test_one_shot_prunes_once_and_for_good(method):
-    training = Training(method)
+def test_one_shot_prunes_once_and_for_good(method, scope):
+    training = Training(method, scope=scope)
     training.method.end_epoch(1)
     plan = training.method.plan
     assert plan.macs_cut >= 0.5
     training.steps(3)
     assert training.method.end_epoch(2) == {}
     assert training.method.plan == plan
-    assert all(not weight.any() for weight in training.pruned_weights().values())
+    assert all(not weight.any() for weight in training.pruned_weights())
     small = export(training.model, plan)  # silent already: no apply_ is needed
     assert macs(small, training.images[:1]) == plan.macs
 
 
-def test_one_shot_goes_on_silencing_after_a_resume():
-    training = Training("l1")
-    training.method.end_epoch(1)
-    state = training.method.state_dict()
-    model, optimizer = training.model, training.optimizer
-    training.method = MAKERS["l1"](model, optimizer, training.images[:1])
-    training.method.load_state_dict(state)
-    training.steps(2)
-    export(model, training.method.plan)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_one_shot_goes_on_silencing_after_a_resume(scope):
+    first = Training("l1", scope=scope)
+    first.method.end_epoch(1)
+    training = Training("random", scope=scope)
+    training.model.load_state_dict(first.model.state_dict())
+    training.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    training.method.load_state_dict(first.method.state_dict())
+    for either in (first, training):
+        either.steps(2)
+    export(training.model, training.method.plan)
+    for tensor, other in zip(
+        [*training.model.parameters(), *training.model.buffers()],
+        [*first.model.parameters(), *first.model.buffers()],
+        strict=True,
+    ):
+        assert torch.equal(tensor, other)
 
 
 def test_fpgm_goes_on_masking_gradients_after_a_resume():
@@ -212,7 +254,7 @@ def test_fpgm_goes_on_masking_gradients_after_a_resume():
 
 def test_asfp_asks_for_more_from_epoch_to_epoch():
     training = Training("sfp")
-    ramped = SFP(training.model, training.images[:1], 0.5, 6, 4, keep)
+    ramped = SFP(training.model, training.images[:1], 0.5, "all", 6, 4, keep)
     cuts = [ramped.end_epoch(epoch)["psap/macs_cut"] for epoch in range(1, 7)]
     assert cuts[:4] == sorted(cuts[:4])
     assert len({*cuts[:4]}) > 2
@@ -258,14 +300,16 @@ def test_thin_plan_trains_the_architecture_of_another_run_from_fresh_weights(tmp
         pruned["params"],
     )
     assert thin["train_macs"] < pruned["train_macs"]
-    before, after = weights[-1]
+    network, _ = models.open_exported(folder / "export")
+    exported = network.state_dict()
+    assert any(name.endswith("constant") for name in exported)
+    (before, after) = next(pair for pair in weights if pair[1].keys() == exported.keys())
     for name, tensor in after.items():
         if name.endswith(("bn1.weight", "bn2.weight")):
             assert (tensor == 1).all()
         elif tensor.ndim == 4:
             assert tensor.std() == pytest.approx((2 / tensor[0].numel()) ** 0.5, rel=0.5)
             assert not torch.equal(tensor, before[name])
-    network, _ = models.open_exported(folder / "export")
     assert params(network) == thin["params"]
 
 
@@ -281,4 +325,4 @@ def test_fresh_weights_leave_no_constant_of_a_residual_filter():
 
 
 def test_every_method_is_tested():
-    assert set(CONFIGS) == {*MAKERS, "dense", "thin", "thin_plan", "psap", "psap_variant"}
+    assert set(CONFIGS) == {*METHODS, "dense", "thin", "thin_plan", "psap", "psap_variant"}

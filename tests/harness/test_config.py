@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from experiments import evaluate, export, schema, train, training
-from experiments.harness import checkpoint, data, models
+from experiments.harness import checkpoint, data, models, record
 from experiments.harness.entry import compose
 from experiments.harness.loop import Callback
 from experiments.harness.optim import learning_rate, make_optimizer
@@ -23,6 +25,7 @@ from psap_core import InputError
 from tests.harness.helpers import METHODS, SMALL, refusal, small
 
 PACKAGE = Path(train.__file__).parent
+RESULTS = PACKAGE.parent / "analysis" / "results"
 RECIPES = sorted(path.stem for path in (PACKAGE / "conf" / "experiment").glob("*.yaml"))
 FROZEN_HASHES = {
     ("experiment=digits_resnet20", "method=dense"): "887bbc20",
@@ -170,6 +173,54 @@ def test_every_key_is_read_somewhere():
 @pytest.mark.parametrize("overrides", FROZEN_HASHES, ids=" ".join)
 def test_known_configurations_keep_their_hash(overrides):
     assert config_hash(compose("train", overrides)) == FROZEN_HASHES[overrides]
+
+
+def test_every_recorded_run_keeps_its_hash(monkeypatch):
+    """Settings that came later have the value that stands for what was before."""
+    manifests = sorted(RESULTS.rglob("manifest.json"))
+    assert len(manifests) > 150
+    today: dict[tuple[str, ...], Any] = {}
+    later = set()
+    for path in manifests:
+        manifest = json.loads(path.read_text())
+        config = OmegaConf.load(path.with_name("config.yaml"))
+        recorded = {key: config[key] for key in manifest["identity"]}
+        method = recorded["method"]
+        chosen = tuple(f"{group}={config[group].name}" for group in ("data", "model", "method"))
+        if chosen not in today:
+            open_keys = [f"method.{key}={method[key]}" for key in ("rule", "run") if key in method]
+            composed = compose("train", [*chosen, *open_keys, "name=recorded"])
+            today[chosen] = OmegaConf.structured(composed)
+        later |= {*today[chosen].method} - {*method}
+        cfg = OmegaConf.to_object(OmegaConf.merge(today[chosen], recorded))
+        digest = manifest["identity"]["model"]["weights"]
+        monkeypatch.setattr(record, "weights_digest", lambda weights, digest=digest: digest)
+        assert record.identity(cfg) == manifest["identity"], path
+        assert config_hash(cfg) == manifest["config_hash"], path
+    assert later == {"scope", "round_to"}
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "changed"),
+    [
+        ("l1", "scope=all", False),
+        ("l1", "scope=coupled", True),
+        ("sfp", "scope=all", False),
+        ("sfp", "scope=inner", True),
+        ("psap", "round_to=1", False),
+        ("psap", "round_to=8", True),
+        ("psap", "scope=coupled", True),
+        ("psap_variant", "round_to=1", False),
+    ],
+)
+def test_settings_that_came_later_change_the_hash_where_they_change_the_result(
+    method, setting, changed
+):
+    overrides = [*SMALL, f"method={method}"]
+    if method == "psap_variant":
+        overrides.append("method.rule=permuted")
+    before = config_hash(compose("train", overrides))
+    assert (config_hash(compose("train", [*overrides, f"method.{setting}"])) != before) == changed
 
 
 def test_hash_is_of_what_changes_the_result(tmp_path):

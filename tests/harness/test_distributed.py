@@ -179,7 +179,7 @@ def digests() -> dict[str, list[list[str]]]:
     """Plan digests of every rank in trainings of five pruning steps; see tests/harness/ranks.py."""
     command = [sys.executable, "-m", "tests.harness.ranks"]
     return json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300).stdout
     )
 
 
@@ -190,6 +190,13 @@ def test_one_and_two_ranks_make_the_same_plans(digests) -> None:
     assert len(set(alone)) > 1
     assert digests["two ranks, fixed statistics"] == [alone, alone]
     assert digests["two micro-batches, fixed statistics"] == [alone]
+
+
+def test_ranks_average_the_gradients_of_constants_too(digests) -> None:
+    """Of the shortcuts' weights, which silence channels of a stream and are no parameters."""
+    (alone,) = digests["one rank, coupled"]
+    assert len(alone) == 5
+    assert digests["two ranks, coupled"] == [alone, alone]
 
 
 def test_ordinary_batchnorm_is_equal_over_the_ranks(digests) -> None:

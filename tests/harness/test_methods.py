@@ -34,7 +34,7 @@ def trained():
 
     for _ in range(3):
         step()
-    return model, optimizer, SFP(model, images[:1], 0.5, 4, 1, lambda *_: None), step
+    return model, optimizer, SFP(model, images[:1], 0.5, "all", 4, 1, lambda *_: None), step
 
 
 def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):
@@ -43,10 +43,10 @@ def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):
     momentum = bits(optimizer.state_dict())
     sfp.end_epoch(1)
     after = model.state_dict()
-    convolutions = {f"{layer.name}.weight" for layer in sfp.layers}
+    convolutions = {f"{group.name}.weight" for group in sfp.groups}
     counts = {
-        f"{layer.name}.weight": count
-        for layer, count in zip(sfp.layers, sfp.counts(0.5), strict=True)
+        f"{group.name}.weight": count
+        for group, count in zip(sfp.groups, sfp.counts(0.5), strict=True)
     }
     assert min(counts.values()) > 0
     for name, weight in before.items():
@@ -74,13 +74,11 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     def with_large_betas(self, epochs_done):
         metrics = end_epoch(self, epochs_done)
         with torch.no_grad():
-            for layer in (
-                [layer for layer in self.layers if layer.role == "inner"]
-                if epochs_done == 4
-                else ()
-            ):
-                pruned = list(self.plan.pruned[layer.name])
-                self.model.get_submodule(layer.affine).bias[pruned] = 3.0
+            inner = [group for group in self.groups if group.scattered is None]
+            for group in inner if epochs_done == 4 else ():
+                pruned = list(self.plan.pruned[group.name])
+                norm = group.name.replace("conv", "bn")
+                self.model.get_submodule(norm).bias[pruned] = 3.0
         return metrics
 
     monkeypatch.setattr(SFP, "end_epoch", with_large_betas)

@@ -1,5 +1,6 @@
 """Networks: published sizes, widths, shortcuts, weights files."""
 
+import copy
 import itertools
 import os
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from experiments.baselines.sfp import SFP
@@ -15,7 +17,10 @@ from experiments.evaluate import run as evaluate
 from experiments.harness import models
 from experiments.harness.files import weights_digest
 from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
-from psap_core import InputError, find_layers, macs, params
+from psap_core import PSAP, InputError, export, export_error, macs, params
+from psap_core.groups import find_groups
+from psap_core.supervision import pulse
+from psap_core.suspension import Snapshot, filter_tensors, restore_, suspend_
 
 RESNET20 = ResNetConfig("resnet20", 1.0, None, Fan("in"), Shortcut.option_a)
 VGG16 = ModelConfig("vgg16_bn", 1.0, None, Fan("in"))
@@ -39,22 +44,199 @@ def test_every_width_runs_and_can_be_analysed(shortcut, width, size):
     model = models.build(replace(RESNET20, width=width, shortcut=shortcut), 3, 10)
     image = torch.zeros(2, 3, size, size)
     assert model(image).shape == (2, 10)
-    assert len(find_layers(model, image)) == 19
+    assert len(find_groups(model, image)) == 19
 
 
 def test_vgg_runs_at_both_sizes():
     model = models.build(replace(VGG16, width=0.125), 1, 10)
     for size in (8, 32):
         assert model(torch.zeros(2, 1, size, size)).shape == (2, 10)
-    assert len(find_layers(model, torch.zeros(2, 1, 8, 8))) == 13
+    assert len(find_groups(model, torch.zeros(2, 1, 8, 8))) == 13
 
 
 def test_option_a_is_a_strided_slice_with_zero_channels_on_both_sides():
     x = torch.randn(2, 3, 4, 4)
-    out = models.OptionA(3, 2)(x)
+    out = models.OptionA(3, 6, 2)(x)
     assert out.shape == (2, 6, 2, 2)
     assert torch.equal(out[:, 1:4], x[:, :, ::2, ::2])
     assert out[:, [0, 4, 5]].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_option_a_computes_bit_for_bit_what_padding_does(dtype, layout):
+    x = torch.randn(8, 5, 9, 9).to(dtype).relu().to(memory_format=layout)
+    gradient = torch.randn(8, 11, 5, 5).to(dtype).to(memory_format=layout)
+    found = []
+    for shortcut in (
+        models.OptionA(5, 11, 2).to(dtype),
+        lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 3, 3)),
+    ):
+        images = x.clone().requires_grad_()
+        out = shortcut(images)
+        out.backward(gradient)
+        found.append((out.detach(), images.grad))
+    for ours, padded in zip(*found, strict=True):
+        assert torch.equal(ours, padded)
+
+
+def test_option_a_is_no_part_of_the_state():
+    assert not any("shortcut" in name for name in models.build(RESNET20, 3, 10).state_dict())
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet20", 3), ("resnet56", 9)])
+def test_in_scope_coupled_every_stage_has_a_stream_of_its_own(name, blocks):
+    model = models.build(replace(RESNET20, name=name), 3, 10)
+    groups = find_groups(model, IMAGE, scope="coupled")
+    streams = {group.name: group for group in groups if len(group.writers) > 1}
+    assert {name: group.filters for name, group in streams.items()} == {
+        "conv1": 16,
+        "layer2.0.conv2": 32,
+        "layer3.0.conv2": 64,
+    }
+    assert [len(group.writers) for group in streams.values()] == [blocks + 1, blocks, blocks]
+    inner = [group.name for group in groups if len(group.writers) == 1]
+    assert inner == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(blocks)]
+    for number, stream in enumerate(streams.values(), 1):
+        rows, columns = f"layer{number}.0.shortcut.weight", f"layer{number + 1}.0.shortcut.weight"
+        silencers = [entries.tensor for entries in stream.silencers]
+        assert (rows in silencers) == (number > 1)
+        assert (columns in [entries.tensor for entries in stream.readers]) == (number < 3)
+        assert rows not in [entries.tensor for entries in stream.writers]
+
+
+class Coupled:
+    """A small network under PSAP in scope coupled."""
+
+    def __init__(self, model, target=0.6):
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
+        self.images, self.labels = torch.randn(4, 16, 3, 8, 8), torch.randint(10, (4, 16))
+        self.pruner = PSAP(
+            model,
+            self.optimizer,
+            torch.zeros(1, 3, 8, 8),
+            scope="coupled",
+            target_macs_cut=target,
+            total_epochs=6,
+            start=1,
+            ramp_end=3,
+            freeze=4,
+            pulse_batches=3,
+        )
+
+    def loss(self, number):
+        return F.cross_entropy(self.model(self.images[number]), self.labels[number])
+
+    def epochs(self, count):
+        for _ in range(count):
+            for number in (0, 1):
+                self.optimizer.zero_grad()
+                self.loss(number).backward()
+                self.optimizer.step()
+            self.pruner.end_epoch((1, 2, 3), self.loss)
+
+    def shortcut(self, stage):
+        return self.model.get_submodule(f"layer{stage}.0.shortcut").weight
+
+
+@pytest.fixture(params=["resnet20", "resnet56"])
+def coupled(request):
+    torch.manual_seed(0)
+    return Coupled(models.build(replace(RESNET20, name=request.param, width=0.5), 3, 10))
+
+
+def test_streams_get_thinner_exactly_and_again_in_a_second_round(coupled):
+    dense = macs(coupled.model, coupled.images[0, :1])
+    coupled.epochs(6)
+    plan = coupled.pruner.plan
+    pruned = plan.pruned["layer2.0.conv2"]
+    assert pruned
+    assert not coupled.shortcut(2)[[*pruned]].any()
+    small = export(coupled.model, plan)
+    assert export_error(coupled.model, small, plan) < 1e-12
+    assert macs(small, coupled.images[0, :1]) == plan.macs <= 0.4 * dense
+    assert {type(module) for module in small.modules()} == {
+        type(module) for module in coupled.model.modules()
+    }
+    kept = plan.layers[0].kept
+    assert small.conv1.out_channels == small.layer1[1].bn2.num_features == kept
+    assert small.layer2[0].shortcut.weight.shape[1] == kept < 8
+    once_more = Coupled(small, target=0.4)
+    once_more.epochs(6)
+    smaller = export(small, once_more.pruner.plan)
+    assert export_error(small, smaller, once_more.pruner.plan) < 1e-12
+    assert macs(smaller, coupled.images[0, :1]) <= 0.6 * plan.macs
+
+
+def test_a_suspended_channel_of_a_stream_is_silent_through_the_shortcut_and_comes_back(coupled):
+    before = coupled.shortcut(2).clone()
+    coupled.epochs(2)
+    suspended = [*coupled.pruner.plan.pruned["layer2.0.conv2"]]
+    live = sorted({*range(16)}.difference(suspended))
+    assert before[suspended].any()
+    assert not coupled.shortcut(2)[suspended].any()
+    assert torch.equal(coupled.shortcut(2)[live], before[live])
+    assert not coupled.shortcut(2).requires_grad
+    assert coupled.shortcut(2).grad is None
+    snapshot = coupled.pruner._snapshots["layer2.0.conv2"]
+    (group,) = (group for group in coupled.pruner.groups if group.name == "layer2.0.conv2")
+    restore_(filter_tensors(coupled.model, group, [coupled.optimizer]), snapshot)
+    assert torch.equal(coupled.shortcut(2), before)
+
+
+def test_the_utility_of_a_streams_filter_counts_what_the_shortcut_gives_back():
+    """u_f = (L(0) - L(t * saved)) / t for a small t, the shortcut's row included."""
+    torch.manual_seed(0)
+    model = models.build(replace(RESNET20, width=0.5), 3, 10).double()
+    images, labels = torch.randn(16, 3, 8, 8).double(), torch.randint(10, (16,))
+    groups = find_groups(model, images[:1], scope="coupled")
+    tensors = {group.name: filter_tensors(model, group) for group in groups}
+    stream = tensors["layer2.0.conv2"]
+    filters = [0, 5, 8]  # the first has nothing in the shortcut
+    for name in stream.silencers:
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(stream.parameters[name].tensor)
+    snapshots = {name: Snapshot() for name in tensors}
+    snapshots["layer2.0.conv2"] = saved = suspend_(stream, filters, Snapshot())
+
+    def loss_of_batch(batch):
+        return F.cross_entropy(model(images), labels)
+
+    seen = pulse(model, tensors, snapshots, range(2), loss_of_batch, 2)
+    with torch.no_grad():
+        without = loss_of_batch(0).item()
+        for f in filters:
+            rows = saved.select([f]).rows
+            for name in stream.silencers:
+                stream.parameters[name].put_(torch.tensor([f]), rows[name] * 1e-4)
+            fall = (without - loss_of_batch(0).item()) / 1e-4
+            for name in stream.silencers:
+                stream.parameters[name].zero_(torch.tensor([f]))
+            assert seen.utility["layer2.0.conv2"][f][0] == pytest.approx(fall, rel=0.01)
+            assert fall != 0
+
+
+def test_a_state_of_an_earlier_epoch_brings_its_shortcuts_back():
+    """Forward into a fresh process, and back in the same one."""
+    torch.manual_seed(0)
+    first = Coupled(models.build(replace(RESNET20, width=0.5), 3, 10))
+    states, shortcuts = [], []
+    for _ in range(5):
+        first.epochs(1)
+        parts = (first.model, first.optimizer, first.pruner)
+        states.append([copy.deepcopy(part.state_dict()) for part in parts])
+        shortcuts.append([first.shortcut(stage).clone() for stage in (2, 3)])
+    assert not torch.equal(shortcuts[0][1], shortcuts[3][1])
+    other = Coupled(models.build(replace(RESNET20, width=0.5), 3, 10))
+    for training in (first, other):
+        for state, expected in zip(reversed(states), reversed(shortcuts), strict=True):
+            for part, saved in zip(
+                (training.model, training.optimizer, training.pruner), state, strict=True
+            ):
+                part.load_state_dict(copy.deepcopy(saved))
+            for stage, shortcut in zip((2, 3), expected, strict=True):
+                assert torch.equal(training.shortcut(stage), shortcut)
 
 
 @pytest.mark.parametrize("cfg", [RESNET20, VGG16])
@@ -100,7 +282,7 @@ def test_the_fan_is_that_of_the_initialisation(name):
 @pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
 def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(target):
     model = models.build(RESNET20, 3, 10)
-    method = SFP(model, IMAGE, target, 4, 1, lambda *_: None)
+    method = SFP(model, IMAGE, target, "all", 4, 1, lambda *_: None)
     pruned, filters = method.counts(target), method.cost.filters
     kept = [o - n for o, n in zip(filters, pruned, strict=True)]
     left = method.cost.budget(target) - method.cost.cost(kept)
@@ -197,9 +379,8 @@ def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisa
     cfg = replace(TORCHVISION, name=name)
     dense, thin = (models.build(replace(cfg, width=width), 3, 10) for width in (1.0, 0.5))
     assert thin(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert len(find_layers(thin, torch.zeros(2, 3, 32, 32))) == len(
-        find_layers(dense, torch.zeros(2, 3, 32, 32))
-    )
+    images = torch.zeros(2, 3, 32, 32)
+    assert len(find_groups(thin, images)) == len(find_groups(dense, images))
     for (path, wide), (_, narrow) in zip(dense.named_modules(), thin.named_modules(), strict=True):
         if isinstance(wide, torch.nn.Conv2d):
             assert narrow.out_channels == wide.out_channels // 2, path

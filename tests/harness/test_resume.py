@@ -30,14 +30,24 @@ KILLS = [
     ("psap", "in a pulse"),
     ("psap", "logged, no checkpoint yet"),
     ("psap", "half a checkpoint written"),
+    ("psap coupled", "mid-epoch"),
+    ("psap coupled", "in a pulse"),
+    ("sfp coupled", "mid-epoch"),
 ]
+
+
+def run_of(folder: Path, method: str) -> list[str]:
+    """Overrides of a small run of a method, with its scope if it is given: `psap coupled`."""
+    name, *scope = method.split()
+    return small(folder, name, *(f"method.scope={each}" for each in scope))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     return {
-        method: state_of(train.run(small(folder, method))) for method in ("dense", "sfp", "psap")
+        method: state_of(train.run(run_of(folder, method)))
+        for method in {method for method, _ in KILLS}
     }
 
 
@@ -45,7 +55,7 @@ def uninterrupted(tmp_path_factory):
 def killed(tmp_path_factory):
     """Folder of runs for each of KILLS, in which a run was killed."""
     folders = {kill: tmp_path_factory.mktemp("killed") for kill in KILLS}
-    runs = [[point, small(folder, method)] for (method, point), folder in folders.items()]
+    runs = [[point, run_of(folder, method)] for (method, point), folder in folders.items()]
     subprocess.run(
         [sys.executable, "-m", "tests.harness.killed_runs", json.dumps(runs)], check=True
     )
@@ -54,7 +64,7 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize(("method", "point"), KILLS)
 def test_killed_and_continued_equals_uninterrupted(method, point, killed, uninterrupted):
-    folder = train.run(small(killed[method, point], method))
+    folder = train.run(run_of(killed[method, point], method))
     assert state_of(folder) == uninterrupted[method]
     sessions = json.loads((folder / "manifest.json").read_text())["sessions"]
     assert len(sessions) == 2

@@ -60,7 +60,7 @@ class Recorded(TorchDispatchMode):
                         old.copy_(new)
 
 
-def method_of(name, model, optimizer, images):
+def method_of(name, model, optimizer, images, scope):
     example = torch.zeros(1, 1, 8, 8, device=images.labels.device)
     if name == "psap":
         pruner = PSAP(
@@ -73,19 +73,23 @@ def method_of(name, model, optimizer, images):
             ramp_end=2,
             freeze=3,
             pulse_batches=2,
+            scope=scope,
         )
 
-        def losses(epochs_done):
-            batches = images.epoch("pulse", epochs_done)
-            return (F.cross_entropy(model(x), y) for batch in batches for x, y in batch.parts)
+        def batches(epochs_done):
+            return (part for batch in images.epoch("pulse", epochs_done) for part in batch.parts)
 
-        return PSAPCallback(pruner, losses, lambda *_: None)
+        def loss_of_batch(batch):
+            pixels, labels = batch
+            return F.cross_entropy(model(pixels), labels)
+
+        return PSAPCallback(pruner, batches, loss_of_batch, lambda *_: None)
     if name == "fpgm":
-        return FPGM(model, optimizer, example, 0.6, lambda *_: None)
-    return OneShot(model, optimizer, example, 0.6, "l1", 2, 0, lambda *_: None)
+        return FPGM(model, optimizer, example, 0.6, scope, lambda *_: None)
+    return OneShot(model, optimizer, example, 0.6, scope, "l1", 2, 0, lambda *_: None)
 
 
-def trained(make_steps, name="psap", device=CPU, autocast=None):
+def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
     """Losses of all epochs and all state after training with pruning steps and another learning rate between."""
     torch.manual_seed(0)
     model = models.build(RESNET20, 1, 10).to(device)
@@ -98,7 +102,7 @@ def trained(make_steps, name="psap", device=CPU, autocast=None):
     images = data.TrainingImages(
         train, data.Normalisation((0.5,), (0.5,)), Sharing(BATCH), True, seed=1
     )
-    method = method_of(name, model, optimizer, images)
+    method = method_of(name, model, optimizer, images, scope)
     steps = make_steps(model, optimizer, images, World(), device, autocast, method.after_step)
     losses = []
     for epoch, rate in enumerate(RATES):
@@ -118,18 +122,22 @@ def trained(make_steps, name="psap", device=CPU, autocast=None):
     )
 
 
+@pytest.mark.parametrize("scope", ["all", "coupled"])
 @pytest.mark.parametrize(
     ("name", "autocast"), [("psap", None), ("psap", torch.bfloat16), ("fpgm", None), ("l1", None)]
 )
-def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast):
+def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast, scope):
     captured = []
 
     def capture(launch):
         captured.append(Recorded(launch))
         return captured[-1]
 
-    found = trained(lambda *given: CapturedSteps(*given, capture=capture), name, autocast=autocast)
-    assert found == trained(Steps, name, autocast=autocast)
+    def captured_steps(*given):
+        return CapturedSteps(*given, capture=capture)
+
+    found = trained(captured_steps, name, autocast=autocast, scope=scope)
+    assert found == trained(Steps, name, autocast=autocast, scope=scope)
     assert [recorded.replays for recorded in captured] == [1, 2]  # a graph for each learning rate
 
 

@@ -13,7 +13,8 @@ from experiments import utility_check
 from experiments.harness import models
 from experiments.harness.entry import compose
 from experiments.schema import Fan, ResNetConfig, Shortcut
-from psap_core import Snapshot, filter_tensors, find_layers, suspend_
+from psap_core.groups import find_groups
+from psap_core.suspension import Snapshot, filter_tensors, suspend_
 
 DIGITS = [
     "experiment=digits_small",
@@ -24,9 +25,9 @@ DIGITS = [
 ]
 
 
-@pytest.fixture
-def network():
-    """A network in training, its layers' tensors, and batches."""
+@pytest.fixture(params=["all", "coupled"])
+def network(request):
+    """A network in training, its groups' tensors, batches, and the groups."""
     torch.manual_seed(0)
     model = models.build(ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a), 1, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -36,18 +37,14 @@ def network():
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     optimizer.zero_grad()
-    layers = find_layers(model, batches[0][0][:1])
-    return (
-        model,
-        {layer.name: filter_tensors(model, layer, optimizer) for layer in layers},
-        batches,
-        layers,
-    )
+    groups = find_groups(model, batches[0][0][:1], scope=request.param)
+    tensors = {group.name: filter_tensors(model, group, optimizer) for group in groups}
+    return model, tensors, batches, groups
 
 
 def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
-    model, tensors, batches, layers = network
-    chosen = {layer.name: [1, 3] for layer in layers}
+    model, tensors, batches, groups = network
+    chosen = {group.name: [1, 3] for group in groups}
     rows = utility_check.check(model, tensors, chosen, batches[:2], batches[2:])
     assert [(row["layer"], row["filter"]) for row in rows] == [
         (name, f) for name in chosen for f in (1, 3)
@@ -55,8 +52,8 @@ def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
 
     def loss_without(suspended):
         other = copy.deepcopy(model)
-        for layer in layers:
-            suspend_(filter_tensors(other, layer), suspended[layer.name], Snapshot())
+        for group in groups:
+            suspend_(filter_tensors(other, group), suspended[group.name], Snapshot())
         return (
             sum(F.cross_entropy(other(images), labels).item() for images, labels in batches[2:]) / 2
         )
@@ -67,20 +64,20 @@ def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
         assert row["reduction"] == pytest.approx(
             loss_without(chosen) - loss_without(more), abs=1e-6
         )
-        assert row["norm"] == pytest.approx(
-            tensors[name].parameters[f"{name}.weight"][f].norm().item()
-        )
-        assert row["gamma"] == abs(tensors[name].gamma[f].item())
+        weight = model.get_submodule(name).weight
+        if len(tensors[name].writers) == 1:
+            assert row["norm"] == pytest.approx(weight[f].norm().item())
+        gammas = [
+            model.get_parameter(silencer)[f].item()
+            for silencer in tensors[name].silencers
+            if ".bn" in f".{silencer}" and silencer.endswith("weight")
+        ]
+        assert row["gamma"] == pytest.approx(sum(gamma**2 for gamma in gammas) ** 0.5)
 
 
 def test_the_network_and_its_optimiser_come_out_as_they_were(network):
     model, tensors, batches, _ = network
-    everything = [
-        t
-        for layer in tensors.values()
-        for part in (layer.parameters, layer.buffers, layer.state)
-        for t in part.values()
-    ]
+    everything = [rows.tensor for group in tensors.values() for rows in group.everything.values()]
     before = [tensor.clone() for tensor in everything]
     utility_check.check(
         model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:]
@@ -98,7 +95,10 @@ def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(mo
             (name, f)
             for name, filters in chosen.items()
             for f in filters
-            if tensors[name].gamma[f] == 0
+            if all(
+                not tensors[name].parameters[silencer].take(tensors[name].index([f])).any()
+                for silencer in tensors[name].silencers
+            )
         )
         return original(model, tensors, chosen, *batches)
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from experiments.baselines.variants import GRADE, PSAPVariant
 from experiments.harness import models
 from experiments.schema import Fan, ResNetConfig, Rule, Shortcut
-from psap_core import PSAP, InputError, filter_tensors
+from psap_core import PSAP, InputError
+from psap_core.suspension import filter_tensors
 
 RESNET20 = ResNetConfig("resnet20", 0.5, None, Fan("in"), Shortcut.option_a)
 SETTINGS = {
@@ -38,19 +39,20 @@ class Training:
             self.optimizer.zero_grad()
             self.loss(number).backward()
             self.optimizer.step()
-        return self.pruner.end_epoch(lambda: (self.loss(number) for number in (1, 2, 3)))
+        return self.pruner.end_epoch((1, 2, 3), self.loss)
 
 
-def variant(rule, seed=0):
-    return Training(PSAPVariant, rule=rule, seed=seed)
+def variant(rule, seed=0, **settings):
+    return Training(PSAPVariant, rule=rule, seed=seed, **settings)
 
 
 def test_stage_width_gives_all_layers_of_a_width_their_mean_ratio():
     plain, ours = Training().epoch().weight_sparsity_ratio, variant(Rule.stage_width)
     found = ours.epoch().weight_sparsity_ratio
-    for layer in ours.pruner.layers:
-        same = [plain[other.name] for other in ours.pruner.layers if other.filters == layer.filters]
-        assert found[layer.name] == pytest.approx(sum(same) / len(same))
+    groups = ours.pruner.groups
+    for group in groups:
+        same = [plain[other.name] for other in groups if other.filters == group.filters]
+        assert found[group.name] == pytest.approx(sum(same) / len(same))
     assert len({round(ratio, 9) for ratio in found.values()}) == 3  # stages
 
 
@@ -66,15 +68,16 @@ def test_permuted_gives_every_layer_another_ones_ratio():
         assert all(found[name] != plain[name] for name in plain)
 
 
+@pytest.mark.parametrize("scope", ["all", "coupled"])
 @pytest.mark.parametrize("rule", [Rule.return_exact, Rule.return_graded])
-def test_filters_of_earlier_steps_return_by_utility(rule):
-    training, returned = variant(rule), 0
+def test_filters_of_earlier_steps_return_by_utility(rule, scope):
+    training, returned = variant(rule, scope=scope), 0
     for _ in range(3):
         pruner, earlier = training.pruner, training.pruner.plan.pruned
         snapshots = pruner._snapshots
         step = training.epoch()
-        for layer, part in zip(pruner.layers, step.plan.layers, strict=True):
-            name = layer.name
+        for group, part in zip(pruner.groups, step.plan.layers, strict=True):
+            name = group.name
             utility = {f: mean for f, (mean, _) in step.utility[name].items()}
             back = step.restored[name]
             assert set(back) | set(part.pruned) == set(utility) == set(step.proposed[name])
@@ -82,18 +85,13 @@ def test_filters_of_earlier_steps_return_by_utility(rule):
                 assert min(utility[f] for f in back) >= max(utility[f] for f in part.pruned)
             grade = GRADE if rule is Rule.return_graded else 1.0
             for f in set(back) & set(earlier[name]):
-                tensors = filter_tensors(training.model, layer, training.optimizer)
-                row = snapshots[name].filters.index(f)
-                saved = snapshots[name].rows
-                gamma, beta = (saved[affine][row] for affine in tensors.affine)
-                for affine in tensors.affine:
-                    state = f"{affine}:momentum_buffer"
-                    assert torch.equal(tensors.state[state][f], saved[state][row] * grade)
-                assert torch.equal(tensors.gamma[f], gamma * grade)
-                assert torch.equal(tensors.beta[f], beta * grade)
-                assert torch.equal(
-                    tensors.parameters[f"{name}.weight"][f], saved[f"{name}.weight"][row]
-                )
+                tensors = filter_tensors(training.model, group, training.optimizer)
+                saved = snapshots[name].select([f]).rows
+                graded = {*tensors.silencers} - {*tensors.constants}
+                graded |= {f"{silencer}:momentum_buffer" for silencer in graded}
+                for tensor, rows in tensors.everything.items():
+                    factor = grade if tensor in graded else 1.0
+                    assert torch.equal(rows.take(tensors.index([f])), saved[tensor] * factor)
                 returned += 1
     assert returned > 0
 

@@ -1,0 +1,96 @@
+"""What of a network can be pruned, what is left alone, and why."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from psap_core.cost import CostModel, layer_table
+from psap_core.groups import GroupSearch
+from psap_core.inputs import Example
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A channel group: its name, the modules that lose entries, its filters, and its share of the network's MACs.
+
+    The share is what would go with all its filters; what two groups share counts for both.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    filters: int
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A convolution or linear layer of which some filters cannot be pruned: why, and its share of the MACs."""
+
+    name: str
+    reason: str
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A network's groups, what is left alone, and the largest cut in MACs that the minimum filters allow.
+
+    `print(report)` gives a table.
+    """
+
+    network: str
+    groups: tuple[GroupRow, ...]
+    left_alone: tuple[LeftAlone, ...]
+    largest_macs_cut: float
+
+    def costliest(self, count: int = 3) -> str:
+        """The reasons that cost most, with what is left alone for them, in one line."""
+        shares = defaultdict[str, float](float)
+        for layer in self.left_alone:
+            shares[layer.reason] += layer.macs_share
+        costliest = sorted(shares.items(), key=lambda item: -item[1])[:count]
+        parts = [f"{share:.1%} of the MACs: {reason}" for reason, share in costliest]
+        return "left alone " + "; ".join(parts) if parts else "the groups' minimum filters remain"
+
+    def __str__(self) -> str:
+        rows = [["group", "filters", "MACs", "goes with a filter"]]
+        for group in self.groups:
+            members = ", ".join(group.members)
+            rows.append([group.name, str(group.filters), f"{group.macs_share:.1%}", members])
+        lines = _table(rows)
+        if self.left_alone:
+            alone = [["left alone", "MACs", "because"]]
+            alone += [[x.name, f"{x.macs_share:.1%}", x.reason] for x in self.left_alone]
+            lines += ["", *_table(alone)]
+        head = f"{self.network}: up to {self.largest_macs_cut:.1%} of the MACs can be cut"
+        return "\n".join([head, "", *lines])
+
+
+def make_report(
+    model: nn.Module,
+    search: GroupSearch,
+    cost: CostModel,
+    floors: Sequence[int],
+    example_input: Example,
+) -> Report:
+    """The report on a search; `cost` and `floors` are over its groups."""
+    dense = max(1, cost.dense)
+    share = {row.name: row.macs / dense for row in layer_table(model, example_input)}
+    full = [*cost.filters]
+    groups = []
+    for l, group in enumerate(search.groups):
+        without = cost.cost([*full[:l], 0, *full[l + 1 :]])
+        groups.append(GroupRow(group.name, group.modules, group.filters, 1 - without / dense))
+    alone = [LeftAlone(name, why, share.get(name, 0.0)) for name, why in search.left_alone.items()]
+    return Report(type(model).__name__, tuple(groups), tuple(alone), 1 - cost.cost(floors) / dense)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return lines

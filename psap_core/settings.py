@@ -1,0 +1,130 @@
+"""The settings of PSAP: one frozen value, checked where it is made."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from psap_core.errors import InputError
+from psap_core.groups import SCOPES, Scope
+from psap_core.plan import Unit
+from psap_core.schedule import Schedule, make_schedule
+from psap_core.sparsity import Fan, Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a user may choose.
+
+    Attributes:
+        target_macs_cut: share of multiply-accumulates to remove, in [0, 1).
+        target_filters_cut: share of filters to remove, instead of target_macs_cut.
+        total_epochs: length of the training.
+        scope: `coupled`: sums join channels and the exported modules are plain; `all`: as SFP and FPGM prune, sums keep
+            their full width; `inner`: only channels that reach no sum.
+        exclude: names of modules, or of modules that hold them, whose filters are left alone.
+        kappa: threshold of eq. 1, > 0.
+        sparsity_reference: `network` (eq. 1) or `layer` (the ablation's control).
+        fan: what the network's initialisation used, `in` or `out`; torchvision's networks use `out`.
+        alpha: how strongly the ratios follow the sparsity, >= 0; 0 is one ratio for all groups.
+        protection: whether the pulse chooses what comes back; without it the norms decide.
+        pulse_batches: K of eq. 5, >= 2.
+        margin: filters proposed beyond those needed, as a share of a group's pruned filters, in [0, 1].
+        min_filters, min_filter_share: a group keeps at least max(min_filters, ceil(min_filter_share * O)).
+        round_to: groups of at least twice as many filters keep a multiple of this, or all; 8 suits tensor cores.
+        start, ramp_end, freeze: completed epochs (int) or shares of total_epochs (float).
+        interval: epochs between steps.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    target_macs_cut: float | None = None
+    target_filters_cut: float | None = None
+    total_epochs: int
+    scope: Scope = "all"
+    exclude: Sequence[str] = ()
+    kappa: float = 0.5
+    sparsity_reference: Reference = "network"
+    fan: Fan = "in"
+    alpha: float = 1.0
+    protection: bool = True
+    pulse_batches: int = 10
+    margin: float = 0.3
+    min_filters: int = 2
+    min_filter_share: float = 0.05
+    round_to: int = 1
+    start: int | float = 0.05
+    ramp_end: int | float = 0.40
+    freeze: int | float = 0.50
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.target_macs_cut is None) == (self.target_filters_cut is None):
+            raise InputError("give exactly one of target_macs_cut and target_filters_cut")
+        name = f"target_{self.unit}_cut"
+        require_number(name, self.target_cut, 0, 1, "a share in [0, 1)", below=True)
+        require_number("kappa", self.kappa, 0, math.inf, "above 0", above=True, below=True)
+        require_number("alpha", self.alpha, 0, math.inf, "at least 0", below=True)
+        require_number("margin", self.margin, 0, 1, "a share in [0, 1]")
+        require_number("min_filter_share", self.min_filter_share, 0, 1, "a share in [0, 1]")
+        require_whole("pulse_batches", self.pulse_batches, 2)
+        require_whole("min_filters", self.min_filters, 1)
+        require_whole("round_to", self.round_to, 1)
+        require_choice("sparsity_reference", self.sparsity_reference, ("network", "layer"))
+        require_choice("fan", self.fan, ("in", "out"))
+        require_choice("scope", self.scope, SCOPES)
+        if isinstance(self.exclude, str):
+            raise InputError(f"exclude must be a list of names: [{self.exclude!r}]")
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+        _ = self.schedule
+
+    @property
+    def unit(self) -> Unit:
+        return "macs" if self.target_macs_cut is not None else "filters"
+
+    @property
+    def target_cut(self) -> float:
+        """The share to remove, in the unit."""
+        return cast(float, self.target_macs_cut if self.unit == "macs" else self.target_filters_cut)
+
+    @property
+    def schedule(self) -> Schedule:
+        return make_schedule(
+            self.total_epochs, self.start, self.ramp_end, self.freeze, self.interval
+        )
+
+
+def require_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    wanted: str,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Refuse what is no number in [low, high]; `above` and `below` leave an end out."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not low <= value <= high
+        or (above and value == low)
+        or (below and value == high)
+    ):
+        raise InputError(f"{name} must be {wanted}, not {value!r}")
+
+
+def require_whole(name: str, value: Any, low: int) -> None:
+    """Refuse what is no whole number from `low` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name} must be an integer from {low}, not {value!r}")
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(
+            f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
+        )
