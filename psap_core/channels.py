@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from psap_core.errors import InputError
 from psap_core.inputs import Example, call, copy_network, map_tensors, tensors_in
-from psap_core.sizes import Size, follows, track_attributes_
+from psap_core.sizes import Size, counted, track_attributes_
 
 Role = Literal["writes", "passes", "reads"]
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
@@ -305,7 +305,7 @@ class Tracer(TorchFunctionMode):
         return tensor in self._channels or id(tensor) in self._names
 
     def _apply_rule(self, func: Any, this: Call) -> None:
-        from psap_core.operations import keep, unknown
+        from psap_core.elementwise import keep, unknown
 
         if func in self.zero_preserving:
             keep(self, this)
@@ -434,7 +434,7 @@ class Tracer(TorchFunctionMode):
             self.slot((size.attribute, 0), ids, "reads")
         elif size.ids is not None:
             self.join(size.ids, ids, f"they are as many as fixed channels in {where}")
-        elif not follows(size, source):
+        elif not self._follows(size, source, where):
             self.fix_ids(ids, ids * 0, f"their number is computed from something else in {where}")
             self.hold(size, where)
 
@@ -442,7 +442,7 @@ class Tracer(TorchFunctionMode):
         """A size in a call that is to stay what it is when channels go; one that is computed from `source` does not."""
         if not isinstance(size, Size) or size == 1:
             return
-        if source is not None and follows(size, source):
+        if source is not None and self._follows(size, source, where):
             return
         for part in size.sources or (size,):
             if part.attribute is not None:
@@ -450,6 +450,13 @@ class Tracer(TorchFunctionMode):
             elif part.ids is not None:
                 reason = f"their number shapes something else in {where}"
                 self.fix_ids(part.ids, part.ids * 0, reason)
+
+    def _follows(self, size: Size, source: Tensor, where: str) -> bool:
+        """Does a size that was computed from the number of channels follow when some of `source` go?"""
+        found = counted(size, len(source))
+        for ids in found:
+            self.join(ids, source, f"they are as many as fixed channels in {where}")
+        return bool(found)
 
     def union(self, labels: Sequence[Tensor]) -> Tensor:
         """Silent where all are: by everything that silences one of them; by nothing if one is never silent."""

@@ -417,6 +417,7 @@ class PSAP:
         if state["is_compact"]:
             self.plan, self.epochs_done = plan, state["epochs_done"]
             if not self.is_compact:
+                self._mask.set_(plan.pruned)
                 self._cut_()
             return
         self._mask.set_(plan.pruned)
@@ -425,7 +426,6 @@ class PSAP:
             raise InputError(
                 "filters that the pruner's state suspends are live: load the model's state first"
             )
-        self._mask.hold_()  # constants that silence filters are no part of the model's state
         self.epochs_done, self.plan = state["epochs_done"], plan
         device = next(self.model.parameters()).device
         for name, pruned in plan.pruned.items():

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
@@ -58,10 +57,10 @@ def _tracked(name: str) -> Callable[..., Any]:
     return operation
 
 
-def follows(size: Size, ids: Tensor) -> bool:
-    """Does a computed size follow when some of these channels go? It counts them only."""
-    counted = [source.ids for source in size.sources if source.ids is not None]
-    return bool(counted) and all(torch.equal(other, ids) for other in counted)
+def counted(size: Size, total: int) -> list[Tensor]:
+    """The channels, int64 [total] each, from whose number a size was computed; empty if it follows others as well."""
+    found = [source.ids for source in size.sources if source.ids is not None]
+    return found if all(len(ids) == total for ids in found) else []
 
 
 for _name in ARITHMETIC:

@@ -225,6 +225,7 @@ def apply_(
 class FilterMask:
     """Keeps the silencers of pruned filters at zero while the network trains; none is pruned before `set_`.
 
+    Constants that silence filters are no part of the model's state: `set_` gives those of all other filters back.
     Its masks are changed in place only, so a training step that a CUDA graph has captured stays valid.
     """
 
@@ -243,7 +244,13 @@ class FilterMask:
                 shape[rows.dim] = -1
                 ones = torch.ones_like(rows.tensor.select(0, 0).flatten()[:1]).detach()
                 self._masks[name] = ones.repeat(rows.tensor.shape[rows.dim]).view(shape)
+        self._constants = {
+            name: constant.clone()
+            for group in tensors.values()
+            for name, constant in group.constants.items()
+        }
 
+    @torch.no_grad()
     def set_(self, pruned: Mapping[str, Collection[int]]) -> None:
         """From now on these are pruned: the name of every group to indices."""
         for mask in self._masks.values():
@@ -252,6 +259,8 @@ class FilterMask:
             for name, rows in self._rows[group].items():
                 places = rows.index[[*filters]].flatten()
                 self._masks[name].view(-1)[places] = 0.0
+        for name, constant in self._constants.items():
+            self._silencers[name].copy_(constant * self._masks[name])
 
     @torch.no_grad()
     def hold_(self, *_: object) -> None:

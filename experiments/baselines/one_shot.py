@@ -73,7 +73,6 @@ class OneShot(UniformMethod):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.mask.set_(self.plan.pruned)
-        self.mask.hold_()  # the constant of a shortcut is no part of the model's state
 
     def _prune(self, epochs_done: int) -> Metrics:
         began = time.perf_counter()

@@ -30,7 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,16 @@ from psap_core.suspension import apply_
 OUT = Path("runs/bench/zoo.jsonl")
 SHARE, EXACT, REACH = 0.3, 1e-9, 0.8
 CLASSES = {"torchvision": (1000, 21), "timm": (1000,)}  # of what their last layers give
-RIVAL_SECONDS = 300
+RIVAL_SECONDS = 120
 TORCHVISION = """
-alexnet vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn resnet18 resnet34 resnet50 resnet101 resnet152
-resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2 densenet121 densenet161 densenet169
-densenet201 googlenet@96 inception_v3@128 squeezenet1_0 squeezenet1_1 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large
-mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
-shufflenet_v2_x2_0 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5
-efficientnet_b6 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m regnet_x_400mf regnet_x_800mf regnet_x_1_6gf
-regnet_x_3_2gf regnet_x_8gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf convnext_tiny
-convnext_small convnext_base fcn_resnet50 fcn_resnet101 deeplabv3_resnet50 deeplabv3_resnet101
-deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large vit_b_16@224 swin_t
+alexnet vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19_bn resnet18 resnet34 resnet50 resnet101 resnet152
+resnext50_32x4d resnext101_32x8d wide_resnet50_2 densenet121 densenet161 densenet169 densenet201 googlenet@96
+inception_v3@128 squeezenet1_0 squeezenet1_1 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet0_75
+mnasnet1_0 mnasnet1_3 shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 efficientnet_b0
+efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m
+regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
+convnext_tiny convnext_small fcn_resnet50 deeplabv3_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
+vit_b_16@224 swin_t
 """
 TIMM = """
 bat_resnext26ts@256 eca_resnext26ts gcresnext26ts gcresnet33ts seresnet33ts resnet32ts resnet51q resnet50_clip@128
@@ -215,7 +214,6 @@ def examine(library: str, name: str) -> Row:
         row |= _measured(library, name, side)
     except Exception as error:
         row["failure"] = _sentence(error)
-    row["rival"] = _rival_apart(library, name, side)
     return Row(**row)
 
 
@@ -304,11 +302,13 @@ def _sentence(error: BaseException) -> str:
 # ---------------------------------------------------------------------------- Torch-Pruning
 
 
-def _rival_apart(library: str, name: str, side: int) -> str:
+def rival_apart(library: str, name: str) -> str:
     """In a process of its own, which may crash or be stopped."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_tell_rival, args=(sender, library, name, side))
+    process = context.Process(
+        target=_tell_rival, args=(sender, library, name, side_of(library, name))
+    )
     process.start()
     sender.close()
     told = receiver.poll(RIVAL_SECONDS)
@@ -400,22 +400,31 @@ def zoo() -> Figures:
 
 
 def run(chosen: Sequence[str], out: Path, *, again: bool) -> list[Row]:
-    """Try networks, and give the rows of all that were ever tried."""
-    with _reproducible_thread():
+    """Try networks, then Torch-Pruning on the same, and give the rows of all that were ever tried."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _one_thread():
         for name in chosen:
-            known = {f"{row.library}:{row.name}" for row in read(out)}
-            if name in known and not again:
-                continue
-            row = examine(*name.split(":"))
-            print(_line(row), flush=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            if again or name not in _known(out):
+                _write(out, examine(*name.split(":")))
+        for name in chosen:
+            row = _known(out)[name]
+            if not row.rival:
+                _write(out, replace(row, rival=rival_apart(row.library, row.name)))
     return read(out)
 
 
+def _known(out: Path) -> dict[str, Row]:
+    return {f"{row.library}:{row.name}": row for row in read(out)}
+
+
+def _write(out: Path, row: Row) -> None:
+    print(_line(row), flush=True)
+    with out.open("a") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
+
+
 @contextmanager
-def _reproducible_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """One thread: the process that is forked must not wait for others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

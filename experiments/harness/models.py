@@ -1,7 +1,7 @@
 """The networks and their weights: He et al.'s CIFAR ResNets and VGG-16 with BatchNorm, and torchvision's networks.
 
-torch.fx can trace all of them, and they take any input size. The CIFAR networks are initialised as in He et al.
-(2015), fan in; torchvision's are initialised by torchvision, fan out.
+They take any input size. The CIFAR networks are initialised as in He et al. (2015), fan in; torchvision's are
+initialised by torchvision, fan out.
 """
 
 import math

@@ -164,6 +164,30 @@ def test_silencers_and_writers_of_every_kind(network: str) -> None:
     assert tuple(silencer.tensor for silencer in group.silencers) == kind.silencers
 
 
+@pytest.mark.parametrize(
+    ("network", "shapes_and_fans"),
+    [
+        ("own_batch_norm", [((8, 3, 3, 3), 27, 72)]),
+        ("grouped", [((5, 2, 3, 3, 3), 27, 90)]),  # two rows a filter, of a layer of ten
+        ("group_norm", [((5, 2, 3, 3, 3), 27, 90)]),
+        ("hidden_linear", [((10, 192), 192, 10)]),
+        ("squeeze_and_excite", [((8, 3, 3, 3), 27, 72), ((8, 4, 1, 1), 4, 8)]),
+        ("transposed", [((6, 1, 8, 2, 2), 32, 24)]),  # its rows lie along the second dimension
+    ],
+)
+def test_rows_of_a_filter_with_the_fans_of_their_whole_layer(network, shapes_and_fans) -> None:
+    """What eq. 1 and 3 measure."""
+    kind = KINDS[network]
+    model = kind.make()
+    groups = {group.name: group for group in groups_of(model, "coupled")}
+    rows = filter_tensors(model, groups[kind.group]).filter_rows()
+    assert [(tuple(w.rows.shape), w.fan_in, w.fan_out) for w in rows] == shapes_and_fans
+    for name, writer in zip(kind.writers, rows, strict=True):
+        weight = model.get_parameter(name)
+        expected = weight.movedim(1, 0) if network == "transposed" else weight
+        assert torch.equal(writer.rows.flatten(), expected.flatten())
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_everything_of_a_filter_comes_back_after_training_went_on(scope: Scope) -> None:
     model, optimizer = trained()

@@ -282,7 +282,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["epochs=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         (
             ["method=psap", "method.scope=most"],
-            "Invalid value 'most', expected one of [all, inner]",
+            "Invalid value 'most', expected one of [coupled, all, inner]",
         ),
         (["name=???"], "missing mandatory value: name"),
         (["experiment=nothing"], "Could not find 'experiment/nothing'"),
@@ -291,7 +291,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["method=psap", "target_macs_cut=0.999"], "unreachable"),
         (["method=psap", "method.start=4", "method.freeze=2"], "start"),
         (["method=psap", "method.interval=0"], "interval"),
-        (["method=psap", "method.exclude=[layer9.conv]"], "'layer9.conv' is not a convolution"),
+        (["method=psap", "method.exclude=[layer9.conv]"], "excluded 'layer9.conv' is no module"),
         (
             ["method=psap", "optim.batch_size=320"],
             "at least 2 training batches per epoch for its pulse, there is 1",

@@ -1,0 +1,368 @@
+"""What views, splits, concatenations and other rearrangements do to the channels that lie along their operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from psap_core.channels import NO_ID, NO_LABEL, Call, Channels, Fixed, Grid, Split, Tracer
+from psap_core.elementwise import (
+    elementwise,
+    first_known,
+    keep,
+    keep_ids,
+    laid_out,
+    same,
+    union,
+    unknown,
+)
+from psap_core.inputs import map_tensors, tensors_in
+from psap_core.sizes import Size, counted
+
+
+def rearrange(tracer: Tracer, call: Call) -> None:
+    """The same operation on the places of the channels; where they then vary along several dimensions, one shrinks."""
+    source = call.first
+    sizes = _sizes_asked(tracer, call)
+    if not sizes and _moves_grid(tracer, call):
+        return
+    channels = tracer.of(source)
+    if not isinstance(channels, Channels):
+        same(tracer, call, silent=True)
+        for size in sizes:
+            tracer.hold(size, call.where)
+        return
+    call.keeps_channels = call.result.ndim == 2 or call.result.shape == source.shape
+    places = _moved(source, channels, call)
+    varying = [d for d in range(places.ndim) if _varies(places, d)]
+    if not varying:
+        unknown(tracer, call)  # a single channel, of which nobody knows where it lies
+        return
+    _set_along(tracer, call, channels, places, varying, sizes or [None] * places.ndim)
+
+
+def _set_along(
+    tracer: Tracer,
+    call: Call,
+    channels: Channels,
+    places: Tensor,
+    varying: Sequence[int],
+    sizes: Sequence[int | None],
+) -> None:
+    """What lies along a view's result.
+
+    Args:
+        places: numbers of the operand's channels, in the result's shape.
+        varying: the dimensions along which they vary.
+        sizes: what the view says of every dimension.
+    """
+    for d, size in enumerate(sizes):
+        if d not in varying:
+            tracer.hold(size, call.where)
+    if len(varying) == 1:
+        vector = _vector(places, varying[0])
+        ids, labels = channels.ids[vector], channels.labels[vector]
+        tracer.count(sizes[varying[0]], ids, channels.ids, call.where)
+        tracer.set(call.result, Channels(ids, labels, varying[0]))
+        return
+    for d in reversed(range(places.ndim)):
+        if d not in varying:
+            places = places.select(d, 0)
+    asked = tuple(sizes[d] for d in varying)
+    can_shrink = tuple(_can_shrink(size, channels) for size in asked)
+    split = Split(channels.ids[places], channels.ids, asked, can_shrink, call.where)
+    tracer.set(call.result, Grid(split, channels.labels[places], tuple(varying)))
+
+
+def _sizes_asked(tracer: Tracer, call: Call) -> list[int | None]:
+    """What a view says of every dimension of its result; None: what is left. Empty for other operations."""
+    if call.name in ("view_as", "reshape_as", "expand_as"):
+        return [*tracer.sizes_of(call.argument(1, "other"))]
+    if call.name not in ("view", "reshape", "unflatten", "expand"):
+        return []
+    arguments = [*call.args[1:], *call.kwargs.values()]
+    before, after = 0, 0
+    if call.name == "unflatten":
+        before = arguments.pop(0) % call.first.ndim
+        after = call.first.ndim - 1 - before
+    if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)):
+        arguments = [*arguments[0]]
+    if not all(isinstance(size, int) for size in arguments):
+        return []
+    asked = [None if size == -1 else size for size in arguments]
+    return [*[None] * before, *asked, *[None] * after]
+
+
+def _can_shrink(size: int | None, channels: Channels) -> bool:
+    """Does this size follow when channels go, or can it be made to?"""
+    if size is None:
+        return True
+    if not isinstance(size, Size):
+        return False
+    return not size.sources or bool(counted(size, len(channels.ids)))
+
+
+def _moves_grid(tracer: Tracer, call: Call) -> bool:
+    """Pass a grid on, where that can be left open."""
+    grid = tracer.known(call.first)
+    moved = _moved_grid(call.first, grid, call) if isinstance(grid, Grid) else None
+    if moved is None:
+        return False
+    for result, part in zip(tensors_in(call.result), moved, strict=True):
+        tracer.set(result, part)
+    return True
+
+
+def _moved_grid(source: Tensor, grid: Grid, call: Call) -> list[Grid] | None:
+    """The grids of a call's results if every axis still lies along one dimension, or one entry of it was taken."""
+    lies = [axis for axis, dim in enumerate(grid.dims) if dim is not None]
+    results: list[Grid] | None = None
+    for axis in lies:
+        dim, size = grid.dims[axis], grid.split.ids.shape[axis]
+        assert dim is not None
+        whole = Channels(torch.arange(size), torch.zeros(size, dtype=torch.long), dim)
+        found = _moved(source, whole, call)
+        parts = [found] if isinstance(found, Tensor) else [*found]
+        results = results or [grid] * len(parts)
+        for number, part in enumerate(parts):
+            moved = _moved_axis(results[number], axis, part)
+            if moved is None:
+                return None
+            results[number] = moved
+    return results
+
+
+def _moved_axis(grid: Grid, axis: int, places: Tensor) -> Grid | None:
+    """The same grid with one axis where its places are now; None if they are not all there, in their order."""
+    varying = [d for d in range(places.ndim) if _varies(places, d)]
+    dims, labels = [*grid.dims], grid.labels
+    if not varying:
+        place = int(places.flatten()[0])
+        dims[axis], labels = None, labels.narrow(axis, place, 1)
+    elif len(varying) == 1 and places.shape[varying[0]] == labels.shape[axis]:
+        if not torch.equal(_vector(places, varying[0]), torch.arange(labels.shape[axis])):
+            return None
+        dims[axis] = varying[0]
+    else:
+        return None
+    return Grid(grid.split, labels, tuple(dims))
+
+
+def pixel_shuffle(tracer: Tracer, call: Call) -> None:
+    """[N, C r^2, H, W] -> [N, C, r H, r W]: the r^2 channels of a new one join."""
+    channels = tracer.of(call.first)
+    factor = call.argument(1, "upscale_factor")
+    if not isinstance(channels, Channels) or channels.dim != call.first.ndim - 3:
+        unknown(tracer, call)
+        return
+    members = channels.ids.view(-1, factor**2)
+    labels = channels.labels.view(-1, factor**2)
+    for member in range(1, factor**2):
+        tracer.join(members[:, 0], members[:, member], f"they meet fixed channels in {call.where}")
+    together = tracer.union(labels.unbind(1))
+    tracer.set(call.result, Channels(members[:, 0], together, channels.dim))
+
+
+def pixel_unshuffle(tracer: Tracer, call: Call) -> None:
+    """[N, C, r H, r W] -> [N, C r^2, H, W]: each channel has r^2 places."""
+    channels = tracer.of(call.first)
+    factor = call.argument(1, "downscale_factor")
+    if not isinstance(channels, Channels) or channels.dim != call.first.ndim - 3:
+        unknown(tracer, call)
+        return
+    ids = channels.ids.repeat_interleave(factor**2)
+    labels = channels.labels.repeat_interleave(factor**2)
+    tracer.set(call.result, Channels(ids, labels, channels.dim))
+
+
+def channel_shuffle(tracer: Tracer, call: Call) -> None:
+    """The same place of every group joins."""
+    channels = tracer.of(call.first)
+    groups = call.argument(1, "groups")
+    if not isinstance(channels, Channels) or channels.dim != 1:
+        unknown(tracer, call)
+        return
+    members = channels.ids.view(groups, -1)
+    for member in range(1, groups):
+        tracer.join(members[0], members[member], f"they meet fixed channels in {call.where}")
+    labels = channels.labels.view(groups, -1).T.flatten()
+    tracer.set(call.result, Channels(members.T.flatten(), labels, 1))
+
+
+def take(tracer: Tracer, call: Call) -> None:
+    """Indexing: all channels in their order pass, a part of them is written in the code and fixes them."""
+    if _moves_grid(tracer, call):
+        return
+    channels = tracer.of(call.first)
+    if not isinstance(channels, Channels):
+        same(tracer, call, silent=True)
+        return
+    places = _moved(call.first, channels, call)
+    results = [call.result] if isinstance(call.result, Tensor) else [*call.result]
+    parts = [places] if isinstance(places, Tensor) else [*places]
+    everything = torch.arange(len(channels.ids))
+    for result, part in zip(results, parts, strict=True):
+        varying = [d for d in range(part.ndim) if _varies(part, d)]
+        if len(varying) == 1 and torch.equal(_vector(part, varying[0]), everything):
+            tracer.set(result, Channels(channels.ids, channels.labels, varying[0]))
+        else:
+            reason = f"a part of them is taken by number in {call.where}"
+            tracer.fix(channels, reason)
+            tracer.set(result, Fixed(reason))
+
+
+def set_item(tracer: Tracer, call: Call) -> None:
+    reason = f"{call.where} writes into a part of a tensor"
+    for tensor in tensors_in(call.args):
+        tracer.fix(tracer.of(tensor), reason)
+    tracer.set(call.first, Fixed(reason))
+
+
+def split(tracer: Tracer, call: Call) -> None:
+    """Into equal parts by their number: the same place of every part joins. Sizes written in the code fix channels."""
+    channels = tracer.of(call.first)
+    dim = call.argument(2, "dim", 0) % call.first.ndim
+    if not isinstance(channels, Channels) or channels.dim != dim:
+        for part in call.result:
+            tracer.set(part, channels)
+        return
+    sizes = [part.shape[dim] for part in call.result]
+    by_number = call.name in ("chunk", "tensor_split") and isinstance(
+        call.argument(1, "chunks"), int
+    )
+    equal = len({*sizes}) == 1
+    pieces = channels.ids.split(sizes)
+    labels = channels.labels.split(sizes)
+    if by_number and equal:
+        for ids in pieces:
+            tracer.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
+    elif len(sizes) > 1:
+        _count_pieces(tracer, call, channels, pieces)
+    for part, ids, silent in zip(call.result, pieces, labels, strict=True):
+        tracer.set(part, Channels(ids, silent, dim))
+
+
+def _count_pieces(tracer: Tracer, call: Call, channels: Channels, pieces: Sequence[Tensor]) -> None:
+    """The sizes of a split: a sequence of them, or one for all."""
+    asked = call.argument(1, "split_size_or_sections", call.kwargs.get("split_size"))
+    if call.name not in ("split", "split_with_sizes") or asked is None:
+        tracer.fix(channels, f"they are split by sizes in {call.where}")
+        return
+    sizes = [*asked] if isinstance(asked, (tuple, list)) else [asked] * len(pieces)
+    for size, ids in zip(sizes, pieces, strict=True):
+        if not isinstance(size, Size) and len(ids) > 1:
+            tracer.fix(channels, f"they are split by sizes in {call.where}")
+        tracer.count(size, ids, channels.ids, call.where)
+
+
+def glu(tracer: Tracer, call: Call) -> None:
+    """The first half times a gate of the second: both halves shrink alike."""
+    channels = tracer.of(call.first)
+    dim = call.argument(1, "dim", -1) % call.first.ndim
+    if not isinstance(channels, Channels):
+        same(tracer, call, silent=True)
+        return
+    if channels.dim != dim:
+        keep(tracer, call)
+        return
+    half, gate = channels.ids.chunk(2)
+    tracer.join(half, gate, f"they meet fixed channels in {call.where}")
+    tracer.set(call.result, Channels(half, channels.labels.chunk(2)[0], dim))
+
+
+def concatenate(tracer: Tracer, call: Call) -> None:
+    """Along channels: side by side. Along positions: joined place by place."""
+    tensors = [*call.argument(0, "tensors")]
+    dim = call.argument(1, "dim", 0) % call.result.ndim
+    tensors = [tensor for tensor in tensors if tensor.ndim == call.result.ndim]
+    found = [tracer.of(tensor) for tensor in tensors]
+    along = {channels.dim for channels in found if isinstance(channels, Channels)}
+    if not along:
+        tracer.set(call.result, first_known(tracer, tensors))
+    elif along == {dim}:
+        parts = [laid_out(tracer, tensor, dim) for tensor in tensors]
+        ids = torch.cat([part.ids for part in parts])
+        labels = torch.cat([part.labels for part in parts])
+        tracer.set(call.result, Channels(ids, labels, dim))
+    elif dim not in along and len(along) == 1:
+        elementwise(tracer, call, tensors, union)
+    else:
+        unknown(tracer, call)
+
+
+def stack(tracer: Tracer, call: Call) -> None:
+    """Along a new dimension: joined place by place."""
+    tensors = [*call.argument(0, "tensors")]
+    dim = call.argument(1, "dim", 0) % call.result.ndim
+    found = [tracer.of(tensor) for tensor in tensors]
+    along = {channels.dim for channels in found if isinstance(channels, Channels)}
+    if len(along) != 1 or not all(isinstance(channels, Channels) for channels in found):
+        unknown(tracer, call)
+        return
+    old = along.pop()
+    vectors = [channels for channels in found if isinstance(channels, Channels)]
+    for channels in vectors[1:]:
+        tracer.join(vectors[0].ids, channels.ids, f"they meet fixed channels in {call.where}")
+    labels = tracer.union([channels.labels for channels in vectors])
+    tracer.set(call.result, Channels(vectors[0].ids, labels, old + (dim <= old)))
+
+
+def pad(tracer: Tracer, call: Call) -> None:
+    """Of positions: channel-wise. Of channels: entries that are no channel lie beside them."""
+    widths = [*call.argument(1, "pad")]
+    mode, value = call.argument(2, "mode", "constant"), call.argument(3, "value") or 0
+    channels = tracer.of(call.first)
+    if not isinstance(channels, Channels):
+        same(tracer, call, silent=True)
+        return
+    place = 2 * (call.first.ndim - 1 - channels.dim)
+    before, after = widths[place : place + 2] if place < len(widths) else (0, 0)
+    silent = mode != "constant" or value == 0
+    if (before, after) == (0, 0):
+        (keep if silent else keep_ids)(tracer, call)
+    elif mode != "constant" or min(before, after) < 0:
+        unknown(tracer, call)
+    else:
+        ids = F.pad(channels.ids, (before, after), value=NO_ID)
+        labels = F.pad(channels.labels, (before, after), value=NO_LABEL)
+        tracer.set(call.result, Channels(ids, labels if silent else labels * 0, channels.dim))
+
+
+def roll(tracer: Tracer, call: Call) -> None:
+    dims = call.argument(2, "dims")
+    channels = tracer.of(call.first)
+    moved = {d % call.first.ndim for d in ([dims] if isinstance(dims, int) else dims or [])}
+    moves_channels = isinstance(channels, Channels) and (not moved or channels.dim in moved)
+    (unknown if moves_channels else keep)(tracer, call)
+
+
+def _moved(source: Tensor, channels: Channels, call: Call) -> Any:
+    """Where the channels are afterwards: the same operation on a tensor that holds each entry's channel number."""
+    shape = [1] * source.ndim
+    shape[channels.dim] = -1
+    numbers = torch.arange(len(channels.ids), device=source.device).view(shape).expand(source.shape)
+    if call.name in ("view", "view_as"):  # which an expanded tensor refuses
+        return numbers.reshape(call.result.shape).cpu()
+    operation = getattr(numbers, call.method)
+    if isinstance(operation, Tensor):  # a property, such as mT
+        return operation.cpu()
+    named = {key: value for key, value in call.kwargs.items() if key not in ("input", "self")}
+    return map_tensors(operation(*call.args[1:], **named), Tensor.cpu)
+
+
+def _varies(places: Tensor, dim: int) -> bool:
+    if places.shape[dim] == 1 or places.stride(dim) == 0:
+        return False
+    return not torch.equal(places, places.narrow(dim, 0, 1).expand_as(places))
+
+
+def _vector(places: Tensor, dim: int) -> Tensor:
+    """The entries along one dimension, at the first place of all others."""
+    for other in reversed(range(places.ndim)):
+        if other != dim:
+            places = places.select(other, 0)
+    return places
