@@ -27,6 +27,7 @@ from psap_core.sizes import Size, counted, track_attributes_
 Role = Literal["writes", "passes", "reads"]
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
 NO_LABEL = 0  # of entries that nothing silences
+UNREAD = -1  # in place of a label where channels are fixed without being read
 SlotKey = tuple[
     str, int
 ]  # name of a parameter, buffer or number of the network, and a dimension of it
@@ -414,9 +415,7 @@ class Tracer(TorchFunctionMode):
             else:
                 self.hold(size, split.where, split.source)
         if not split.can_shrink[axis]:
-            self.fix_ids(
-                rows[0], rows[0] * 0, f"their number is written in the code of {split.where}"
-            )
+            self.fix_ids(rows[0], None, f"their number is written in the code of {split.where}")
 
     def count(self, size: int | None, ids: Tensor, source: Tensor, where: str) -> None:
         """A size in a call that is to follow when channels go, and the channels that it counts.
@@ -429,13 +428,13 @@ class Tracer(TorchFunctionMode):
         if size is None or size == 1:
             return
         if not isinstance(size, Size):
-            self.fix_ids(ids, ids * 0, f"their number is written in the code of {where}")
+            self.fix_ids(ids, None, f"their number is written in the code of {where}")
         elif size.attribute is not None:
             self.slot((size.attribute, 0), ids, "reads")
         elif size.ids is not None:
             self.join(size.ids, ids, f"they are as many as fixed channels in {where}")
         elif not self._follows(size, source, where):
-            self.fix_ids(ids, ids * 0, f"their number is computed from something else in {where}")
+            self.fix_ids(ids, None, f"their number is computed from something else in {where}")
             self.hold(size, where)
 
     def hold(self, size: int | None, where: str, source: Tensor | None = None) -> None:
@@ -449,7 +448,7 @@ class Tracer(TorchFunctionMode):
                 self.slot((part.attribute, 0), torch.full((int(part),), NO_ID), "reads")
             elif part.ids is not None:
                 reason = f"their number shapes something else in {where}"
-                self.fix_ids(part.ids, part.ids * 0, reason)
+                self.fix_ids(part.ids, None, reason)
 
     def _follows(self, size: Size, source: Tensor, where: str) -> bool:
         """Does a size that was computed from the number of channels follow when some of `source` go?"""
@@ -529,7 +528,7 @@ class Tracer(TorchFunctionMode):
     def join(self, ids: Tensor, others: Tensor, reason: str) -> None:
         """Channels that live and die together, place by place; where one side is none, the other is fixed."""
         alone = torch.cat([ids[others == NO_ID], others[ids == NO_ID]])
-        self.fix_ids(alone, torch.zeros_like(alone), reason)
+        self.fix_ids(alone, None, reason)
         different = (ids != others) & (ids != NO_ID) & (others != NO_ID)
         if different.any():
             self._joined.append((ids[different], others[different]))
@@ -543,7 +542,10 @@ class Tracer(TorchFunctionMode):
         if isinstance(channels, Channels):
             self.fix_ids(channels.ids, channels.labels, reason)
 
-    def fix_ids(self, ids: Tensor, labels: Tensor, reason: str) -> None:
+    def fix_ids(self, ids: Tensor, labels: Tensor | None, reason: str) -> None:
+        """The same, by ids; labels None: nothing reads them here, but they cannot go."""
+        if labels is None:
+            labels = torch.full_like(ids, UNREAD)
         real = ids != NO_ID
         if real.any():
             self.reads.append(Read(ids[real], labels[real], reason, reason))

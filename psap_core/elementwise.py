@@ -268,5 +268,5 @@ def laid_out(tracer: Tracer, tensor: Tensor, dim: int) -> Channels:
     ids = torch.zeros(size, dtype=torch.long)
     if isinstance(channels, Fixed):
         ids = tracer.new_ids(1).expand(size)
-        tracer.fix_ids(ids[:1], ids[:1] * 0, channels.reason)
+        tracer.fix_ids(ids[:1], None, channels.reason)
     return Channels(ids, torch.zeros(size, dtype=torch.long), dim)

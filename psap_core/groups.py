@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from psap_core.channels import (
     NO_ID,
     NO_LABEL,
+    UNREAD,
     Channels,
     ChannelTrace,
     Read,
@@ -24,7 +26,6 @@ from psap_core.inputs import Example
 
 Scope = Literal["coupled", "all", "inner"]
 SCOPES: tuple[Scope, ...] = ("coupled", "all", "inner")
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +185,7 @@ class _Facts:
 
     def _see(self, number: int, read: Read) -> None:
         components = self.trace.component[read.ids]
-        self._is_read[components] = True
+        self._is_read[components[read.labels != UNREAD]] = True
         fresh = components[self._unsilenced[components] < 0]
         silent = read.labels[self._unsilenced[components] < 0] != NO_LABEL
         self._unsilenced[fresh[~silent]] = number
@@ -218,9 +219,10 @@ class _Facts:
         low = torch.full((self._count,), 2**62)
         high = torch.full((self._count,), -1)
         for read in self.trace.reads:
-            components = self.trace.component[read.ids]
-            low.scatter_reduce_(0, components, read.labels, "amin")
-            high.scatter_reduce_(0, components, read.labels, "amax")
+            is_read = read.labels != UNREAD
+            components = self.trace.component[read.ids[is_read]]
+            low.scatter_reduce_(0, components, read.labels[is_read], "amin")
+            high.scatter_reduce_(0, components, read.labels[is_read], "amax")
         return torch.where(low == high, low, NO_LABEL)
 
     def reason(self, component: int) -> str:
@@ -254,7 +256,8 @@ def _form_groups(
 
     A group has at least two filters and a writer.
     """
-    group_of, filter_of, sizes = _sort_components(facts.trace, possible, slots)
+    reads = facts.trace.reads if scattered is None else ()  # behind a scatter nothing changes
+    group_of, filter_of, sizes = _sort_components(facts.trace, possible, slots, reads)
     entries: list[dict[SlotKey, Entries]] = [{} for _ in sizes]
     for key, components in slots.items():
         for number, index in _indices(components, group_of, filter_of, sizes):
@@ -269,7 +272,10 @@ def _form_groups(
 
 
 def _sort_components(
-    trace: ChannelTrace, possible: Tensor, slots: Mapping[SlotKey, Tensor]
+    trace: ChannelTrace,
+    possible: Tensor,
+    slots: Mapping[SlotKey, Tensor],
+    reads: Sequence[Read],
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Number of the group (-1: none) and of the filter in it for every component, and the groups' sizes.
 
@@ -280,10 +286,11 @@ def _sort_components(
     for number, components in enumerate(slots.values(), start=1):
         present, counts = components.unique(return_counts=True)
         signature[present] = _mix(signature[present], torch.tensor(number), counts)
-    for number, read in enumerate(trace.reads, start=1):
-        pairs = (trace.component[read.ids] * len(trace.silencers) + read.labels).unique()
-        present = pairs // len(trace.silencers)
-        hashes = _mix(torch.tensor(0), torch.tensor(number), pairs % len(trace.silencers) + 1)
+    for number, read in enumerate(reads, start=1):
+        labels = read.labels - UNREAD
+        pairs = (trace.component[read.ids] * (len(trace.silencers) + 1) + labels).unique()
+        present = pairs // (len(trace.silencers) + 1)
+        hashes = _mix(torch.tensor(0), torch.tensor(number), pairs % (len(trace.silencers) + 1) + 1)
         signature.index_add_(0, present, hashes)
     row = torch.full((len(possible),), -1)
     for key, components in slots.items():
@@ -331,7 +338,8 @@ def _silencers(trace: ChannelTrace, group_of: Tensor, groups: int) -> list[set[S
     together: list[set[SlotKey]] = [set() for _ in range(groups)]
     for read in trace.reads:
         group = group_of[trace.component[read.ids]]
-        pairs = (group * labels + read.labels)[group >= 0].unique()
+        is_inside = (group >= 0) & (read.labels != UNREAD)
+        pairs = (group * labels + read.labels)[is_inside].unique()
         for pair in pairs.tolist():
             together[pair // labels] |= trace.silencers[pair % labels]
     return together
@@ -395,7 +403,7 @@ def _plain_batch_norm(silencers: Collection[SlotKey], model: nn.Module) -> str |
     name = modules.pop()
     module = model.get_submodule(name)
     is_torchs = type(module).forward.__module__.startswith(("torch.", "psap_core."))
-    return name if isinstance(module, BATCH_NORMS) and is_torchs else None
+    return name if isinstance(module, _BatchNorm) and is_torchs else None
 
 
 def _projection_shortcuts(trace: ChannelTrace) -> list[str]:
@@ -497,7 +505,17 @@ def _left_alone(facts: _Facts, groups: Sequence[ChannelGroup], model: nn.Module)
         alone = components[free.get(key, torch.ones_like(components, dtype=torch.bool))]
         if is_layer and len(alone):
             reasons[module] = facts.reason(int(alone[0]))
-    return reasons
+    return reasons | dict.fromkeys(_computed(model), "its weight is computed")
+
+
+def _computed(model: nn.Module) -> list[str]:
+    """Convolutions and linear layers whose weight is no tensor of their own."""
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, layers) and "weight" not in {**module._parameters, **module._buffers}
+    ]
 
 
 def _is_grouped(module: nn.Module) -> bool:

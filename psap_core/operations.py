@@ -351,7 +351,7 @@ def _bias_slot(tracer: Tracer, call: Call, ids: Tensor) -> set[tuple[str, int]]:
         return set()
     name = tracer.name_of(bias)
     if name is None:
-        tracer.fix_ids(ids, torch.zeros_like(ids), f"the bias of {call.where} is computed")
+        tracer.fix_ids(ids, None, f"the bias of {call.where} is computed")
         return set()
     tracer.slot((name, 0), ids, "passes")
     return {(name, 0)}

@@ -55,7 +55,7 @@ class Run:
 
     def epoch(self, after_step=lambda: None) -> None:
         done = self.pruner.epochs_done
-        for batch in range(3):
+        for batch in range(2):
             self.optimizer.zero_grad()
             self.loss(100 * done + batch).backward()
             self.optimizer.step()
@@ -86,6 +86,12 @@ class Run:
         ]
 
 
+@functools.cache
+def whole_run(**settings) -> Run:
+    return Run(**settings).to_the_end()
+
+
+@functools.cache
 def a_large_cut(network: str, scope: Scope) -> float:
     """Seven tenths of what the minimum filters allow."""
     found = report(SMALL_NETWORKS[network](), small_example(), scope=scope)
@@ -196,13 +202,8 @@ def test_restored_filters_come_back_exactly(network: str, scope: Scope) -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_same_seed_same_plans(scope: Scope) -> None:
-    runs = [Run(scope=scope, target_macs_cut=0.4).to_the_end() for _ in range(2)]
-    assert runs[0].plans() == runs[1].plans()
-
-
-@functools.cache
-def whole_run(**settings) -> Run:
-    return Run(**settings).to_the_end()
+    again = Run(scope=scope, target_macs_cut=0.4).to_the_end()
+    assert again.plans() == whole_run(scope=scope, target_macs_cut=0.4).plans()
 
 
 def check_resumption(stop: int, **settings) -> None:
@@ -243,7 +244,7 @@ def test_stop_and_resume_anywhere_makes_the_same_plans_and_weights(stop: int, sc
     check_resumption(stop, scope=scope, target_macs_cut=0.4)
 
 
-@pytest.mark.parametrize("network", KINDS)
+@pytest.mark.parametrize("network", ["stream", "densely_connected", "group_norm", "no_norm"])
 def test_stop_and_resume_whatever_silences(network: str) -> None:
     target = a_large_cut(network, "coupled")
     adamw = OPTIMIZERS["adamw"]

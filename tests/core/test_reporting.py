@@ -10,7 +10,7 @@ from tests.core.networks import Small, sgd, small_example
 
 
 class Mixed(nn.Module):
-    """A stream that LayerNorm needs whole, a block beside it, a matrix product of channels."""
+    """A stream that LayerNorm needs whole, a block beside it, attention whose queries and keys shrink alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,13 +30,11 @@ class Mixed(nn.Module):
 
 def test_reasons_name_the_operation_and_its_module() -> None:
     found = report(Mixed(), torch.randn(2, 3, 4, 4), scope="coupled")
-    assert [group.name for group in found.groups] == ["up"]
+    assert [group.name for group in found.groups] == ["queries", "up"]
     reasons = {layer.name: layer.reason for layer in found.left_alone}
     assert reasons == {
         "stem": "its channels cannot go: they reach layer_norm in norm, over channels",
-        "queries": "its channels cannot go: they reach matmul",
-        "keys": "its channels cannot go: they reach matmul",
-        "down": "its channels cannot go: they reach matmul",
+        "down": "its channels cannot go: they reach layer_norm in norm, over channels",
         "head": "its channels cannot go: the model returns them",
     }
 
