@@ -76,6 +76,16 @@ def describe(example: Example) -> Description:
     )
 
 
+def shapes_of(description: Any) -> Any:
+    """A description without the ranges of the values: what does not depend on the example's content."""
+    if isinstance(description, dict):
+        kept = {key: part for key, part in description.items() if key not in ("low", "high")}
+        return {key: shapes_of(part) for key, part in kept.items()}
+    if isinstance(description, list):
+        return [shapes_of(part) for part in description]
+    return description
+
+
 def draw(
     description: Description, generator: torch.Generator, double: bool = False, device: Any = "cpu"
 ) -> Example:

@@ -15,7 +15,7 @@ from psap_core.cost import filters_cost_model, macs_cost_model
 from psap_core.errors import InputError
 from psap_core.exported import rehearse
 from psap_core.groups import search_groups
-from psap_core.inputs import Example, describe
+from psap_core.inputs import Example, describe, shapes_of
 from psap_core.plan import PrunePlan, make_plan
 from psap_core.reporting import Report, make_report
 from psap_core.scoring import filter_norms, joint_scores, propose, pulse_margin
@@ -442,7 +442,7 @@ class PSAP:
         return settings | {
             "schedule": [*astuple(self.schedule)],
             "groups": ", ".join(f"{group.name}[{group.filters}]" for group in self.groups),
-            "inputs": self.plan.inputs,
+            "inputs": shapes_of(self.plan.inputs),
         }
 
     # ------------------------------------------------------------------------ optimisers

@@ -187,3 +187,15 @@ def test_two_ranks_train_the_small_network(tmp_path) -> None:
     printed = [rank.communicate()[0].splitlines() for rank in ranks]
     assert len(printed[0]) == 2
     assert printed[0] == printed[1]
+
+
+def test_a_run_resumes_with_another_example_of_the_same_shape() -> None:
+    first = Run("sgd_nesterov", "coupled").until(2)
+    model, _, pruner = first.state()
+    second = Run("sgd_nesterov", "coupled")
+    other = PSAP(
+        second.model, sgd(second.model), small_example().double() + 1, scope="coupled", **SETTINGS
+    )
+    second.model.load_state_dict(model)
+    other.load_state_dict(pruner)
+    assert other.plan == first.pruner.plan

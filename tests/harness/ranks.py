@@ -1,4 +1,4 @@
-"""Trainings of one and two ranks on the same global batches, in float64; prints the plans' digests as JSON.
+"""Trainings of one and two ranks on the same global batches, in float64; prints plans and utilities as JSON.
 
 One process imports torch and forks every rank of every job.
 """
@@ -50,7 +50,7 @@ class Double:
 
 
 def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
-    """Digests of five pruning steps on this rank."""
+    """Digests of five pruning steps on this rank, with the sum of what their pulses saw."""
     cfg = compose(
         "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=640"]
     )
@@ -71,7 +71,9 @@ def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
             epoch = images.epoch("pulse", epochs_done)
             batches = (part for batch in epoch for part in batch.parts)
             step = pruner.end_epoch(batches, loss_of_batch)
-            found.extend([step.plan.digest] if step else [])
+            if step is not None:
+                utilities = [u for of_group in step.utility.values() for u, _ in of_group.values()]
+                found.append(f"{step.plan.digest} {sum(map(abs, utilities)):.5e}")
             return {}
 
     with join() as world:

@@ -176,7 +176,7 @@ def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def digests() -> dict[str, list[list[str]]]:
-    """Plan digests of every rank in trainings of five pruning steps; see tests/harness/ranks.py."""
+    """Plan digests and utilities of every rank in five pruning steps; see tests/harness/ranks.py."""
     command = [sys.executable, "-m", "tests.harness.ranks"]
     return json.loads(
         subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300).stdout
