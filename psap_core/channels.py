@@ -25,6 +25,20 @@ from psap_core.inputs import Example, call, copy_network, map_tensors, tensors_i
 from psap_core.sizes import Size, counted, track_attributes_
 
 Role = Literal["writes", "passes", "reads"]
+CALCULATIONS = {
+    "add",
+    "sub",
+    "rsub",
+    "mul",
+    "div",
+    "rdiv",
+    "truediv",
+    "pow",
+    "rpow",
+    "true_divide",
+    "divide",
+    "multiply",
+}
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
 NO_LABEL = 0  # of entries that nothing silences
 UNREAD = -1  # in place of a label where channels are fixed without being read
@@ -222,6 +236,7 @@ class Tracer(TorchFunctionMode):
         self.rules: dict[str, Rule] = RULES
         self.couple_sums = couple_sums
         self.track_sizes = track_sizes
+        self.sizes: list[Size] = []  # all that were given to the network
         self.zero_preserving = [*zero_preserving]
         self.slots: dict[SlotKey, Slot] = {}
         self.reads: list[Read] = []
@@ -275,8 +290,16 @@ class Tracer(TorchFunctionMode):
         sizes: list[int] = [*tensor.shape]
         known = self._channels.get(tensor)
         if isinstance(known, Channels):
-            sizes[known.dim] = Size(sizes[known.dim], ids=known.ids)
+            sizes[known.dim] = self._seen(Size(sizes[known.dim], ids=known.ids))
+        elif isinstance(known, Grid):
+            for axis, dim in enumerate(known.dims):
+                if dim is not None:
+                    sizes[dim] = self._seen(Size(sizes[dim], axis=(known.split, axis)))
         return sizes
+
+    def _seen(self, size: Size) -> Size:
+        self.sizes.append(size)
+        return size
 
     def _follow(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -293,6 +316,10 @@ class Tracer(TorchFunctionMode):
         place = f"{name} in {owner_name}" if owner_name else name
         order = len(self.nodes)
         this = Call(name, args, kwargs, result, place, order, owner, owner_name, method_name(func))
+        if name in CALCULATIONS:
+            for size in (*args, *kwargs.values()):
+                if isinstance(size, Size):
+                    size.becomes_value()
         self._apply_rule(func, this)
         if not parents:
             return
@@ -390,7 +417,7 @@ class Tracer(TorchFunctionMode):
         if split.axis is None:
             possible = [axis for axis, can in enumerate(split.can_shrink) if can]
             wanted = [axis for axis in possible if grid.dims[axis] not in (None, *avoiding)]
-            self._shrink(split, (wanted or possible or [len(split.sizes) - 1])[-1])
+            self._settle_axis(split, wanted or possible)
         assert split.axis is not None
         dim = grid.dims[split.axis]
         settled: Channels | Fixed
@@ -405,7 +432,9 @@ class Tracer(TorchFunctionMode):
         self.set(tensor, settled)
         return settled
 
-    def _shrink(self, split: Split, axis: int) -> None:
+    def _settle_axis(self, split: Split, possible: Sequence[int]) -> None:
+        """The last possible axis shrinks; where there is none, nothing does."""
+        axis = possible[-1] if possible else len(split.sizes) - 1
         split.axis = axis
         rows = split.ids.movedim(axis, -1).flatten(0, -2)
         self.join(rows[:1].expand_as(rows), rows, f"they meet fixed channels in {split.where}")
@@ -433,6 +462,8 @@ class Tracer(TorchFunctionMode):
             self.slot((size.attribute, 0), ids, "reads")
         elif size.ids is not None:
             self.join(size.ids, ids, f"they are as many as fixed channels in {where}")
+        elif size.axis is not None:
+            self._count_axis(*size.axis, ids, where)
         elif not self._follows(size, source, where):
             self.fix_ids(ids, None, f"their number is computed from something else in {where}")
             self.hold(size, where)
@@ -444,11 +475,30 @@ class Tracer(TorchFunctionMode):
         if source is not None and self._follows(size, source, where):
             return
         for part in size.sources or (size,):
-            if part.attribute is not None:
-                self.slot((part.attribute, 0), torch.full((int(part),), NO_ID), "reads")
-            elif part.ids is not None:
-                reason = f"their number shapes something else in {where}"
-                self.fix_ids(part.ids, None, reason)
+            self._keep_size(part, f"their number shapes something else in {where}")
+
+    def _keep_size(self, size: Size, reason: str) -> None:
+        if size.attribute is not None:
+            self.slot((size.attribute, 0), torch.full((int(size),), NO_ID), "reads")
+        elif size.ids is not None:
+            self.fix_ids(size.ids, None, reason)
+        elif size.axis is not None:
+            split, axis = size.axis
+            split.can_shrink = tuple(
+                can and other != axis for other, can in enumerate(split.can_shrink)
+            )
+            if split.axis == axis:
+                self.fix_ids(split.ids.flatten(), None, reason)
+
+    def _count_axis(self, split: Split, axis: int, ids: Tensor, where: str) -> None:
+        """As many entries as an axis of a split has: they go with it, if it is the one that shrinks."""
+        if split.axis is None:
+            self._settle_axis(split, [axis for axis, can in enumerate(split.can_shrink) if can])
+        along = split.ids.movedim(axis, -1).flatten(0, -2)[0]
+        if split.axis == axis:
+            self.join(along, ids, f"they are as many as fixed channels in {where}")
+        else:
+            self.fix_ids(ids, None, f"their number is that of something else in {where}")
 
     def _follows(self, size: Size, source: Tensor, where: str) -> bool:
         """Does a size that was computed from the number of channels follow when some of `source` go?"""
@@ -552,6 +602,9 @@ class Tracer(TorchFunctionMode):
 
     def finish(self) -> ChannelTrace:
         """What all runs said together."""
+        for size in self.sizes:
+            if size.is_value:
+                self._keep_size(size, "something is calculated with their number")
         pairs = [torch.cat(side) for side in zip(*self._joined, strict=True)] or [
             torch.zeros(0).long()
         ] * 2
@@ -585,14 +638,16 @@ def trace_channels(
     _check_zero_preserving(zero_preserving)
     for track_sizes in (True, False):
         network = copy_network(model).eval()
+        attributes: list[Size] = []
         if track_sizes:
-            track_attributes_(network)
+            attributes = track_attributes_(network)
         tracer = Tracer(
             network,
             couple_sums=couple_sums,
             zero_preserving=zero_preserving,
             track_sizes=track_sizes,
         )
+        tracer.sizes += attributes
         try:
             tracer.run(network, example)
         except Exception as error:

@@ -2,7 +2,7 @@
 
 While the network is analysed, the sizes of its tensors along their channels and the whole numbers of its modules are
 `Size`s. Handed to `view` or `split`, they say whether a size follows when channels go, and which number is to be
-lowered.
+lowered. Where a size becomes a factor, such as the scale of an attention, it must stay what it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
+VALUES = ("pow", "rpow", "truediv", "rtruediv", "float")
 
 
 class Size(int):
@@ -22,25 +23,36 @@ class Size(int):
     Attributes:
         attribute: name of the module's number, `blocks.0.groups` or `conv.splits[1]`; None: it is no attribute.
         ids: int64 [n], the channels that it counts; None: it counts none.
+        axis: a split of channels, and which axis of it this is the length of; None: of none.
         sources: what it was computed from; empty: it was not.
+        is_value: whether something was calculated with it that is no whole number.
     """
 
     attribute: str | None
     ids: Tensor | None
+    axis: tuple[Any, int] | None
     sources: tuple[Size, ...]
+    is_value: bool
 
     def __new__(
         cls,
         value: int,
         attribute: str | None = None,
         ids: Tensor | None = None,
+        axis: tuple[Any, int] | None = None,
         sources: tuple[Size, ...] = (),
     ) -> Size:
         size = super().__new__(cls, value)
         size.attribute = attribute
         size.ids = ids
+        size.axis = axis
         size.sources = sources
+        size.is_value = False
         return size
+
+    def becomes_value(self) -> None:
+        for source in self.sources or (self,):
+            source.is_value = True
 
 
 def _tracked(name: str) -> Callable[..., Any]:
@@ -48,11 +60,25 @@ def _tracked(name: str) -> Callable[..., Any]:
 
     def operation(size: Size, other: Any) -> Any:
         value = plain(size, other)
-        if type(value) is not int:
-            return value
         parts = [part for part in (size, other) if isinstance(part, Size)]
+        if type(value) is not int:
+            for part in parts if isinstance(other, float) else ():
+                part.becomes_value()
+            return value
         sources = [source for part in parts for source in part.sources or (part,)]
         return Size(value, sources=tuple(sources))
+
+    return operation
+
+
+def _as_value(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def operation(size: Size, *others: Any) -> Any:
+        for part in (size, *others):
+            if isinstance(part, Size):
+                part.becomes_value()
+        return plain(size, *others)
 
     return operation
 
@@ -60,16 +86,21 @@ def _tracked(name: str) -> Callable[..., Any]:
 def counted(size: Size, total: int) -> list[Tensor]:
     """The channels, int64 [total] each, from whose number a size was computed; empty if it follows others as well."""
     found = [source.ids for source in size.sources if source.ids is not None]
+    if any(source.axis is not None for source in size.sources):
+        return []
     return found if all(len(ids) == total for ids in found) else []
 
 
 for _name in ARITHMETIC:
     setattr(Size, f"__{_name}__", _tracked(f"__{_name}__"))
     setattr(Size, f"__r{_name}__", _tracked(f"__r{_name}__"))
+for _name in VALUES:
+    setattr(Size, f"__{_name}__", _as_value(f"__{_name}__"))
 
 
-def track_attributes_(network: nn.Module) -> None:
+def track_attributes_(network: nn.Module) -> list[Size]:
     """Make the whole numbers above 1 of the network's own module classes, and those in their sequences, `Size`s."""
+    found: list[Size] = []
     for name, module in network.named_modules():
         if type(module).__module__.startswith("torch."):
             continue
@@ -77,12 +108,15 @@ def track_attributes_(network: nn.Module) -> None:
             path = f"{name}.{key}".lstrip(".")
             if type(value) is int and value > 1:
                 vars(module)[key] = Size(value, path)
+                found.append(vars(module)[key])
             elif type(value) in (tuple, list):
                 parts = [
                     Size(part, f"{path}[{place}]") if type(part) is int and part > 1 else part
                     for place, part in enumerate(value)
                 ]
                 vars(module)[key] = type(value)(parts)
+                found += [part for part in parts if isinstance(part, Size)]
+    return found
 
 
 def read_number(module: nn.Module, key: str) -> int:

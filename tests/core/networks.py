@@ -229,7 +229,7 @@ class Kind:
         group: the group in question, in scope `coupled`.
         filters: how many it has.
         writers, silencers: names of the weights that write it, and of what silences its filters.
-        scopes: in which its groups differ; without a sum they are the same in all scopes.
+        scopes: in which it has groups of its own; without a sum they are the same in all scopes.
     """
 
     make: Callable[[], nn.Module]
@@ -268,7 +268,7 @@ KINDS = {
         6,
         ("stem.conv.weight", "first.conv.weight", "second.conv.weight", "third.conv.weight"),
         affine("stem.norm", "first.norm", "second.norm", "third.norm"),
-        scopes=SCOPES,
+        scopes=("coupled", "all"),
     ),
     "squeeze_and_excite": Kind(
         SqueezeAndExcite, "conv", 8, ("conv.weight", "excite.weight"), affine("norm")

@@ -26,7 +26,7 @@ from psap_core.scoring import filter_norms, joint_scores, propose
 from psap_core.settings import Settings
 from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 
-drawn = settings(deadline=None, derandomize=True, max_examples=200)
+drawn = settings(deadline=None, derandomize=True, max_examples=100)
 EITHER_FAN = pytest.mark.parametrize("fan", ["in", "out"])
 EITHER_REFERENCE = pytest.mark.parametrize("reference", ["network", "layer"])
 powers_of_two = st.integers(-20, 20).map(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 from psap_core.supervision import choose_restored
 from tests.core import reference
 
-drawn = settings(deadline=None, derandomize=True, max_examples=300)
+drawn = settings(deadline=None, derandomize=True, max_examples=150)
 
 # ---------------------------------------------------------------------------- eq. 1
 
@@ -1155,8 +1156,21 @@ RUNS: dict[str, tuple[str, dict, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", RUNS)
+def runs_and_types() -> list[ParameterSet]:
+    """All runs in float64; in float32 one of each network, the others in the long tests."""
+    quick = ("default", "inner", "coupled", "joined")
+    return [
+        pytest.param(
+            name,
+            dtype,
+            marks=() if dtype == torch.float64 or name in quick else pytest.mark.long,
+        )
+        for name in RUNS
+        for dtype in (torch.float32, torch.float64)
+    ]
+
+
+@pytest.mark.parametrize(("name", "dtype"), runs_and_types())
 def test_every_decision_of_a_run(name: str, dtype: torch.dtype) -> None:
     network, settings_, expected_branches = RUNS[name]
     run = Run(NETWORKS[network], settings_, dtype)

@@ -1,5 +1,7 @@
 """Views, splits and attention: which of several dimensions shrinks, and the numbers that must shrink with it."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,27 @@ class Attention(nn.Module):
 class ScaledAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+class RootAttention(Attention):
+    """The scale is computed from the number of entries, which must stay then."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        return scores.softmax(-1) @ v
+
+
+class SizedAttention(ScaledAttention):
+    """The heads are laid side by side by sizes that the tensors have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        shape = (n, h * w, self.num_heads, self.head_dim)
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        x = self.attend(q, k, v)
+        x = x.permute(1, 3, 0, 2).reshape(self.num_heads, q.size(-1), n, h * w)
+        return self.proj(x.flatten(0, 1).permute(1, 2, 0)).transpose(1, 2).unflatten(2, (h, w))
 
 
 class ScaledFusedAttention(Attention):
@@ -186,6 +209,8 @@ CASES: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "heads": (Attention(), {"stem": 12, "body.qkv": 3, "body.proj": 12}),
     "entries of heads": (ScaledAttention(), {"stem": 12, "body.qkv": 4, "body.proj": 12}),
     "fused, with a scale": (ScaledFusedAttention(), {"stem": 12, "body.qkv": 4, "body.proj": 12}),
+    "scaled by a root": (RootAttention(), {"stem": 12, "body.proj": 12}),
+    "sizes of tensors": (SizedAttention(), {"stem": 12, "body.qkv": 4, "body.proj": 12}),
     "a mask of the heads": (BiasedAttention(), {"stem": 12, "body.proj": 12}),
     "computed head size": (DividedAttention(), {}),
     "evo norm": (EvoNorm(), {"stem": 4}),
@@ -241,6 +266,7 @@ def test_a_second_round_prunes_what_the_first_left() -> None:
     [
         (ShapesPositions(), "stem", "their number shapes something else in view"),
         (DividedAttention(), "body.qkv", "their number shapes something else in reshape"),
+        (RootAttention(), "body.qkv", "something is calculated with their number"),
         (BiasedAttention(), "body.qkv", "they reach scaled_dot_product_attention in body"),
         (nn.Unflatten(1, (3, 4)), "stem", "their number is written in the code of unflatten"),
     ],
@@ -268,6 +294,23 @@ def test_arithmetic_keeps_the_sources() -> None:
     assert (channels // groups).sources == (channels, groups)
     assert type(channels / groups) is float
     assert counted(groups * 2, 12) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda size: size**-0.5,
+        lambda size: 2**size,
+        lambda size: 1 / size,
+        lambda size: size * 0.5,
+        lambda size: math.sqrt(size),
+        lambda size: (size // 2) ** 0.5,
+    ],
+)
+def test_a_size_that_becomes_a_factor_says_so(use) -> None:
+    size = Size(12, "dim")
+    assert math.isclose(use(size), use(12))
+    assert size.is_value
 
 
 def test_numbers_of_modules_are_read_and_written() -> None:

@@ -39,7 +39,7 @@ def suspended_network(
     model = SMALL_NETWORKS[network]()
     randomise_(model)
     optimizer = sgd(model)
-    train_(model, optimizer, side=8, steps=10)
+    train_(model, optimizer, side=8, steps=5)
     model.to(dtype)
     tensors = {
         group.name: filter_tensors(model, group, optimizer) for group in groups_of(model, scope)
