@@ -25,7 +25,7 @@ from psap_core.inputs import Example, call, copy_network, map_tensors, tensors_i
 from psap_core.sizes import Size, counted, track_attributes_
 
 Role = Literal["writes", "passes", "reads"]
-CALCULATIONS = {
+CALCULATIONS = {  # in which a size becomes a value
     "add",
     "sub",
     "rsub",
@@ -42,9 +42,7 @@ CALCULATIONS = {
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
 NO_LABEL = 0  # of entries that nothing silences
 UNREAD = -1  # in place of a label where channels are fixed without being read
-SlotKey = tuple[
-    str, int
-]  # name of a parameter, buffer or number of the network, and a dimension of it
+SlotKey = tuple[str, int]  # name of a parameter, buffer or number, and a dimension of it
 
 
 @dataclass(frozen=True)
@@ -605,10 +603,10 @@ class Tracer(TorchFunctionMode):
         for size in self.sizes:
             if size.is_value:
                 self._keep_size(size, "something is calculated with their number")
-        pairs = [torch.cat(side) for side in zip(*self._joined, strict=True)] or [
-            torch.zeros(0).long()
-        ] * 2
-        component = connected_components(self._ids, pairs[0], pairs[1])
+        none = torch.zeros(0, dtype=torch.long)
+        first = torch.cat([none, *(one for one, _ in self._joined)])
+        second = torch.cat([none, *(other for _, other in self._joined)])
+        component = connected_components(self._ids, first, second)
         return ChannelTrace(
             frozenset(self._names.values()),
             self.slots,

@@ -4,6 +4,8 @@ psap_epoch_overhead_pct: ResNet-20 on CIFAR-10-sized images, batch 128: a prunin
     391 training steps of its epoch (their median time 391 times; a whole epoch takes minutes on a CPU).
 pulse_overhead_pct: the pulse's share of that.
 psap_between_steps_pct: the optimiser step hook over a training step, half of the filters suspended.
+psap_between_steps_vgg16_pct: the same for torchvision's VGG-16 without BatchNorm, batch 16 at 128x128, scope coupled:
+    no affine silences a filter there, so the hook holds the rows of convolutions and linear layers at zero.
 prune_step_resnet50_ms: one step of torchvision's ResNet-50 without pulse and without eq. 1's count: norms,
     allocation, suspension with snapshots; the step at which pruning starts, at most 5 % of the filters chosen.
 weight_sparsity_resnet50_ms: eq. 1's count alone.
@@ -34,12 +36,13 @@ from psap_core.scoring import filter_norms
 
 BATCH, CIFAR10_STEPS = 128, 391
 PRUNING_EPOCHS, STEPS_BETWEEN = 4, 6
+VGG_BATCH, VGG_SIZE, VGG_STEPS = 16, 128, 5
 REPETITIONS = 11
 CHURN = 0.05
 
 
 def pruning() -> Figures:
-    return overhead() | resnet50_step()
+    return overhead() | hook_without_norm() | resnet50_step()
 
 
 def overhead() -> Figures:
@@ -82,6 +85,42 @@ def overhead() -> Figures:
         "pulse_overhead_pct": figure(pulses),
         "psap_between_steps_pct": figure(hooks),
     }
+
+
+def hook_without_norm() -> Figures:
+    from torchvision.models import vgg16
+
+    model = vgg16().to(memory_format=torch.channels_last)
+    optimizer = sgd(model)
+    images = torch.randn(VGG_BATCH, 3, VGG_SIZE, VGG_SIZE)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (VGG_BATCH,))
+    pruner = PSAP(
+        model,
+        optimizer,
+        images[:1],
+        scope="coupled",
+        target_macs_cut=0.5,
+        total_epochs=8,
+        protection=False,
+        start=1,
+        ramp_end=1,
+        freeze=4,
+    )
+    pruner.end_epoch([], lambda batch: torch.zeros(()))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    step()
+    hooks = []
+    for _ in range(VGG_STEPS):
+        training = seconds(step)
+        hook = statistics.median(seconds(pruner._mask.hold_) for _ in range(5))
+        hooks.append(100 * hook / training)
+    return {"psap_between_steps_vgg16_pct": figure(hooks)}
 
 
 def resnet50_step() -> Figures:
