@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 from analysis.plots import FIGURES
 from tests.analysis.runs import write_run
+from tests.limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
@@ -42,7 +43,7 @@ def execute(folder):
         ]
     NotebookClient(
         nbformat.v4.new_notebook(cells=shown),
-        timeout=120,
+        timeout=HANG_SECONDS,
         resources={"metadata": {"path": str(folder)}},
     ).execute()
     outputs = [output for cell in shown if cell.cell_type == "code" for output in cell.outputs]

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.limits import HANG_SECONDS
+
 RANK = """
 import sys
 import torch
@@ -48,7 +50,7 @@ def two_ranks(tmp_path, mode: str, scope: str) -> list[list[str]]:
         )
         for rank in range(2)
     ]
-    return [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    return [rank.communicate(timeout=HANG_SECONDS)[0].splitlines() for rank in ranks]
 
 
 @pytest.mark.parametrize(

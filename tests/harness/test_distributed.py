@@ -17,6 +17,7 @@ from experiments.harness.batches import Sharing
 from experiments.harness.record import State
 from psap_core import InputError
 from tests.harness.helpers import small, state_of
+from tests.limits import HANG_SECONDS
 
 OVERRIDES = [
     "epochs=8",
@@ -54,7 +55,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 def ended(process: subprocess.Popen[str]) -> str:
     """What a process still says until it ends; a hang fails here."""
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=HANG_SECONDS)
     return said
 
 
@@ -171,7 +172,9 @@ def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    subprocess.run([*command, str(tmp_path / "steps.py")], check=True, timeout=300, env=environment)
+    subprocess.run(
+        [*command, str(tmp_path / "steps.py")], check=True, timeout=HANG_SECONDS, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +182,7 @@ def digests() -> dict[str, list[list[str]]]:
     """Plan digests and utilities of every rank in five pruning steps; see tests/harness/ranks.py."""
     command = [sys.executable, "-m", "tests.harness.ranks"]
     return json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300).stdout
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=HANG_SECONDS).stdout
     )
 
 

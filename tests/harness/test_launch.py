@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from experiments.harness.entry import EXIT_INTERRUPTED
 from experiments.harness.record import Record, State, read_summary
 from psap_core import InputError
 from tests.harness.helpers import refusal
+from tests.limits import HANG_SECONDS
 
 CELLS = """
 title: Small runs
@@ -93,7 +94,7 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     wait_until(lambda: trains(psap, 1) and trains(dense, 1))
     assert states(runs)["psap"] in (State.running, State.done)
     launched.send_signal(signal.SIGINT)
-    said, _ = launched.communicate(timeout=120)
+    said, _ = launched.communicate(timeout=HANG_SECONDS)
     assert (launched.returncode, said) == (
         EXIT_INTERRUPTED,
         "interrupted: the same command continues this run\n",
@@ -108,7 +109,7 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     )
     for process in trained.stdout.split():
         os.kill(int(process), signal.SIGKILL)
-    said, _ = launched.communicate(timeout=240)
+    said, _ = launched.communicate(timeout=HANG_SECONDS)
     assert launched.returncode == 1
     assert "psap, seed 0: killed by SIGKILL; launched again, it continues" in said
     assert states(runs) == {
@@ -128,6 +129,15 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     )
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C is an exception, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_ctrl_c_kills_what_does_not_stop():
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     deaf = [sys.executable, "-c", program]
@@ -137,7 +147,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop():
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     launch._stop(processes)
-    assert [process.wait(10) for process in processes] == [-signal.SIGKILL] * 2
+    assert [process.wait(HANG_SECONDS) for process in processes] == [-signal.SIGKILL] * 2
 
 
 def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd):

@@ -29,6 +29,7 @@ from experiments.harness.entry import compose
 from experiments.schema import OnCorrupt, PhotographsConfig
 from psap_core import InputError
 from tests.harness.photographs import DAISY, PALACE, sample_folder
+from tests.limits import HANG_SECONDS
 
 CPU = torch.device("cpu")
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -720,7 +721,7 @@ def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_e
     assert readers
     for pid in [*readers, process.pid] * 2:
         os.kill(pid, signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=HANG_SECONDS)[1]
     assert process.returncode == 75, said
     assert not any(Path(f"/proc/{pid}").exists() for pid in readers)
     folders = [train.run(overrides(runs)) for runs in ("stopped", "whole")]
