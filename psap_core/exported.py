@@ -1,6 +1,7 @@
 """The small network that a plan describes: checked beforehand, verified, saved without pickles, written as ONNX."""
 
 import json
+import math
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,9 @@ def rehearse(
         _try(model, groups, trial)
     except Exception as error:
         culprits = [group.name for group in groups if not _works_alone(model, group, scope, inputs)]
-        advice = f"; exclude={culprits} leaves such layers alone" if culprits else ""
+        advice = ""
+        if 0 < len(culprits) < len(groups):  # where every group is one, it is not the groups
+            advice = f"; exclude={culprits} leaves such layers alone"
         raise InputError(
             f"{type(model).__name__} cannot lose filters as it is: {_place(error)}{advice}"
         ) from error
@@ -286,10 +289,18 @@ def _difference(model: nn.Module, small: nn.Module, inputs: Description, double:
             outputs.append([tensor.double() for tensor in found])
     gap, size = 0.0, 0.0
     for ours, theirs in zip(*outputs, strict=True):
+        if ours.shape != theirs.shape:
+            return math.inf
         if ours.numel():
-            gap = max(gap, float((ours - theirs).abs().max()))
-            size = max(size, float(ours.abs().max()))
+            gap = max(gap, _gap(ours, theirs))
+            size = max(size, float(ours.abs().nan_to_num(0.0, posinf=0.0).max()))
     return gap / max(size, 1e-300)  # equal zeros are equal
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """max|a - b|: equal infinities do not differ, what is no number differs from everything, infinitely."""
+    gaps = torch.where(ours == theirs, 0.0, ours - theirs).abs()
+    return float(gaps.nan_to_num(math.inf, posinf=math.inf).max())
 
 
 def _trial_plan(groups: Sequence[ChannelGroup], scope: Scope, inputs: Description) -> PrunePlan:

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,16 +69,29 @@ class Settings:
         require_number("alpha", self.alpha, 0, math.inf, "at least 0", below=True)
         require_number("margin", self.margin, 0, 1, "a share in [0, 1]")
         require_number("min_filter_share", self.min_filter_share, 0, 1, "a share in [0, 1]")
+        require_whole("total_epochs", self.total_epochs, 1)
+        require_whole("interval", self.interval, 1)
         require_whole("pulse_batches", self.pulse_batches, 2)
         require_whole("min_filters", self.min_filters, 1)
         require_whole("round_to", self.round_to, 1)
+        for name in ("start", "ramp_end", "freeze"):
+            require_time(name, getattr(self, name))
         require_choice("sparsity_reference", self.sparsity_reference, ("network", "layer"))
         require_choice("fan", self.fan, ("in", "out"))
         require_choice("scope", self.scope, SCOPES)
-        if isinstance(self.exclude, str):
-            raise InputError(f"exclude must be a list of names: [{self.exclude!r}]")
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        if not isinstance(self.protection, bool):
+            raise InputError(f"protection must be True or False, not {self.protection!r}")
+        self._make_plain()
         _ = self.schedule
+
+    def _make_plain(self) -> None:
+        """Numbers of other types (numpy's) become Python's own, which every state file takes; names become a tuple."""
+        for name, value in vars(self).items():
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))
+            elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+                object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "exclude", names(self.exclude))
 
     @property
     def unit(self) -> Unit:
@@ -119,8 +132,25 @@ def require_number(
 
 def require_whole(name: str, value: Any, low: int) -> None:
     """Refuse what is no whole number from `low` on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
         raise InputError(f"{name} must be an integer from {low}, not {value!r}")
+
+
+def require_time(name: str, value: Any) -> None:
+    """Refuse what is neither epochs nor a share of them; the schedule knows which of them are possible."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InputError(
+            f"{name} must be epochs (an integer) or a share of them (a float), not {value!r}"
+        )
+
+
+def names(exclude: Any) -> tuple[str, ...]:
+    """Names of modules as a tuple; anything else is refused."""
+    if isinstance(exclude, str):
+        raise InputError(f"exclude must be a list of names: [{exclude!r}]")
+    if not isinstance(exclude, Collection) or not all(isinstance(name, str) for name in exclude):
+        raise InputError(f"exclude must be a list of names of modules, not {exclude!r}")
+    return tuple(exclude)
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -172,6 +172,20 @@ def test_a_network_that_returns_zeros_is_exported() -> None:
     assert macs(export(model, plan), small_example()) == plan.macs
 
 
+def test_what_is_not_finite_is_not_exact() -> None:
+    model, plan = small_masked()
+    small = export(model, plan)
+    ours, theirs = ([*network.parameters()][-1] for network in (model, small))  # of the classifier
+    with torch.no_grad():
+        theirs[0] = float("nan")
+        assert export_error(model, small, plan) == float("inf")
+        ours[0] = float("nan")
+        with pytest.raises(InputError, match="or its output is not finite"):
+            export(model, plan)
+        ours[0] = theirs[0] = float("-inf")  # of a mask, for example
+        assert export_error(model, small, plan) < 1e-12
+
+
 def test_the_constant_of_a_residual_filter_with_zero_weights_stays(tmp_path) -> None:
     """What a method leaves that zeroes weights alone, a second pruning of the exported network included."""
     model, plan = small_masked()

@@ -462,8 +462,12 @@ def export_of(model: nn.Module, example: Any, **settings: Any) -> nn.Module:
 
 
 def test_random_numbers_in_evaluation_mode_are_named() -> None:
-    with pytest.raises(InputError, match="Draws draws random numbers in evaluation mode"):
+    with pytest.raises(
+        InputError, match=r"Draws draws random numbers in evaluation mode.*compared with it$"
+    ):
         new_pruner(Draws(), images())
+    with pytest.raises(InputError, match="or its output is not finite"):
+        new_pruner(OnlySingle(), images() * float("nan"))
 
 
 def test_a_model_that_cannot_be_copied() -> None:
