@@ -446,7 +446,7 @@ def _convolutions_from(
 
 
 def _check_exclusions(model: nn.Module, exclude: Collection[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules() if name]
     for excluded in exclude:
         if not any(_is_inside(name, excluded) for name in names):
             raise InputError(f"excluded {excluded!r} is no module of {type(model).__name__}")

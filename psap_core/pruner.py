@@ -438,7 +438,7 @@ class PSAP:
         settings = asdict(self.settings)
         for name in ("total_epochs", "start", "ramp_end", "freeze", "interval"):
             del settings[name]
-        settings["exclude"] = [*self.settings.exclude]
+        settings["exclude"] = sorted(self.settings.exclude)
         return settings | {
             "schedule": [*astuple(self.schedule)],
             "groups": ", ".join(f"{group.name}[{group.filters}]" for group in self.groups),

@@ -6,6 +6,7 @@ import functools
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from _pytest.mark import ParameterSet
@@ -377,12 +378,12 @@ def test_epochs_after_the_schedule_do_nothing() -> None:
         ({"target_macs_cut": 0.9, "min_filters": 5}, "a cut of 0.9000 is unreachable"),
         ({"start": 6, "freeze": 5}, "start <= ramp_end"),
         ({"freeze": EPOCHS + 1}, "freeze <= total_epochs"),
-        ({"interval": 0}, "interval at least 1"),
+        ({"interval": 0}, "interval must be an integer from 1"),
         ({"start": 1.5}, r"share of the epochs must be in \[0, 1\]"),
         ({"kappa": 0.0}, "kappa must be above 0"),
         ({"alpha": -1.0}, "alpha must be at least 0"),
-        ({"interval": 1.0}, "must be whole numbers"),
-        ({"total_epochs": 8.0}, "must be whole numbers"),
+        ({"interval": 1.0}, "interval must be an integer from 1, not 1.0"),
+        ({"total_epochs": 8.0}, "total_epochs must be an integer from 1, not 8.0"),
         ({"kappa": float("inf")}, "kappa must be above 0"),
         ({"pulse_batches": 1}, "pulse_batches must be an integer from 2"),
         ({"pulse_batches": 3.0}, "pulse_batches must be an integer from 2"),
@@ -402,6 +403,12 @@ def test_epochs_after_the_schedule_do_nothing() -> None:
             {"target_macs_cut": None, "target_filters_cut": 1.5},
             "target_filters_cut must be a share",
         ),
+        ({"total_epochs": "8"}, "total_epochs must be an integer from 1, not '8'"),
+        ({"start": "0.1"}, r"start must be epochs \(an integer\) or a share .* not '0\.1'"),
+        ({"freeze": True}, "freeze must be epochs .* not True"),
+        ({"protection": "false"}, "protection must be True or False, not 'false'"),
+        ({"exclude": None}, "exclude must be a list of names of modules, not None"),
+        ({"exclude": [1]}, r"exclude must be a list of names of modules, not \[1\]"),
         ({"exclude": "stem"}, r"exclude must be a list of names: \['stem'\]"),
     ],
 )
@@ -423,9 +430,27 @@ def test_settings_are_a_frozen_value() -> None:
         Run(targets=0.5)
 
 
+def test_numbers_of_other_types_are_taken_as_they_are_meant() -> None:
+    shared = {**SCHEDULE, "start": np.int64(1), "total_epochs": np.int64(EPOCHS)}
+    settings = Settings(target_macs_cut=np.float32(0.5), round_to=np.int64(2), **shared)
+    assert settings == Settings(target_macs_cut=0.5, round_to=2, **SCHEDULE | {"start": 1})
+    assert {type(settings.start), type(settings.round_to)} == {int}
+    saved = Run(target_macs_cut=np.float64(0.5), alpha=np.float32(1))
+    saved.epoch()
+    buffer = io.BytesIO()
+    torch.save(saved.pruner.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = Run()
+    resumed.model.load_state_dict(saved.model.state_dict())
+    resumed.pruner.load_state_dict(torch.load(buffer, weights_only=True))
+    assert resumed.pruner.plan == saved.pruner.plan
+
+
 def test_an_unknown_excluded_module() -> None:
     with pytest.raises(InputError, match="'nothing' is no module of Small"):
         Run(exclude=["nothing"])
+    with pytest.raises(InputError, match="'' is no module of Small"):
+        Run(exclude=[""])
 
 
 @pytest.mark.parametrize("losses", [[torch.zeros(())], iter([]), None, torch.zeros(())])
