@@ -69,7 +69,7 @@ def pulse(
             loss = loss_of_batch(batch)
             _check_scalar(loss)
             loss.backward()
-            _check_gradients(tensors)
+            _complete_gradients_(tensors)
             _average_over_ranks_(tensors)
             utilities.append(_utilities(tensors, snapshots, filters))
             norms.append(torch.cat([_gradient_norms(group) for group in tensors.values()]))
@@ -160,7 +160,7 @@ def _standing(
     model: nn.Module, tensors: Mapping[str, FilterTensors], snapshots: Mapping[str, Snapshot]
 ) -> Iterator[None]:
     """Suspended silencers at PULSE_EPSILON times what they were, generators forked; undone whatever happens."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = _buffers_of(model)
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -178,8 +178,19 @@ def _standing(
             for name, group in tensors.items():
                 silence_(group, snapshots[name].filters)
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer  # a forward pass may have put another tensor there
                     buffer.copy_(before)
+
+
+def _buffers_of(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """Every buffer with its place, and a copy of what it holds."""
+    found = []
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found.append((module, name, buffer, buffer.clone()))
+    return found
 
 
 @torch.no_grad()
@@ -219,12 +230,22 @@ def _check_scalar(loss: Any) -> None:
         )
 
 
-def _check_gradients(tensors: Mapping[str, FilterTensors]) -> None:
+def _complete_gradients_(tensors: Mapping[str, FilterTensors]) -> None:
+    """A silencer that this batch did not pass (a skipped block, a head that is not in the loss) has gradient zero."""
+    reached = False
     for name, group in tensors.items():
-        if any(group.parameters[silencer].tensor.grad is None for silencer in group.silencers):
-            raise InputError(
-                f"{name!r} got no gradient: it is frozen, or loss_of_batch uses another network"
-            )
+        for silencer in group.silencers:
+            tensor = group.parameters[silencer].tensor
+            if not tensor.requires_grad:
+                raise InputError(f"{name!r} got no gradient: {silencer} is frozen")
+            reached |= tensor.grad is not None
+    if not reached:
+        raise InputError("no filter got a gradient: loss_of_batch uses another network")
+    for group in tensors.values():
+        for silencer in group.silencers:
+            tensor = group.parameters[silencer].tensor
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
 
 
 def _device_type(model: nn.Module) -> str:

@@ -380,6 +380,47 @@ def test_the_other_scopes_export_what_they_can(name: str, scope: str) -> None:
 # ---------------------------------------------------------------------------- said at the start, in one sentence
 
 
+class Skips(Net):
+    """Every other call in training skips the body; one head is in no loss; a buffer is made anew in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Sequential(conv(8, 8), nn.Conv2d(8, 2, 1))
+        self.register_buffer("brightness", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.calls += 1
+            self.brightness = 0.9 * self.brightness + 0.1 * x.mean()
+        x = self.stem(x)
+        if not self.training or self.calls % 2:
+            x = x + self.body(x)
+        return self.head(self.last(x).mean((2, 3))), self.unused(x)
+
+
+def test_what_a_batch_does_not_pass_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = Skips()
+    pruner = new_pruner(model, images(), scope="coupled")
+
+    def loss_of_batch(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model(torch.randn(8, 3, 8, 8))[0].square().mean()
+
+    for _ in range(EPOCHS):
+        loss = loss_of_batch(pruner.epochs_done)
+        pruner.optimizers[0].zero_grad()
+        loss.backward()
+        pruner.optimizers[0].step()
+        brightness = model.brightness.clone()
+        step = pruner.end_epoch(range(50, 60), loss_of_batch)
+        assert torch.equal(model.brightness, brightness)
+        if step is not None:
+            assert {u for u, _ in step.utility["unused.0.0"].values()} == {0.0}
+    export(model, pruner.plan)
+
+
 class HardCodedSize(Net):
     def __init__(self) -> None:
         super().__init__()
