@@ -718,7 +718,13 @@ def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_zero_preserving(operations: Collection[Any]) -> None:
+    if isinstance(operations, str) or not isinstance(operations, Collection):
+        raise InputError(f"zero_preserving must be a list of operations, not {operations!r}")
     for operation in operations:
+        if isinstance(operation, nn.Module) or not callable(operation):
+            raise InputError(
+                f"zero_preserving takes torch operations and module classes, not {operation!r}"
+            )
         module = str(getattr(operation, "__module__", ""))
         plain = type(operation).__name__ == "function" and not hasattr(operation, "__wrapped__")
         if plain and not module.startswith("torch"):

@@ -17,7 +17,13 @@ from psap_core.groups import ChannelGroup, Scope, find_groups
 from psap_core.inputs import Description, call, copy_network, draw, map_tensors, tensors_in
 from psap_core.plan import LayerPlan, PrunePlan
 from psap_core.surgery import cut_, smaller_copy
-from psap_core.suspension import FilterTensors, apply_, filter_tensors
+from psap_core.suspension import (
+    FilterMask,
+    FilterTensors,
+    apply_,
+    filter_tensors,
+    optimizers_in,
+)
 
 SPEC_FORMAT = "psap-exported-3"
 MAX_RELATIVE_ERROR = 1e-9  # in float64
@@ -65,12 +71,18 @@ def compact_(
     (DistributedDataParallel, torch.compile, a captured graph) is to be made anew.
 
     Raises:
-        InputError: as in `export`; the network is then as before the call.
+        InputError: as in `export`, or an optimiser serves a PSAP, which has a `compact_` of its own, or keeps state
+            that cannot be cut; the network is then as before the call.
     """
+    bare = optimizers_in(optimizers)
+    for optimizer in bare:
+        for hook in optimizer._optimizer_step_post_hooks.values():
+            if isinstance(getattr(hook, "__self__", None), FilterMask):
+                raise InputError("the optimizer serves a PSAP: call that one's own compact_()")
     groups = _groups_of(model, plan, zero_preserving)
     _check_silent(model, groups, plan)
     _verify(model, smaller_copy(model, groups, plan), plan.inputs)
-    cut_(model, groups, plan, [optimizers] if isinstance(optimizers, Optimizer) else optimizers)
+    cut_(model, groups, plan, bare)
 
 
 def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
@@ -116,6 +128,8 @@ def save_exported(
         plans: the plan; of a network that was pruned in several rounds the plans of all of them, in order.
     """
     rounds = [plans] if isinstance(plans, PrunePlan) else [*plans]
+    if not rounds:
+        raise InputError("an export has a plan, or several; none was given")
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
     content = safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, {"plan": _digests(rounds)}
@@ -125,9 +139,13 @@ def save_exported(
         "format": SPEC_FORMAT,
         "plans": [json.loads(plan.to_json()) for plan in rounds],
     }
+    try:
+        text = json.dumps(spec, indent=1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"extra must hold JSON values: {error}") from error
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "weights.safetensors").write_bytes(content)
-    (Path(folder) / "spec.json").write_text(json.dumps(spec, indent=1))
+    (Path(folder) / "spec.json").write_text(text)
 
 
 def load_exported(
@@ -149,7 +167,7 @@ def load_exported(
                 raise RuntimeError("the weights are of another plan")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         small.load_state_dict(tensors)
-    except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path} does not match its spec.json here: {' '.join(str(error).split())}"
         ) from error
@@ -161,10 +179,12 @@ def read_spec(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "spec.json"
     try:
         spec: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no exported network: {error}") from error
-    if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT or not spec.get("plans"):
+    if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
+    if not isinstance(spec.get("plans"), list) or not spec["plans"]:
+        raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}: it has no plans")
     return spec
 
 
@@ -215,7 +235,10 @@ def _groups_of(
 ) -> tuple[ChannelGroup, ...]:
     """The network's groups in the plan's scope, whatever of it is trained."""
     device = next(model.parameters()).device
-    example = draw(plan.inputs, torch.Generator().manual_seed(0), device=device)
+    try:
+        example = draw(plan.inputs, torch.Generator().manual_seed(0), device=device)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the plan's description of the inputs is damaged: {error!r}") from error
     example = _in_type_of(model, example)
     everything = [name for name, _ in model.named_parameters()]
     return find_groups(

@@ -51,7 +51,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
 def batch_size(example: Example) -> int:
     """Inputs in a batch: the length of the first tensor."""
     first = next(tensors_in(example), None)
-    if first is None or first.ndim == 0:
+    if first is None or first.ndim == 0 or not len(first):
         raise InputError(
             "example_input holds no batch: give a tensor [N, ...], or a tuple or dictionary with one"
         )

@@ -85,10 +85,18 @@ class PrunePlan:
         found = {(group.name, group.filters): group for group in groups}
         for part in self.layers:
             if (part.name, part.filters) not in found:
-                raise InputError(
-                    f"the plan is of another network: no layer {part.name!r} with {part.filters} filters"
-                )
+                raise InputError(f"the plan is of another network: {self._misfit(part, groups)}")
         return [(found[part.name, part.filters], part) for part in self.layers]
+
+    def _misfit(self, part: LayerPlan, groups: Sequence[ChannelGroup]) -> str:
+        """What is wrong where a network has no group for a layer of the plan."""
+        widths = {group.name: group.filters for group in groups}
+        missing = f"no layer {part.name!r} with {part.filters} filters"
+        if all(widths.get(layer.name) == layer.kept for layer in self.layers):
+            return f"{missing}, but with {part.kept}: the plan's filters are cut already, nothing is left to export"
+        if any(name.endswith(f".{part.name}") for name in widths):
+            return f"{missing}; if the network is wrapped, give the bare one"
+        return missing
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"digest": self.digest}, indent=1)

@@ -29,6 +29,7 @@ from psap_core.suspension import (
     Snapshot,
     filter_tensors,
     freeze_,
+    optimizers_in,
     restore_,
     silence_,
     suspend_,
@@ -150,7 +151,8 @@ class PSAP:
         """Go on with another optimiser, or several; the former ones are free for something else.
 
         Raises:
-            InputError: an optimiser serves another PSAP, or does not train every filter that can be pruned.
+            InputError: an optimiser serves another PSAP, or does not train every filter that can be pruned, or the
+                network's parameters are other objects now.
         """
         successors = _bare_optimizers(optimizer, mine=self.optimizers)
         everything = {name for name, _ in self.model.named_parameters()}
@@ -161,6 +163,7 @@ class PSAP:
                     raise InputError(
                         f"the new optimizer does not train {member.tensor!r}, which is pruned"
                     )
+        self._check_tensors()
         self._unhook()
         self.optimizers = successors
         if not self.is_compact:
@@ -183,10 +186,13 @@ class PSAP:
                 not finite, a pulse is due in evaluation mode, something else than the optimiser wrote what silences a
                 pruned filter, or the ranks of a distributed run disagree; the network is then as before the call.
         """
+        self._check_tensors()
         if not self.is_compact and not self._mask.holds():
             raise InputError(
                 "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
             )
+        if self.settings.protection and not isinstance(batches, Iterable | Sequence):
+            raise InputError(f"batches must be an iterable of them, not {type(batches).__name__}")
         if not callable(loss_of_batch):
             raise InputError(
                 "loss_of_batch must be a function of a batch: losses made beforehand were computed before the pulse"
@@ -207,7 +213,8 @@ class PSAP:
         (DistributedDataParallel, torch.compile, a captured graph) is to be made anew.
 
         Raises:
-            InputError: the freeze is not over yet, or a pruned filter is live.
+            InputError: the freeze is not over yet, a pruned filter is live, or an optimiser keeps state that cannot be
+                cut; the network is then as before the call.
         """
         if self.is_compact:
             return
@@ -215,6 +222,7 @@ class PSAP:
             raise InputError(
                 f"compact_ comes after the freeze: {self.epochs_done} of {self.schedule.freeze} epochs are complete"
             )
+        self._check_tensors()
         if not self._mask.holds():
             raise InputError(
                 "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
@@ -222,8 +230,8 @@ class PSAP:
         self._cut_()
 
     def _cut_(self) -> None:
-        self._unhook()
         cut_(self.model, self.groups, self.plan, self.optimizers)
+        self._unhook()
         self.is_compact = True
 
     # ------------------------------------------------------------------------ a step
@@ -408,12 +416,21 @@ class PSAP:
         Raises:
             InputError: the state is of another network or another configuration, or the model's is not loaded yet.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(f"the pruner's state must be a dictionary, not {type(state).__name__}")
         was, now = state.get("settings", {}), self._identity()
         for name in [name for name in now | was if was.get(name) != now.get(name)]:
             raise InputError(
                 f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
             )
+        for name in ("plan", "epochs_done", "snapshots", "is_compact"):
+            if name not in state:
+                raise InputError(f"the pruner's state is damaged: it has no {name!r}")
         plan = PrunePlan.from_json(state["plan"])
+        if self.is_compact and (not state["is_compact"] or plan.digest != self.plan.digest):
+            raise InputError(
+                "this network is compact already, and not by the state's plan: build network, optimizer and pruner anew"
+            )
         if state["is_compact"]:
             self.plan, self.epochs_done = plan, state["epochs_done"]
             if not self.is_compact:
@@ -451,6 +468,13 @@ class PSAP:
         return {
             group.name: filter_tensors(self.model, group, self.optimizers) for group in self.groups
         }
+
+    def _check_tensors(self) -> None:
+        if not self.is_compact and not self._mask.is_of(self._tensors()):
+            raise InputError(
+                "the network's parameters are other objects than at the start (load_state_dict with assign=True, "
+                "a replaced module): build a new pruner and load this one's state"
+            )
 
     def _hook(self) -> None:
         for optimizer in self.optimizers:
@@ -505,18 +529,12 @@ def _check_bare(model: nn.Module) -> None:
 def _bare_optimizers(
     optimizer: Optimizers, mine: Sequence[Optimizer] = ()
 ) -> tuple[Optimizer, ...]:
-    """The optimisers themselves, without wrappers that hold one as `.optimizer`."""
-    found: list[Optimizer] = []
-    wrapped: Sequence[Any] = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
-    for each in wrapped:
-        while hasattr(each, "optimizer"):
-            each = each.optimizer
-        if not isinstance(each, Optimizer):
-            raise InputError(f"optimizer must be a torch optimizer, not {type(each).__name__}")
+    """The optimisers themselves, none of which may serve another PSAP."""
+    found = optimizers_in(optimizer)
+    for each in found:
         if each in _taken and each not in mine:
             raise InputError("optimizer must be new: this one serves another PSAP")
-        found.append(each)
-    return tuple(found)
+    return found
 
 
 def _trained_names(model: nn.Module, optimizers: Sequence[Optimizer]) -> set[str]:

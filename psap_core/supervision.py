@@ -179,7 +179,7 @@ def _standing(
                 silence_(group, snapshots[name].filters)
             with torch.no_grad():
                 for module, name, buffer, before in buffers:
-                    module._buffers[name] = buffer  # a forward pass may have put another tensor there
+                    module._buffers[name] = buffer  # a forward pass may have made another
                     buffer.copy_(before)
 
 

@@ -11,10 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
+from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup
-from psap_core.inputs import copy_network
+from psap_core.inputs import copy_network, tensors_in
 from psap_core.plan import PrunePlan
 from psap_core.sizes import read_number, write_number_
+from psap_core.suspension import lies_along
 
 # Numbers with which a module of the user's may count its channels.
 COUNTS = (
@@ -103,8 +105,9 @@ def cut_(
         optimizers: whose state of the shrunk parameters is cut as well.
 
     Raises:
-        InputError: the plan is of another network.
+        InputError: the plan is of another network, or an optimiser keeps state that cannot be cut; nothing is cut then.
     """
+    _check_state(optimizers)
     removed = defaultdict[str, dict[int, list[Tensor]]](lambda: defaultdict(list))
     for group, part in plan.match(groups):
         if not part.pruned:
@@ -143,6 +146,20 @@ def _owners(model: nn.Module, value: Tensor) -> list[str]:
     return owners
 
 
+def _check_state(optimizers: Sequence[Optimizer]) -> None:
+    """Refuse optimisers that keep anything else than numbers and tensors along a parameter's dimensions (LBFGS)."""
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for kind, value in state.items():
+                for tensor in tensors_in(value):
+                    is_own = tensor is value and lies_along(tensor, parameter.shape)
+                    if tensor.numel() > 1 and not is_own:
+                        raise InputError(
+                            f"the state {kind!r} of {type(optimizer).__name__} cannot be cut: go on masked and export, "
+                            "or give a new optimizer to use() first"
+                        )
+
+
 @torch.no_grad()
 def _cut_tensor_(tensor: Tensor, dim: int, gone: Tensor, optimizers: Sequence[Optimizer]) -> None:
     stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
@@ -152,7 +169,7 @@ def _cut_tensor_(tensor: Tensor, dim: int, gone: Tensor, optimizers: Sequence[Op
     for optimizer in optimizers:
         state = optimizer.state.get(tensor, {})
         for kind, value in state.items():
-            if isinstance(value, Tensor) and value.shape == before:
+            if lies_along(value, before) and value.shape[dim] == before[dim]:
                 state[kind] = _selected(value, dim, kept)
     selected = _selected(tensor.detach(), dim, kept)
     # A graph that somebody still holds (a loss, a kept activation) would keep the old shape's gradient accumulator;

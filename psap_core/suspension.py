@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup, Entries
 from psap_core.plan import PrunePlan
 from psap_core.sparsity import FilterRows
@@ -134,7 +136,7 @@ def filter_tensors(
             buffers[entries.tensor] = rows
             continue
         parameters[entries.tensor] = rows
-        for kind, value in _state_of(tensor, optimizers):
+        for kind, value in _state_of(tensor, rows.dim, optimizers):
             state[f"{entries.tensor}:{kind}"] = Rows(value, rows.dim, rows.index)
     writers = tuple(entries.tensor for entries in group.writers)
     return FilterTensors(parameters, buffers, state, silencers, writers)
@@ -148,13 +150,33 @@ def _named_tensor(model: nn.Module, entries: Entries) -> Tensor:
 
 
 def _state_of(
-    parameter: Tensor, optimizers: Optimizer | Sequence[Optimizer]
+    parameter: Tensor, dim: int, optimizers: Optimizer | Sequence[Optimizer]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The optimisers' tensors of a parameter that have its shape (Adam's step has not)."""
+    """The optimisers' tensors of a parameter that lie along its dimension `dim` (Adam's step does not)."""
     for optimizer in [optimizers] if isinstance(optimizers, Optimizer) else optimizers:
         for kind, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if lies_along(value, parameter.shape) and value.shape[dim] == parameter.shape[dim]:
                 yield kind, value
+
+
+def lies_along(value: Any, shape: Sequence[int]) -> bool:
+    """Is it a tensor of a parameter's shape, or of size 1 where it does not vary (Adafactor's factors)?"""
+    if not isinstance(value, Tensor) or value.ndim != len(shape):
+        return False
+    return all(size in (1, full) for size, full in zip(value.shape, shape, strict=True))
+
+
+def optimizers_in(optimizer: Any) -> tuple[Optimizer, ...]:
+    """An optimiser, or several, without the wrappers that hold one as `.optimizer`."""
+    found = []
+    wrapped: Sequence[Any] = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    for each in wrapped:
+        while hasattr(each, "optimizer"):
+            each = each.optimizer
+        if not isinstance(each, Optimizer):
+            raise InputError(f"optimizer must be a torch optimizer, not {type(each).__name__}")
+        found.append(each)
+    return tuple(found)
 
 
 @torch.no_grad()
@@ -266,6 +288,14 @@ class FilterMask:
     def hold_(self, *_: object) -> None:
         """To be called after every optimiser step, with whatever its hooks are given."""
         torch._foreach_mul_([*self._silencers.values()], [*self._masks.values()])
+
+    def is_of(self, tensors: Mapping[str, FilterTensors]) -> bool:
+        """Are its silencers still the network's own tensors?"""
+        return all(
+            group.parameters[name].tensor is self._silencers[name]
+            for group in tensors.values()
+            for name in group.silencers
+        )
 
     @torch.no_grad()
     def holds(self) -> bool:

@@ -308,6 +308,39 @@ def test_folders_that_hold_no_export(tmp_path) -> None:
         load_exported(tmp_path, Small())
 
 
+def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path) -> None:
+    model, plan = small_masked()
+    small = export(model, plan)
+    save_exported(tmp_path, small, plan)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    nn.init.ones_(small.linear.bias)
+    with pytest.raises(InputError, match="extra must hold JSON values"):
+        save_exported(tmp_path, small, plan, {"loss": torch.zeros(1)})
+    with pytest.raises(InputError, match="none was given"):
+        save_exported(tmp_path, small, [])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("inputs", [None, {}, {"shape": [1], "dtype": "none", "low": 0, "high": 0}])
+def test_a_plan_whose_inputs_are_damaged(inputs, tmp_path) -> None:
+    model, plan = small_masked()
+    save_exported(tmp_path, export(model, plan), plan)
+    spec = json.loads((tmp_path / "spec.json").read_text())
+    spec["plans"][0]["inputs"] = inputs
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="description of the inputs is damaged"):
+        load_exported(tmp_path, Small())
+
+
+def test_a_plan_of_what_is_small_already_or_wrapped() -> None:
+    model, plan = small_masked()
+    small = export(model, plan)
+    with pytest.raises(InputError, match="cut already, nothing is left to export"):
+        export(small, plan)
+    with pytest.raises(InputError, match="if the network is wrapped, give the bare one"):
+        export(nn.DataParallel(model), plan)
+
+
 def test_onnx_computes_the_same_for_any_batch_size(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -637,3 +637,65 @@ def test_state_of_another_network_or_configuration() -> None:
         InputError, match=r"saved with inputs .*\[1, 3, 8, 8\].* this run has .*\[1, 3, 9, 9\]"
     ):
         at[9].load_state_dict(at[8].state_dict())
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adafactor, torch.optim.LBFGS])
+def test_state_that_is_not_of_the_parameters_shape(make) -> None:
+    run = Run(make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.01))
+    for _ in range(5):
+        run.epoch()
+    optimizer = make(run.model.parameters(), 0.01)
+    run.pruner.use(optimizer)
+    step = functools.partial(optimizer.step, lambda: run.loss(0))
+    run.loss(0).backward()
+    step()
+    if make is torch.optim.Adafactor:  # its factors are cut as well
+        run.pruner.compact_()
+        optimizer.zero_grad()
+        run.loss(0).backward()
+        step()
+        return
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(InputError, match=r"the state '.*' of LBFGS cannot be cut: go on masked"):
+        run.pruner.compact_()
+    assert {n: t.shape for n, t in run.model.state_dict().items()} == {
+        n: t.shape for n, t in before.items()
+    }
+    step()
+    assert run.pruner._mask.holds()
+
+
+def test_a_compact_network_takes_no_other_state() -> None:
+    run, other = Run(), Run(margin=0.3)
+    for _ in range(5):
+        run.epoch()
+    before = run.pruner.state_dict()
+    run.pruner.compact_()
+    with pytest.raises(InputError, match="compact already, and not by the state's plan"):
+        run.pruner.load_state_dict(before)
+    with pytest.raises(InputError, match="must be a dictionary, not NoneType"):
+        other.pruner.load_state_dict(None)
+    del before["snapshots"]
+    with pytest.raises(InputError, match="is damaged: it has no 'snapshots'"):
+        other.pruner.load_state_dict(before)
+
+
+def test_parameters_that_are_other_objects_are_noticed() -> None:
+    run = Run()
+    run.epoch()
+    run.model.load_state_dict(copy.deepcopy(run.model.state_dict()), assign=True)
+    with pytest.raises(InputError, match="parameters are other objects"):
+        run.pruner.use(sgd(run.model))
+    with pytest.raises(InputError, match="parameters are other objects"):
+        run.epoch()
+
+
+@pytest.mark.parametrize("given", [5, "relu", ["relu"], [nn.ReLU()], torch.relu])
+def test_zero_preserving_must_be_operations(given) -> None:
+    with pytest.raises(InputError, match="zero_preserving"):
+        Run(zero_preserving=given)
+
+
+def test_batches_must_be_some() -> None:
+    with pytest.raises(InputError, match="batches must be an iterable of them, not int"):
+        Run().pruner.end_epoch(5, lambda batch: batch)
