@@ -87,9 +87,11 @@ class Settings:
     def _make_plain(self) -> None:
         """Numbers of other types (numpy's) become Python's own, which every state file takes; names become a tuple."""
         for name, value in vars(self).items():
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if isinstance(value, bool):
+                continue
+            if isinstance(value, numbers.Integral):
                 object.__setattr__(self, name, int(value))
-            elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            elif isinstance(value, numbers.Real):
                 object.__setattr__(self, name, float(value))
         object.__setattr__(self, "exclude", names(self.exclude))
 
@@ -132,13 +134,13 @@ def require_number(
 
 def require_whole(name: str, value: Any, low: int) -> None:
     """Refuse what is no whole number from `low` on."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise InputError(f"{name} must be an integer from {low}, not {value!r}")
 
 
 def require_time(name: str, value: Any) -> None:
     """Refuse what is neither epochs nor a share of them; the schedule knows which of them are possible."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(
             f"{name} must be epochs (an integer) or a share of them (a float), not {value!r}"
         )
