@@ -130,12 +130,16 @@ def test_a_run_resumes_on_either_side_of_the_compaction(scope: str, saved_at: in
 def test_compact_without_a_pruner_is_the_export_in_place() -> None:
     run = Run("adamw", "coupled").until(EPOCHS)
     small = export(run.model, run.pruner.plan)
+    with pytest.raises(InputError, match="serves a PSAP"):  # its hook would meet smaller tensors
+        compact_(run.model, run.pruner.plan, run.optimizer)
+    run.pruner.use(torch.optim.SGD(run.model.parameters(), 0.01))
     compact_(run.model, run.pruner.plan, run.optimizer)
     assert all(
         torch.equal(a, b) for a, b in zip(run.model.parameters(), small.parameters(), strict=True)
     )
     for parameter, state in run.optimizer.state.items():
         assert all(value.shape in ((), parameter.shape) for value in state.values())
+    run.steps(1, seed=0)
 
 
 def test_a_live_filter_is_not_cut() -> None:
