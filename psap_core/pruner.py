@@ -14,7 +14,7 @@ from psap_core.allocation import filter_counts, filter_floors
 from psap_core.cost import filters_cost_model, macs_cost_model
 from psap_core.errors import InputError
 from psap_core.exported import rehearse
-from psap_core.groups import search_groups
+from psap_core.groups import Scope, search_groups
 from psap_core.inputs import Example, describe, shapes_of
 from psap_core.plan import PrunePlan, make_plan
 from psap_core.reporting import Report, make_report
@@ -470,10 +470,10 @@ class PSAP:
         }
 
     def _check_tensors(self) -> None:
-        if not self.is_compact and not self._mask.is_of(self._tensors()):
+        if not self.is_compact and not self._mask.fits(self._tensors()):
             raise InputError(
-                "the network's parameters are other objects than at the start (load_state_dict with assign=True, "
-                "a replaced module): build a new pruner and load this one's state"
+                "the network's parameters are other objects than at the start, or on another device (load_state_dict "
+                "with assign=True, a replaced module, to()): build a new pruner and load this one's state"
             )
 
     def _hook(self) -> None:
@@ -505,15 +505,24 @@ class PSAP:
             )
 
 
-def report(model: nn.Module, example_input: Example, **settings: Any) -> Report:
+def report(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    scope: Scope = "all",
+    exclude: Collection[str] = (),
+    zero_preserving: Collection[Any] = (),
+) -> Report:
     """What can be pruned of a network, what is left alone and why, and the largest reachable cut.
 
     Args:
         model: any network that runs; it is left as it is.
         example_input: an input batch: a tensor, or a tuple or dictionary of what forward takes.
-        settings: `scope`, `exclude`, `zero_preserving`, as for PSAP.
+        scope, exclude, zero_preserving: as for PSAP.
     """
-    search = search_groups(model, example_input, **settings)
+    search = search_groups(
+        model, example_input, scope=scope, exclude=exclude, zero_preserving=zero_preserving
+    )
     cost = macs_cost_model(model, search.groups, example_input)
     return make_report(model, search, cost, filter_floors(cost.filters), example_input)
 

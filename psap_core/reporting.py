@@ -10,6 +10,8 @@ from psap_core.cost import CostModel, layer_table
 from psap_core.groups import GroupSearch
 from psap_core.inputs import Example
 
+SMALLEST_SHARE = 0.001  # of the MACs, that is worth a reason
+
 
 @dataclass(frozen=True)
 class GroupRow:
@@ -46,13 +48,17 @@ class Report:
     largest_macs_cut: float
 
     def costliest(self, count: int = 3) -> str:
-        """The reasons that cost most, with what is left alone for them, in one line."""
+        """Why the MACs that cannot be cut remain: the reasons that cost most, in one line."""
         shares = defaultdict[str, float](float)
         for layer in self.left_alone:
             shares[layer.reason] += layer.macs_share
-        costliest = sorted(shares.items(), key=lambda item: -item[1])[:count]
-        parts = [f"{share:.1%} of the MACs: {reason}" for reason, share in costliest]
-        return "left alone " + "; ".join(parts) if parts else "the groups' minimum filters remain"
+        parts = []
+        for reason, share in sorted(shares.items(), key=lambda item: -item[1])[:count]:
+            if share >= SMALLEST_SHARE:
+                parts.append(f"{share:.1%} of the MACs are left alone: {reason}")
+        if self.groups:
+            parts.append("min_filters and min_filter_share keep the rest")
+        return "; ".join(parts)
 
     def __str__(self) -> str:
         rows = [["group", "filters", "MACs", "goes with a filter"]]

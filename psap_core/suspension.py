@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup, Entries
@@ -171,7 +172,7 @@ def optimizers_in(optimizer: Any) -> tuple[Optimizer, ...]:
     found = []
     wrapped: Sequence[Any] = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
     for each in wrapped:
-        while hasattr(each, "optimizer"):
+        while hasattr(each, "optimizer") and not isinstance(each, LRScheduler):
             each = each.optimizer
         if not isinstance(each, Optimizer):
             raise InputError(f"optimizer must be a torch optimizer, not {type(each).__name__}")
@@ -289,13 +290,16 @@ class FilterMask:
         """To be called after every optimiser step, with whatever its hooks are given."""
         torch._foreach_mul_([*self._silencers.values()], [*self._masks.values()])
 
-    def is_of(self, tensors: Mapping[str, FilterTensors]) -> bool:
-        """Are its silencers still the network's own tensors?"""
-        return all(
-            group.parameters[name].tensor is self._silencers[name]
-            for group in tensors.values()
-            for name in group.silencers
-        )
+    def fits(self, tensors: Mapping[str, FilterTensors]) -> bool:
+        """Are its silencers still the network's own tensors, on the device of its masks?"""
+        for group in tensors.values():
+            for name in group.silencers:
+                tensor = group.parameters[name].tensor
+                if tensor is not self._silencers[name]:
+                    return False
+                if tensor.device != self._masks[name].device:
+                    return False
+        return True
 
     @torch.no_grad()
     def holds(self) -> bool:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psap_core.allocation import filter_floors
 from psap_core.cost import macs, macs_cost_model
@@ -111,9 +111,11 @@ def test_exported_equals_masked_whatever_silences(network: str, scope: Scope, se
     assert macs(small.float(), small_example()) == plan.macs < plan.dense_macs
 
 
-def small_masked(scope: Scope = "all") -> tuple[nn.Module, PrunePlan]:
+def small_masked(
+    scope: Scope = "all", make: type[nn.Module] = Small
+) -> tuple[nn.Module, PrunePlan]:
     torch.manual_seed(0)
-    model = Small()
+    model = make()
     train_(model, sgd(model), side=8, steps=3)
     pruned = {"stem": [0, 4], "inner": [1, 2, 7], "expand": [0, 9], "project": [3], "last": [2]}
     groups = find_groups(model, small_example(), scope=scope)
@@ -263,6 +265,38 @@ def test_a_folder_gives_the_same_network_back(network: str, scope: Scope, tmp_pa
     expected = small.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(t, expected[name]) for name, t in loaded.state_dict().items())
+
+
+class Versioned(Small):
+    """A class that asks for its version when weights are loaded, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, local_metadata, *others) -> None:
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state, prefix, local_metadata, *others)
+
+
+def test_a_class_that_asks_for_its_version_is_loaded(tmp_path) -> None:
+    model, plan = small_masked(make=Versioned)
+    save_exported(tmp_path, export(model, plan), plan)
+    assert isinstance(load_exported(tmp_path, Versioned()), Versioned)
+
+
+class SinglePrecisionHead(Small):
+    """Computes its last layer in float32, whatever the rest is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).float().softmax(1)
+
+
+def test_what_is_computed_in_float32_is_compared_in_float32() -> None:
+    model, plan = small_masked(make=SinglePrecisionHead)
+    small = export(model, plan)
+    assert export_error(model, small, plan) < 1e-6
+    with torch.no_grad():
+        next(small.parameters()).mul_(1.1)
+    assert export_error(model, small, plan) > 1e-4
 
 
 def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:

@@ -73,7 +73,7 @@ def test_an_unreachable_target_names_the_largest_cut_and_what_costs_most() -> No
     model = Mixed()
     says = (
         r"a cut of 0\.9000 is unreachable: at most 0\.\d+ can go; "
-        r"left alone .*% of the MACs: its channels cannot go: they reach (layer_norm|matmul)"
+        r"\d+\.\d% of the MACs are left alone: its channels cannot go: they reach (layer_norm|matmul)"
     )
     with pytest.raises(InputError, match=says):
         PSAP(
@@ -89,6 +89,22 @@ def test_an_unreachable_target_names_the_largest_cut_and_what_costs_most() -> No
 def test_nothing_to_prune() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(
-        InputError, match=r"Sequential has nothing to prune: left alone 100\.0% .* returns them"
+        InputError,
+        match=r"Sequential has nothing to prune: 100\.0% .* left alone: .* returns them$",
     ):
         PSAP(model, sgd(model), torch.randn(2, 3, 2, 2), target_macs_cut=0.1, total_epochs=4)
+
+
+def test_minimum_filters_are_a_reason_of_their_own() -> None:
+    model = Small()
+    optimizer = sgd(model)
+    says = "at most 0\\.0000 can go; .*min_filters and min_filter_share keep the rest$"
+    with pytest.raises(InputError, match=says):
+        PSAP(
+            model,
+            optimizer,
+            small_example(),
+            target_macs_cut=0.5,
+            total_epochs=4,
+            min_filter_share=1.0,
+        )

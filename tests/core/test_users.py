@@ -562,7 +562,7 @@ def test_what_is_frozen_is_left_alone_and_said_together() -> None:
     alone = {layer.name: layer.reason for layer in pruner.report.left_alone}
     assert "is frozen" in alone["layer1.0.conv1"]
     with pytest.raises(
-        InputError, match=r"unreachable: at most 0\.\d+ can go; left alone .*is frozen"
+        InputError, match=r"unreachable: at most 0\.\d+ can go; .* left alone: .*is frozen"
     ):
         PSAP(
             model,
