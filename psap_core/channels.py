@@ -125,12 +125,14 @@ class Read:
         ids, labels: int64 [n].
         where: the operation and its module, for people.
         reason: why these channels cannot be pruned; None for a convolution or linear layer that reads them.
+        order: place in the order of the calls; -1: what they are needed for is nowhere in it.
     """
 
     ids: Tensor
     labels: Tensor
     where: str
     reason: str | None
+    order: int
 
 
 @dataclass(frozen=True)
@@ -244,11 +246,14 @@ class Tracer(TorchFunctionMode):
         self.nodes: list[Node] = []
         self._joined: list[tuple[Tensor, Tensor]] = []
         self._ids = 1
-        self._names = {id(t): name for name, t in _tensors_of(model)}
+        self._alive = dict(_tensors_of(model))  # a network may replace them, and an id would be another's
+        self._names = {id(t): name for name, t in self._alive.items()}
+        self._shapes = {name: t.shape for name, t in self._alive.items()}
         self._channels = WeakTensorKeyDictionary()
         self._node_of = WeakTensorKeyDictionary()
         self._modules: list[tuple[str, nn.Module]] = [("", model)]
         self._paused = 0
+        self._used: set[str] = set()  # tensors whose entries the present call gave to channels
 
     # ------------------------------------------------------------------------ the run
 
@@ -318,7 +323,10 @@ class Tracer(TorchFunctionMode):
             for size in (*args, *kwargs.values()):
                 if isinstance(size, Size):
                     size.becomes_value()
+        self._used = set()
         self._apply_rule(func, this)
+        if any(result is not operands[0] for result in results):
+            self._keep_other_parameters(operands)
         if not parents:
             return
         node = self._node(parents, name.startswith("conv"), this.keeps_channels)
@@ -326,6 +334,19 @@ class Tracer(TorchFunctionMode):
             self._node_of[tensor] = node
         if name.startswith("conv"):
             self._remember_convolution(this, parents[0], node)
+
+    def _keep_other_parameters(self, operands: Sequence[Tensor]) -> None:
+        """A weight that is used in a way that no rule knows, such as a tied one's transpose, stays what it is."""
+        for operand in operands:
+            name = self.name_of(operand)
+            if name is not None and name not in self._used and operand not in self._channels:
+                self.keep_tensor(name)
+
+    def keep_tensor(self, name: str) -> None:
+        """Nothing goes from this parameter or buffer."""
+        for dim, size in enumerate(self._shapes[name]):
+            if size > 1:
+                self.slot((name, dim), torch.full((size,), NO_ID), "reads")
 
     def _is_known(self, tensor: Tensor) -> bool:
         return tensor in self._channels or id(tensor) in self._names
@@ -479,14 +500,14 @@ class Tracer(TorchFunctionMode):
         if size.attribute is not None:
             self.slot((size.attribute, 0), torch.full((int(size),), NO_ID), "reads")
         elif size.ids is not None:
-            self.fix_ids(size.ids, None, reason)
+            self.fix_ids(size.ids, None, reason, order=-1)
         elif size.axis is not None:
             split, axis = size.axis
             split.can_shrink = tuple(
                 can and other != axis for other, can in enumerate(split.can_shrink)
             )
             if split.axis == axis:
-                self.fix_ids(split.ids.flatten(), None, reason)
+                self.fix_ids(split.ids.flatten(), None, reason, order=-1)
 
     def _count_axis(self, split: Split, axis: int, ids: Tensor, where: str) -> None:
         """As many entries as an axis of a split has: they go with it, if it is the one that shrinks."""
@@ -548,6 +569,7 @@ class Tracer(TorchFunctionMode):
         key = (name, dim)
         if key not in self.slots:
             self.slot(key, self.new_ids(tensor.shape[dim]), "passes")
+        self._used.add(name)
         ids = self.slots[key].ids
         own = self.label(frozenset({key})) if isinstance(tensor, nn.Parameter) else NO_LABEL
         return Channels(ids, torch.full_like(ids, own), dim)
@@ -567,36 +589,43 @@ class Tracer(TorchFunctionMode):
 
     def slot(self, key: SlotKey, ids: Tensor, role: Role) -> None:
         """These channels own the entries of a tensor; called again, they are joined with the first call's."""
+        self._used.add(key[0])
         known = self.slots.get(key)
         if known is None:
             self.slots[key] = Slot(ids, role, len(self.nodes))
         else:
-            self.join(known.ids, ids, f"{key[0]} is also used where channels are fixed")
+            # What goes with a channel cannot stay whole where the channel's own norm is scattered.
+            order = None if known.role == "reads" else -1
+            reason = f"{key[0]} is also used where channels are fixed"
+            self.join(known.ids, ids, reason, order)
 
-    def join(self, ids: Tensor, others: Tensor, reason: str) -> None:
+    def join(self, ids: Tensor, others: Tensor, reason: str, order: int | None = None) -> None:
         """Channels that live and die together, place by place; where one side is none, the other is fixed."""
         alone = torch.cat([ids[others == NO_ID], others[ids == NO_ID]])
-        self.fix_ids(alone, None, reason)
+        self.fix_ids(alone, None, reason, order)
         different = (ids != others) & (ids != NO_ID) & (others != NO_ID)
         if different.any():
             self._joined.append((ids[different], others[different]))
 
     def read(self, channels: Channels, where: str) -> None:
         """A convolution or linear layer reads these channels."""
-        self.reads.append(Read(channels.ids, channels.labels, where, None))
+        self.reads.append(Read(channels.ids, channels.labels, where, None, len(self.nodes)))
 
     def fix(self, channels: Channels | Fixed | None, reason: str) -> None:
         """These channels reach something that does not let them be pruned."""
         if isinstance(channels, Channels):
             self.fix_ids(channels.ids, channels.labels, reason)
 
-    def fix_ids(self, ids: Tensor, labels: Tensor | None, reason: str) -> None:
+    def fix_ids(
+        self, ids: Tensor, labels: Tensor | None, reason: str, order: int | None = None
+    ) -> None:
         """The same, by ids; labels None: nothing reads them here, but they cannot go."""
+        order = len(self.nodes) if order is None else order
         if labels is None:
             labels = torch.full_like(ids, UNREAD)
         real = ids != NO_ID
         if real.any():
-            self.reads.append(Read(ids[real], labels[real], reason, reason))
+            self.reads.append(Read(ids[real], labels[real], reason, reason, order))
 
     def finish(self) -> ChannelTrace:
         """What all runs said together."""

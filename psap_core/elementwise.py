@@ -160,6 +160,8 @@ def prelu(tracer: Tracer, call: Call) -> None:
             unknown(tracer, call)
             return
         tracer.join(channels.ids, slopes.ids, f"they reach {call.where}")
+    else:
+        tracer.fix(slopes, f"they reach {call.where}")
     keep(tracer, call)
 
 

@@ -214,6 +214,14 @@ class _Facts:
         possible[NO_ID] = False
         return possible
 
+    def fixed_until(self, order: int) -> Tensor:
+        """Components that cannot go for a reason that lies before a call: bool [components]."""
+        fixed = torch.zeros(self._count, dtype=torch.bool)
+        for read in self.trace.reads:
+            if read.reason is not None and read.order <= order:
+                fixed[self.trace.component[read.ids]] = True
+        return fixed
+
     def labels(self) -> Tensor:
         """Component to the one label that it has wherever it is read; NO_LABEL where there are several."""
         low = torch.full((self._count,), 2**62)
@@ -390,8 +398,9 @@ def _scattered_groups(facts: _Facts, model: nn.Module) -> list[Found]:
         norm = _plain_batch_norm(trace.silencers[label], model)
         if norm is not None:
             last = trace.slots[f"{norm}.weight", 0].order
+            possible = (labels == label) & ~facts.fixed_until(last)
             before = {key: c for key, c in slots.items() if trace.slots[key].order <= last}
-            found += _form_groups(facts, labels == label, before, scattered=norm)
+            found += _form_groups(facts, possible, before, scattered=norm)
     return found
 
 

@@ -286,6 +286,8 @@ def _read_and_write(
         return
     if (name, output_dim) not in tracer.slots:
         tracer.slot((name, output_dim), tracer.new_ids(count), role)
+    elif tracer.slots[name, output_dim].role == "reads":
+        tracer.fix_ids(tracer.slots[name, output_dim].ids, None, f"{name} is used both ways")
     ids = tracer.slots[name, output_dim].ids
     rows = {(name, output_dim)} | _bias_slot(tracer, call, ids)
     labels = torch.full_like(ids, tracer.label(frozenset(rows)))
@@ -419,15 +421,27 @@ def normalize(tracer: Tracer, call: Call) -> None:
     (unknown if over_channels else keep)(tracer, call)
 
 
+def resample(tracer: Tracer, call: Call) -> None:
+    """Pooling and interpolation are channel-wise over positions, which are the last dimensions."""
+    digit = call.name.partition("pool")[2][:1]
+    positions = int(digit) if digit else call.first.ndim - 2
+    over = range(call.first.ndim - positions, call.first.ndim)
+    channels = tracer.of_avoiding(call.first, over)
+    over_channels = isinstance(channels, Channels) and channels.dim in over
+    (unknown if over_channels else keep)(tracer, call)
+
+
 def grid_sample(tracer: Tracer, call: Call) -> None:
     tracer.fix(tracer.of(call.argument(1, "grid")), f"they reach {call.where}")
-    keep(tracer, call)
+    resample(tracer, call)
 
 
 def _own_entries(tracer: Tracer, call: Call, tensors: Sequence[Tensor | None]) -> bool:
     """Give a normalisation's entries to the channels of its input; False if there are none to give them to."""
     channels = tracer.of(call.first)
     if not isinstance(channels, Channels):
+        for name in filter(None, map(tracer.name_of, tensors)):
+            tracer.keep_tensor(name)
         same(tracer, call, silent=True)
         return False
     present = [tensor for tensor in tensors if tensor is not None]
@@ -521,8 +535,16 @@ def attention(tracer: Tracer, call: Call) -> None:
     if not (is_of_heads or is_of_entries) or tracer.of(mask) is not None:
         unknown(tracer, call)
         return
-    for channels in (query, key):
-        tracer.join(value.ids, channels.ids, f"they meet fixed channels in {call.where}")
+    reason = f"they meet fixed channels in {call.where}"
+    if is_of_heads and not len(query.ids) == len(key.ids) == len(value.ids):  # grouped queries
+        unknown(tracer, call)
+        return
+    tracer.join(query.ids, key.ids, reason)
+    if is_of_heads:
+        tracer.join(value.ids, query.ids, reason)
+    else:
+        silent = either(tracer, [query.labels, key.labels])
+        tracer.read(replace(query, labels=silent), call.where)
     tracer.set(call.result, replace(value, dim=call.result.ndim + behind.pop()))
 
 
@@ -577,6 +599,8 @@ def norm(tracer: Tracer, call: Call) -> None:
 def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     rules |= dict.fromkeys(ZERO_PRESERVING, keep)
+    resampling = [n for n in ZERO_PRESERVING if "pool" in n or n.startswith(("inter", "upsample"))]
+    rules |= dict.fromkeys(resampling, resample)
     rules |= dict.fromkeys(CHANNEL_WISE, keep_ids)
     rules |= dict.fromkeys(REARRANGEMENTS, rearrange)
     rules |= dict.fromkeys(REDUCTIONS, reduce)

@@ -207,12 +207,30 @@ def take(tracer: Tracer, call: Call) -> None:
     everything = torch.arange(len(channels.ids))
     for result, part in zip(results, parts, strict=True):
         varying = [d for d in range(part.ndim) if _varies(part, d)]
-        if len(varying) == 1 and torch.equal(_vector(part, varying[0]), everything):
+        is_whole = len(varying) == 1 and torch.equal(_vector(part, varying[0]), everything)
+        if is_whole and _takes_all(call, channels):
             tracer.set(result, Channels(channels.ids, channels.labels, varying[0]))
         else:
             reason = f"a part of them is taken by number in {call.where}"
             tracer.fix(channels, reason)
             tracer.set(result, Fixed(reason))
+
+
+def _takes_all(call: Call, channels: Channels) -> bool:
+    """Does it take all channels, however many there are? It is asked of one channel fewer."""
+    length = call.argument(3, "length")
+    if call.name == "narrow" and isinstance(length, Size) and length.ids is not None:
+        return torch.equal(length.ids, channels.ids)
+    fewer = len(channels.ids) - 1
+    shape = [*call.first.shape]
+    shape[channels.dim] = fewer
+    less = Channels(channels.ids[:-1], channels.labels[:-1], channels.dim)
+    try:
+        found = _moved(call.first.new_empty(shape), less, call)
+    except (IndexError, RuntimeError):
+        return False
+    parts = [found] if isinstance(found, Tensor) else [*found]
+    return all(fewer in part.shape and int(part.max()) == fewer - 1 for part in parts)
 
 
 def set_item(tracer: Tracer, call: Call) -> None:
@@ -240,7 +258,7 @@ def split(tracer: Tracer, call: Call) -> None:
     if by_number and equal:
         for ids in pieces:
             tracer.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
-    elif len(sizes) > 1:
+    else:
         _count_pieces(tracer, call, channels, pieces)
     for part, ids, silent in zip(call.result, pieces, labels, strict=True):
         tracer.set(part, Channels(ids, silent, dim))
@@ -252,7 +270,18 @@ def _count_pieces(tracer: Tracer, call: Call, channels: Channels, pieces: Sequen
     if call.name not in ("split", "split_with_sizes") or asked is None:
         tracer.fix(channels, f"they are split by sizes in {call.where}")
         return
-    sizes = [*asked] if isinstance(asked, (tuple, list)) else [asked] * len(pieces)
+    is_sequence = isinstance(asked, (tuple, list))
+    if len(pieces) == 1 and not is_sequence:  # a larger size than there are channels
+        return
+    sizes = [*asked] if is_sequence else [asked] * len(pieces)
+    if any(isinstance(size, Size) and size.sources for size in sizes):
+        if len({len(ids) for ids in pieces}) > 1:  # no part of them follows
+            tracer.fix(channels, f"they are split by sizes in {call.where}")
+            for size in sizes:
+                tracer.hold(size, call.where)
+            return
+        for ids in pieces:
+            tracer.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
     for size, ids in zip(sizes, pieces, strict=True):
         if not isinstance(size, Size) and len(ids) > 1:
             tracer.fix(channels, f"they are split by sizes in {call.where}")
