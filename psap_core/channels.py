@@ -22,23 +22,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from psap_core.errors import InputError
 from psap_core.inputs import Example, call, copy_network, map_tensors, tensors_in
-from psap_core.sizes import Size, counted, track_attributes_
+from psap_core.sizes import COUNTS, Size, counted, sizes_in, track_attributes_
 
 Role = Literal["writes", "passes", "reads"]
-CALCULATIONS = {  # in which a size becomes a value
-    "add",
-    "sub",
-    "rsub",
-    "mul",
-    "div",
-    "rdiv",
-    "truediv",
-    "pow",
-    "rpow",
-    "true_divide",
-    "divide",
-    "multiply",
-}
+# Calls whose rules ask which channels a size counts; in any other one a size must stay what it is.
+SHAPED_BY_SIZES = ("view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "narrow")
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
 NO_LABEL = 0  # of entries that nothing silences
 UNREAD = -1  # in place of a label where channels are fixed without being read
@@ -246,7 +234,8 @@ class Tracer(TorchFunctionMode):
         self.nodes: list[Node] = []
         self._joined: list[tuple[Tensor, Tensor]] = []
         self._ids = 1
-        self._alive = dict(_tensors_of(model))  # a network may replace them, and an id would be another's
+        # Kept, because a network may replace them, and an id would be another's.
+        self._alive = dict(_tensors_of(model))
         self._names = {id(t): name for name, t in self._alive.items()}
         self._shapes = {name: t.shape for name, t in self._alive.items()}
         self._channels = WeakTensorKeyDictionary()
@@ -272,10 +261,22 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not self._paused:
+            self._see_sizes(operation_name(func), args, kwargs)
             self._follow(func, args, kwargs, result)
         if self.track_sizes and isinstance(result, (torch.Size, int)):
             return self._tracked(operation_name(func), args, kwargs, result)
         return result
+
+    def _see_sizes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A size that is a factor, a width, a stride or a number in a tensor cannot follow channels."""
+        if name in SHAPED_BY_SIZES:
+            return
+        if name.startswith("conv"):
+            args, kwargs = args[:6], {k: v for k, v in kwargs.items() if k != "groups"}
+        if name == "group_norm":
+            args, kwargs = args[:1], {k: v for k, v in kwargs.items() if k != "num_groups"}
+        for size in sizes_in((args, kwargs)):
+            size.becomes_value()
 
     def _tracked(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -319,10 +320,6 @@ class Tracer(TorchFunctionMode):
         place = f"{name} in {owner_name}" if owner_name else name
         order = len(self.nodes)
         this = Call(name, args, kwargs, result, place, order, owner, owner_name, method_name(func))
-        if name in CALCULATIONS:
-            for size in (*args, *kwargs.values()):
-                if isinstance(size, Size):
-                    size.becomes_value()
         self._used = set()
         self._apply_rule(func, this)
         if any(result is not operands[0] for result in results):
@@ -479,13 +476,28 @@ class Tracer(TorchFunctionMode):
             self.fix_ids(ids, None, f"their number is written in the code of {where}")
         elif size.attribute is not None:
             self.slot((size.attribute, 0), ids, "reads")
-        elif size.ids is not None:
+        elif size.ids is not None and not self._are_the_same(size.ids, ids):
             self.join(size.ids, ids, f"they are as many as fixed channels in {where}")
         elif size.axis is not None:
             self._count_axis(*size.axis, ids, where)
-        elif not self._follows(size, source, where):
+        elif size.ids is None and not self._follows(size, source, where):
             self.fix_ids(ids, None, f"their number is computed from something else in {where}")
             self.hold(size, where)
+
+    def _are_the_same(self, ids: Tensor, others: Tensor) -> bool:
+        """Are these the same channels in another order, such as behind a shuffle?"""
+        component = self._components()
+        return torch.equal(component[ids].sort().values, component[others].sort().values)
+
+    def _components(self) -> Tensor:
+        """int64 [ids]: ids that were joined so far have the same. The joins are then one for each id."""
+        none = torch.zeros(0, dtype=torch.long)
+        first = torch.cat([none, *(one for one, _ in self._joined)])
+        second = torch.cat([none, *(other for _, other in self._joined)])
+        component = connected_components(self._ids, first, second)
+        joined = (component != torch.arange(self._ids)).nonzero().flatten()
+        self._joined = [(joined, component[joined])]
+        return component
 
     def hold(self, size: int | None, where: str, source: Tensor | None = None) -> None:
         """A size in a call that is to stay what it is when channels go; one that is computed from `source` does not."""
@@ -508,6 +520,15 @@ class Tracer(TorchFunctionMode):
             )
             if split.axis == axis:
                 self.fix_ids(split.ids.flatten(), None, reason, order=-1)
+
+    def _keep_counted(self, size: Size, reason: str) -> None:
+        """An attribute that surgery would make fit: the tensors of its module keep as many entries."""
+        owner, _, key = (size.attribute or "").rpartition(".")
+        if key not in COUNTS:
+            return
+        for (name, _), slot in self.slots.items():
+            if name.rpartition(".")[0] == owner and len(slot.ids) == size:
+                self.fix_ids(slot.ids, None, reason, order=-1)
 
     def _count_axis(self, split: Split, axis: int, ids: Tensor, where: str) -> None:
         """As many entries as an axis of a split has: they go with it, if it is the one that shrinks."""
@@ -631,11 +652,10 @@ class Tracer(TorchFunctionMode):
         """What all runs said together."""
         for size in self.sizes:
             if size.is_value:
-                self._keep_size(size, "something is calculated with their number")
-        none = torch.zeros(0, dtype=torch.long)
-        first = torch.cat([none, *(one for one, _ in self._joined)])
-        second = torch.cat([none, *(other for _, other in self._joined)])
-        component = connected_components(self._ids, first, second)
+                reason = "something is calculated with their number"
+                self._keep_size(size, reason)
+                self._keep_counted(size, reason)
+        component = self._components()
         return ChannelTrace(
             frozenset(self._names.values()),
             self.slots,

@@ -257,8 +257,11 @@ def either(tracer: Tracer, labels: Sequence[Tensor]) -> Tensor:
 
 
 def of_the_first(tracer: Tracer, labels: Sequence[Tensor]) -> Tensor:
-    """Silent where the first is."""
-    return labels[0]
+    """Silent where the first is, unless the others are silent there as well: 0 / 0."""
+    first, *others = labels
+    for other in others:
+        first = torch.where(other == NO_LABEL, first, NO_LABEL)
+    return first
 
 
 def laid_out(tracer: Tracer, tensor: Tensor, dim: int) -> Channels:

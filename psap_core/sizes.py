@@ -8,13 +8,45 @@ lowered. Where a size becomes a factor, such as the scale of an attention, it mu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
-VALUES = ("pow", "rpow", "truediv", "rtruediv", "float")
+VALUES = (
+    "abs",
+    "and",
+    "divmod",
+    "float",
+    "int",
+    "lshift",
+    "neg",
+    "or",
+    "pow",
+    "rdivmod",
+    "rlshift",
+    "round",
+    "rpow",
+    "rrshift",
+    "rshift",
+    "rtruediv",
+    "truediv",
+    "trunc",
+    "xor",
+)
+# Numbers with which a module of the user's may count its channels.
+COUNTS = (
+    "channels",
+    "dim",
+    "features",
+    "in_channels",
+    "in_features",
+    "num_channels",
+    "num_features",
+    "out_channels",
+    "out_features",
+)
 
 
 class Size(int):
@@ -50,9 +82,29 @@ class Size(int):
         size.is_value = False
         return size
 
+    def __array_ufunc__(self, function: Any, kind: str, *inputs: Any, **options: Any) -> Any:
+        """What numpy calculates."""
+        for size in sizes_in(inputs):
+            size.becomes_value()
+        numbers = [int(part) if isinstance(part, Size) else part for part in inputs]
+        return getattr(function, kind)(*numbers, **options)
+
     def becomes_value(self) -> None:
         for source in self.sources or (self,):
             source.is_value = True
+
+
+def sizes_in(value: Any) -> Iterator[Size]:
+    """Every size in nested tuples, lists, dictionaries and slices."""
+    if isinstance(value, Size):
+        yield value
+    elif isinstance(value, slice):
+        yield from sizes_in((value.start, value.stop, value.step))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from sizes_in(part)
+    elif isinstance(value, dict):
+        yield from sizes_in([*value.values()])
 
 
 def _tracked(name: str) -> Callable[..., Any]:

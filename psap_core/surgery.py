@@ -15,19 +15,8 @@ from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup
 from psap_core.inputs import copy_network, tensors_in
 from psap_core.plan import PrunePlan
-from psap_core.sizes import read_number, write_number_
+from psap_core.sizes import COUNTS, read_number, write_number_
 from psap_core.suspension import lies_along
-
-# Numbers with which a module of the user's may count its channels.
-COUNTS = (
-    "channels",
-    "dim",
-    "features",
-    "in_channels",
-    "num_channels",
-    "num_features",
-    "out_channels",
-)
 
 
 class ScatteredBatchNorm(_BatchNorm):

@@ -1,17 +1,19 @@
 """Networks that use torch in ways that mislead an analysis: what is exported computes the same, or is left alone."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from psap_core.cost import macs_cost_model
 from psap_core.exported import export_error
 from psap_core.groups import Scope, search_groups
 from psap_core.inputs import Example, call, describe, map_tensors, tensors_in
 from psap_core.plan import PrunePlan, make_plan
-from psap_core.cost import macs_cost_model
 from psap_core.surgery import smaller_copy
 from psap_core.suspension import apply_
 from tests.core.networks import draw_filters, randomise_
@@ -86,7 +88,6 @@ def test_a_comparison_sees_what_is_no_number() -> None:
 
 
 # ---------------------------------------------------------------------------- what no size or dimension may hide
-
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -223,3 +224,51 @@ def test_what_is_fixed_before_its_norm_is_not_scattered(name: str) -> None:
         bn=nn.BatchNorm2d(WIDTH), p=parameter(WIDTH, 1, 3, 3),
     )  # fmt: skip
     assert set(check_exact(model, "all")[0]) == {"stem"}
+
+
+# ---------------------------------------------------------------------------- sizes that become values
+
+FACTORS = {
+    "root of numpy": lambda size, x: 1 / np.sqrt(size),
+    "int": lambda size, x: int(size) ** -0.5,
+    "negative": lambda size, x: math.exp(-size),
+    "quotient": lambda size, x: divmod(size, 2)[0],
+    "shifted": lambda size, x: size << 1,
+    "in a tensor": lambda size, x: torch.full((1,), size).to(x).rsqrt(),
+    "mean of numbers": lambda size, x: torch.arange(size).to(x).mean(),
+    "pooled to it": lambda size, x: F.adaptive_avg_pool2d(x[:, :1, :3, :3], size).amax(),
+}
+
+
+@pytest.mark.parametrize("source", ["shape", "attribute"])
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_size_that_becomes_a_value_stays(name: str, source: str) -> None:
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.between(x) * m.gamma.view(1, -1, 1, 1)
+        return y * FACTORS[name](y.shape[1] if source == "shape" else m.dim, images().to(x))
+
+    groups, alone = check_exact(Around(function, gamma=parameter(WIDTH), dim=WIDTH))
+    assert "between" not in groups
+    assert "something is calculated with their number" in alone["between"]
+
+
+def test_padding_by_sizes_keeps_them() -> None:
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        width = (12 - x.shape[1]) // 2
+        return F.pad(m.between(x), (0, 0, 0, 0, width, width))
+
+    check_exact(Around(function, outputs=12))
+
+
+def test_a_shuffle_into_as_many_channels_joins_halves_only() -> None:
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.between(x)
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    assert check_exact(Around(function))[0] == {"stem": 8, "between": 4}
+
+
+def test_nothing_silences_zero_by_zero() -> None:
+    model = Around(lambda m, x: (lambda y: y / y.std((2, 3), keepdim=True))(m.between(x)))
+    assert "nothing silences" in check_exact(model)[1]["between"]
