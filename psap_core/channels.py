@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,6 +27,7 @@ from psap_core.sizes import COUNTS, Size, counted, sizes_in, track_attributes_
 
 Role = Literal["writes", "passes", "reads"]
 # Calls whose rules ask which channels a size counts; in any other one a size must stay what it is.
+WITHOUT_RESULT = ("array", "numpy", "setitem", "tolist")  # that a rule follows all the same
 SHAPED_BY_SIZES = ("view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "narrow")
 NO_ID = 0  # of entries that are no channel of the network: its input, padding, constants
 NO_LABEL = 0  # of entries that nothing silences
@@ -252,7 +254,14 @@ class Tracer(TorchFunctionMode):
             self._node_of[tensor] = self._node((), False, False)
         with torch.no_grad(), self._watching(model), self:
             output = call(model, example)
-        for tensor in tensors_in(output):
+        returned = [*tensors_in(output)]
+        if not returned:
+            kind = type(output).__name__
+            raise InputError(
+                f"the model returns a {kind} in which no tensor is found: return tensors, containers of them or "
+                "a dataclass"
+            )
+        for tensor in returned:
             self.fix(self.of(tensor), "the model returns them")
 
     def __torch_function__(
@@ -310,7 +319,7 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         name = operation_name(func)
         results = [*tensors_in(result)]
-        if not results and name != "setitem":
+        if not results and name not in WITHOUT_RESULT:
             return
         operands = [*tensors_in((args, kwargs))]
         parents = tuple(self._node_of[t] for t in operands if t in self._node_of)
@@ -379,7 +388,7 @@ class Tracer(TorchFunctionMode):
         for name, module in model.named_modules():
             enter, leave = self._hooks(name, isinstance(module, kinds))
             handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_hook(leave, always_call=True))
         try:
             yield
         finally:
@@ -683,6 +692,7 @@ def trace_channels(
         InputError: the network cannot be copied or does not run on the example.
     """
     _check_zero_preserving(zero_preserving)
+    _check_modules(model)
     for track_sizes in (True, False):
         network = copy_network(model).eval()
         attributes: list[Size] = []
@@ -697,6 +707,8 @@ def trace_channels(
         tracer.sizes += attributes
         try:
             tracer.run(network, example)
+        except InputError:
+            raise
         except Exception as error:
             if track_sizes:  # compiled code may refuse a number that is more than a number
                 continue
@@ -781,6 +793,17 @@ def _check_zero_preserving(operations: Collection[Any]) -> None:
                 f"zero_preserving: calls of {operation.__name__} cannot be seen: "
                 "decorate it with torch.overrides.wrap_torch_function, or give a module class"
             )
+
+
+def _check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{name or 'the model'} is a ScriptModule, whose inside cannot be seen: give the module it was made of"
+            )
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if any(is_lazy(tensor) for tensor in own):
+            raise InputError(f"{name or 'the model'} has no weights yet: run the model once first")
 
 
 def _shapes(example: Example) -> str:

@@ -112,8 +112,10 @@ def _is_parameter(tensor: Tensor) -> bool:
 
 def choose(tracer: Tracer, call: Call) -> None:
     """torch.where: silent where both choices are."""
-    condition = call.argument(0, "condition")
-    choices = [call.argument(1, "input"), call.argument(2, "other")]
+    condition, first = call.argument(0, "condition"), call.argument(1, "input")
+    if isinstance(first, Tensor) and first.dtype == torch.bool:  # Tensor.where(condition, other)
+        condition, first = first, condition
+    choices = [first, call.argument(2, "other")]
     if any(choice is None for choice in choices):
         unknown(tracer, call)
         return

@@ -156,9 +156,6 @@ CHANNEL_WISE = [
     "isinf",
     "isnan",
     "le",
-    "log",
-    "log10",
-    "log2",
     "logical_not",
     "logsigmoid",
     "lt",
@@ -166,8 +163,6 @@ CHANNEL_WISE = [
     "ones_like",
     "rand_like",
     "randn_like",
-    "reciprocal",
-    "rsqrt",
     "sigmoid",
     "softplus",
     "zeros_like",
@@ -200,13 +195,16 @@ REARRANGEMENTS = [
     "view",
     "view_as",
 ]
+INFINITE_AT_ZERO = ["log", "log10", "log2", "reciprocal", "rsqrt"]
 REDUCTIONS_OF_ZEROS = [
     "amax",
     "amin",
     "count_nonzero",
+    "linalg_vector_norm",
     "max",
     "mean",
     "min",
+    "norm",
     "std",
     "std_mean",
     "sum",
@@ -253,8 +251,8 @@ def linear(tracer: Tracer, call: Call) -> None:
     if name is None:
         fix_all(tracer, call, f"they reach {call.where}, whose weight is computed")
     elif isinstance(channels, Channels) and channels.dim != last:
-        # It mixes positions, for every channel alike.
-        (keep_ids if call.argument(2, "bias") is not None else keep)(tracer, call)
+        # It mixes positions, for every channel alike; its MACs would go with channels that it does not hold.
+        unknown(tracer, call)
     else:
         read = _along(tracer, call, last, weight.shape[1])
         assert read is not None
@@ -474,6 +472,13 @@ def _silence_by_affine(
     tracer.set(call.result, Channels(channels.ids, labels, channels.dim))
 
 
+def infinite_at_zero(tracer: Tracer, call: Call) -> None:
+    """Channel-wise; but a silent channel would become infinite, and what is multiplied with it no number."""
+    channels = tracer.of(call.first)
+    is_silent = isinstance(channels, Channels) and bool(channels.labels.any())
+    (unknown if is_silent else keep_ids)(tracer, call)
+
+
 # ---------------------------------------------------------------------------- products of matrices
 
 
@@ -582,18 +587,7 @@ def reduce(tracer: Tracer, call: Call) -> None:
 def norm(tracer: Tracer, call: Call) -> None:
     """torch.norm and torch.linalg.vector_norm, whose second argument is the order."""
     dims = call.argument(2, "dim")
-    moved = Call(
-        call.name,
-        (call.first, dims),
-        {},
-        call.result,
-        call.where,
-        call.order,
-        call.owner,
-        call.owner_name,
-        call.method,
-    )
-    reduce(tracer, moved)
+    reduce(tracer, replace(call, args=(call.first, dims), kwargs={}))
 
 
 def _rules() -> dict[str, Rule]:
@@ -617,7 +611,8 @@ def _rules() -> dict[str, Rule]:
     rules |= dict.fromkeys(("softmax", "log_softmax", "softmin", "cumsum"), softmax)
     rules |= dict.fromkeys(("batch_norm", "instance_norm"), batch_norm)
     rules |= dict.fromkeys(("native_channel_shuffle", "channel_shuffle"), channel_shuffle)
-    rules |= dict.fromkeys(("norm", "vector_norm"), norm)
+    rules |= dict.fromkeys(("norm", "linalg_vector_norm"), norm)
+    rules |= dict.fromkeys(INFINITE_AT_ZERO, infinite_at_zero)
     return rules | {
         "glu": glu,
         "grid_sample": grid_sample,

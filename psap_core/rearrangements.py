@@ -23,10 +23,15 @@ from psap_core.elementwise import (
 from psap_core.inputs import map_tensors, tensors_in
 from psap_core.sizes import Size, counted
 
+BY_NUMBERS = ("repeat_interleave",)  # that may say of every channel how often it is there
+
 
 def rearrange(tracer: Tracer, call: Call) -> None:
     """The same operation on the places of the channels; where they then vary along several dimensions, one shrinks."""
     source = call.first
+    if any(isinstance(argument, Tensor) for argument in call.args[1:]) and call.name in BY_NUMBERS:
+        unknown(tracer, call)
+        return
     sizes = _sizes_asked(tracer, call)
     if not sizes and _moves_grid(tracer, call):
         return

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
+PROPORTIONAL = ("mul", "rmul", "floordiv")
 VALUES = (
     "abs",
     "and",
@@ -57,6 +58,7 @@ class Size(int):
         ids: int64 [n], the channels that it counts; None: it counts none.
         axis: a split of channels, and which axis of it this is the length of; None: of none.
         sources: what it was computed from; empty: it was not.
+        is_proportional: whether products and quotients are all that it was computed by.
         is_value: whether something was calculated with it that is no whole number.
     """
 
@@ -64,6 +66,7 @@ class Size(int):
     ids: Tensor | None
     axis: tuple[Any, int] | None
     sources: tuple[Size, ...]
+    is_proportional: bool
     is_value: bool
 
     def __new__(
@@ -73,12 +76,14 @@ class Size(int):
         ids: Tensor | None = None,
         axis: tuple[Any, int] | None = None,
         sources: tuple[Size, ...] = (),
+        is_proportional: bool = True,
     ) -> Size:
         size = super().__new__(cls, value)
         size.attribute = attribute
         size.ids = ids
         size.axis = axis
         size.sources = sources
+        size.is_proportional = is_proportional
         size.is_value = False
         return size
 
@@ -109,6 +114,7 @@ def sizes_in(value: Any) -> Iterator[Size]:
 
 def _tracked(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
+    keeps_proportion = name.strip("_") in PROPORTIONAL
 
     def operation(size: Size, other: Any) -> Any:
         value = plain(size, other)
@@ -118,7 +124,8 @@ def _tracked(name: str) -> Callable[..., Any]:
                 part.becomes_value()
             return value
         sources = [source for part in parts for source in part.sources or (part,)]
-        return Size(value, sources=tuple(sources))
+        is_proportional = keeps_proportion and all(part.is_proportional for part in parts)
+        return Size(value, sources=tuple(sources), is_proportional=is_proportional)
 
     return operation
 
@@ -138,7 +145,7 @@ def _as_value(name: str) -> Callable[..., Any]:
 def counted(size: Size, total: int) -> list[Tensor]:
     """The channels, int64 [total] each, from whose number a size was computed; empty if it follows others as well."""
     found = [source.ids for source in size.sources if source.ids is not None]
-    if any(source.axis is not None for source in size.sources):
+    if not size.is_proportional or any(source.axis is not None for source in size.sources):
         return []
     return found if all(len(ids) == total for ids in found) else []
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psap_core.cost import macs_cost_model
-from psap_core.exported import export_error
+from psap_core.cost import macs, macs_cost_model
+from psap_core.errors import InputError
 from psap_core.groups import Scope, search_groups
 from psap_core.inputs import Example, call, describe, map_tensors, tensors_in
-from psap_core.plan import PrunePlan, make_plan
+from psap_core.plan import make_plan
 from psap_core.surgery import smaller_copy
 from psap_core.suspension import apply_
 from tests.core.networks import draw_filters, randomise_
@@ -44,6 +44,10 @@ class Around(nn.Module):
         return self.head(self.function(self, self.norm(self.stem(x))))
 
 
+def gate(content: list) -> float:
+    return float(np.tanh(np.mean(content)))
+
+
 def images() -> Tensor:
     return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
@@ -67,6 +71,7 @@ def check_exact(
         plan = make_plan(found.groups, filters, cost, describe(example), scope)
         apply_(masked, found.groups, plan)
         small = smaller_copy(masked, found.groups, plan)
+        assert macs(small, example) == plan.macs
         ours, theirs = (
             [*tensors_in(call(net.double(), map_tensors(example, in_double)))]
             for net in (masked, small)
@@ -75,16 +80,6 @@ def check_exact(
             assert one.shape == other.shape
             assert (one - other).abs().max() <= 1e-9 * one.abs().max()
     return {group.name: group.filters for group in found.groups}, found.left_alone
-
-
-def test_a_comparison_sees_what_is_no_number() -> None:
-    plan = PrunePlan((), "coupled", describe(images()), 1, 1)
-    finite, other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-    other.load_state_dict(finite.state_dict())
-    with torch.no_grad():
-        other.bias[0] = torch.nan
-    assert export_error(finite, other, plan) == export_error(other, finite, plan) == torch.inf
-    assert export_error(other, other, plan) == 0.0
 
 
 # ---------------------------------------------------------------------------- what no size or dimension may hide
@@ -166,6 +161,26 @@ EXACT = {
         lambda m, x: images_of(F.linear(tokens(x), m.p).relu() @ m.p), p=parameter(12, WIDTH)
     ),
     "a weight's mean": Around(lambda m, x: m.between(x) * (1 + m.between.weight.abs().mean())),
+    "gate of numpy": Around(lambda m, x: x * gate(m.between(x).detach().numpy().tolist())),
+    "gate of a list": Around(lambda m, x: x * gate(m.between(x).tolist())),
+    "repeated by numbers": Around(
+        lambda m, x: m.between(x).repeat_interleave(torch.full((WIDTH,), 2), 1), outputs=2 * WIDTH
+    ),
+    "a difference in a view": Around(
+        lambda m, x: m.between(x).view(2, x.shape[1] - 4, 2, SIDE, SIDE).flatten(1, 2)
+    ),
+    "divided by its norm": Around(
+        lambda m, x: (lambda y: y / y.norm(dim=(2, 3), keepdim=True))(m.between(x))
+    ),
+    "divided by its root": Around(
+        lambda m, x: (lambda y: y * y.square().mean((2, 3), keepdim=True).rsqrt())(m.between(x))
+    ),
+    "times its logarithm": Around(lambda m, x: (lambda y: y * y.log())(m.between(x).abs())),
+    "chosen by a method": Around(lambda m, x: m.between(x).where(x[:, :1] > 0, 0.0)),
+    "mixed positions": Around(
+        lambda m, x: F.linear(m.between(x).flatten(2), m.p).unflatten(2, (SIDE, SIDE)),
+        p=parameter(SIDE**2, SIDE**2),
+    ),
     "value of another width": around_heads(
         lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.5), values=3
     ),
@@ -184,6 +199,27 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_what_is_exported_computes_the_same(name: str, scope: Scope) -> None:
     check_exact(EXACT[name], scope)
+
+
+class Opaque(nn.Conv2d):
+    """Returns an object of its own."""
+
+    def forward(self, x: Tensor) -> object:
+        output = super().forward(x)
+        return type("Output", (), {"value": output})()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 1))), "0 is a ScriptModule"),
+        (nn.Sequential(nn.LazyConv2d(4, 1)), "0 has no weights yet: run the model once"),
+        (Opaque(3, 4, 1), "returns a Output in which no tensor is found"),
+    ],
+)
+def test_what_cannot_be_seen_is_refused(model: nn.Module, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        search_groups(model, images())
 
 
 def test_grouped_queries_are_left_alone() -> None:
