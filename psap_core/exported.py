@@ -4,6 +4,7 @@ import json
 import math
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from psap_core.suspension import (
 SPEC_FORMAT = "psap-exported-3"
 MAX_RELATIVE_ERROR = 1e-9  # in float64
 MAX_RELATIVE_ERROR_FLOAT32 = 1e-4  # of networks that compute something in less
-TRIAL_SHARE = 0.3  # of every group, in the rehearsal
+TRIAL_SHARES = (0.3, 1.0)  # of what may go of every group, in the rehearsal
 
 
 def export(
@@ -96,25 +97,33 @@ def export_error(model: nn.Module, small: nn.Module, plan: PrunePlan) -> float:
 
 
 def rehearse(
-    model: nn.Module, groups: Sequence[ChannelGroup], scope: Scope, inputs: Description
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scope: Scope,
+    inputs: Description,
+    floors: Sequence[int],
 ) -> None:
-    """Export a trial: a part of every group goes from a copy, which must then compute the same.
+    """Export trials: a part of every group, then all but its floor goes from a copy, which must compute the same.
 
     Raises:
         InputError: the small network fails or computes something else, with the place in the user's code or the groups
             that are to blame.
     """
-    trial = _trial_plan(groups, scope, inputs)
-    try:
-        _try(model, groups, trial)
-    except Exception as error:
-        culprits = [group.name for group in groups if not _works_alone(model, group, scope, inputs)]
-        advice = ""
-        if 0 < len(culprits) < len(groups):  # where every group is one, it is not the groups
-            advice = f"; exclude={culprits} leaves such layers alone"
-        raise InputError(
-            f"{type(model).__name__} cannot lose filters as it is: {_place(error)}{advice}"
-        ) from error
+    for share in TRIAL_SHARES:
+        trial = _trial_plan(groups, floors, share, scope, inputs)
+        try:
+            _try(model, groups, trial)
+        except Exception as error:
+            culprits = []
+            for part in trial.layers:
+                if not _works(model, groups, replace(trial, layers=(part,))):
+                    culprits.append(part.name)
+            advice = ""
+            if 0 < len(culprits) < len(groups):  # where every group is one, it is not the groups
+                advice = f"; exclude={culprits} leaves such layers alone"
+            raise InputError(
+                f"{type(model).__name__} cannot lose filters as it is: {_place(error)}{advice}"
+            ) from error
 
 
 def save_exported(
@@ -357,13 +366,19 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
     return float(gaps.nan_to_num(math.inf, posinf=math.inf).max())
 
 
-def _trial_plan(groups: Sequence[ChannelGroup], scope: Scope, inputs: Description) -> PrunePlan:
+def _trial_plan(
+    groups: Sequence[ChannelGroup],
+    floors: Sequence[int],
+    share: float,
+    scope: Scope,
+    inputs: Description,
+) -> PrunePlan:
+    """A share of what the floors let go of every group, at least one filter, drawn at random."""
     layers = []
-    for group in groups:
-        count = max(1, int(TRIAL_SHARE * group.filters))
-        draws = torch.randperm(
-            group.filters, generator=torch.Generator().manual_seed(group.filters)
-        )
+    for group, floor in zip(groups, floors, strict=True):
+        count = max(1, int(share * (group.filters - floor)))
+        generator = torch.Generator().manual_seed(group.filters)
+        draws = torch.randperm(group.filters, generator=generator)
         layers.append(LayerPlan(group.name, group.filters, tuple(sorted(draws[:count].tolist()))))
     return PrunePlan(tuple(layers), scope, inputs, 1, 1)
 
@@ -374,9 +389,9 @@ def _try(model: nn.Module, groups: Sequence[ChannelGroup], trial: PrunePlan) -> 
     _verify(masked, smaller_copy(masked, groups, trial), trial.inputs)
 
 
-def _works_alone(model: nn.Module, group: ChannelGroup, scope: Scope, inputs: Description) -> bool:
+def _works(model: nn.Module, groups: Sequence[ChannelGroup], trial: PrunePlan) -> bool:
     try:
-        _try(model, [group], _trial_plan([group], scope, inputs))
+        _try(model, groups, trial)
     except Exception:
         return False
     return True

@@ -251,8 +251,8 @@ def linear(tracer: Tracer, call: Call) -> None:
     if name is None:
         fix_all(tracer, call, f"they reach {call.where}, whose weight is computed")
     elif isinstance(channels, Channels) and channels.dim != last:
-        # It mixes positions, for every channel alike; its MACs would go with channels that it does not hold.
-        unknown(tracer, call)
+        # Its MACs would go with channels, of which it holds nothing.
+        fix_all(tracer, call, f"they reach {call.where}, over positions")
     else:
         read = _along(tracer, call, last, weight.shape[1])
         assert read is not None

@@ -130,7 +130,7 @@ class PSAP:
         self._check_reachable()
         _check_precision(self._tensors())
         inputs = describe(example_input)
-        rehearse(model, self.groups, self.settings.scope, inputs)
+        rehearse(model, self.groups, self.settings.scope, inputs, self._floors)
 
         self.plan = make_plan(
             self.groups,

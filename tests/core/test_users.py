@@ -439,6 +439,14 @@ class ChecksItsSize(Net):
         return self.head(x.mean((2, 3)))
 
 
+class OtherwiseWhenThin(Net):
+    """Nothing is seen of it where few filters go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.body(self.stem(x)))
+        return self.head((x if x.shape[1] > 5 else x + 1).mean((2, 3)))
+
+
 class HardCodedSplit(Net):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.stem(x).split([4, 4], 1)
@@ -482,6 +490,8 @@ def test_a_network_that_checks_its_size_is_told_the_line() -> None:
         match=r"ChecksItsSize cannot lose filters as it is: .*test_users\.py:\d+, `raise Value",
     ):
         new_pruner(ChecksItsSize(), images())
+    with pytest.raises(InputError, match=r"computes something else.*exclude=\['last\.0'\]"):
+        new_pruner(OtherwiseWhenThin(), images(), min_filters=2)
     pruner = new_pruner(ChecksItsSize(), images(), exclude=["last"], target_macs_cut=0.2)
     assert "last.0" not in [group.name for group in pruner.groups]
 

@@ -96,8 +96,10 @@ def test_a_network_is_tried_once_and_its_rival_after_it(tmp_path, monkeypatch) -
 
 def test_summary_and_page_count_what_is_exact_and_far_enough() -> None:
     rows = [
-        Row("timm", "dla34", 96, 3, 0.95, 1e-15, 1e-15, 0.5, 2.0, 0.5, "", "", "exact"),
-        Row("timm", "vgg11", 96, 3, 0.95, 1e-3, 1e-15, 0.5, 2.0, 0.5, "", "", "differs by 1e-01"),
+        Row("timm", "dla34", 96, 3, 0.95, 1e-15, 1e-15, 0, 0.5, 2.0, 0.5, "", "", "exact"),
+        Row(
+            "timm", "vgg11", 96, 3, 0.95, 1e-3, 1e-15, 0, 0.5, 2.0, 0.5, "", "", "differs by 1e-01"
+        ),
         Row("timm", "nf_resnet26", 96, left="the weight is computed", rival="removes nothing"),
         Row("timm", "xception41", 96, failure="ValueError: no"),
     ]
