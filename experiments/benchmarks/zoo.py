@@ -8,7 +8,8 @@ Scope `coupled`, two random images. Statistics, affines, biases and every parame
 drawn at random first, so that nothing that is removed was zero already. 30 % of every group's filters, drawn at random,
 are masked; the network without them must compute the same.
 
-zoo_<library>_networks, zoo_<library>_exact_pct: how many, and the share whose export differs by at most 1e-9 and has the plan's MACs.
+zoo_<library>_networks: how many.
+zoo_<library>_exact_pct: the share whose export differs by at most 1e-9 and has the MACs that its plan counts.
 zoo_<library>_reach_80_pct: the share of which 80 % of the MACs can be cut, one filter left in every group.
 zoo_largest_error: over all networks, export and loaded export, relative to the largest output, in float64.
 zoo_analysis_over_forward: seconds of the analysis, which runs the network twice, over those of one forward pass.
