@@ -16,13 +16,12 @@ from psap_core.channels import (
     NO_LABEL,
     UNREAD,
     Channels,
-    ChannelTrace,
     Read,
     SlotKey,
-    trace_channels,
 )
 from psap_core.errors import InputError
 from psap_core.inputs import Example
+from psap_core.tracer import ChannelTrace, trace_channels
 
 Scope = Literal["coupled", "all", "inner"]
 SCOPES: tuple[Scope, ...] = ("coupled", "all", "inner")

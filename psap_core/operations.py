@@ -1,18 +1,18 @@
-"""What each torch operation does to the channels that lie along its operands; `channels.py` runs these rules.
+"""What each torch operation does to the channels that lie along its operands; `tracer.py` runs these rules.
 
-A rule takes the tracer and one call, and says what lies along the call's results. Operations that are not listed fix
+A rule takes the ledger and one call, and says what lies along the call's results. Operations that are not listed fix
 the channels of all their operands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from psap_core.channels import NO_ID, Call, Channels, Fixed, Role, Rule, Tracer
+from psap_core.channels import NO_ID, Call, Channels, Fixed, Ledger, Role
 from psap_core.elementwise import (
     PRODUCTS,
     SUMS,
@@ -35,6 +35,7 @@ from psap_core.elementwise import (
     unknown,
 )
 from psap_core.inputs import tensors_in
+from psap_core.layouts import count, of, of_avoiding
 from psap_core.rearrangements import (
     channel_shuffle,
     concatenate,
@@ -218,50 +219,50 @@ CONSTANTS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 # ---------------------------------------------------------------------------- convolutions and linear layers
 
 
-def convolve(tracer: Tracer, call: Call) -> None:
+def convolve(ledger: Ledger, call: Call) -> None:
     """Reads the channels of its input and writes new ones; a grouped one passes whole groups on."""
     weight = call.argument(1, "weight")
     transposed = "transpose" in call.name
     groups = call.argument(6, "groups", 1)
     dim = call.first.ndim - weight.ndim + 1
-    name = tracer.name_of(weight)
+    name = ledger.name_of(weight)
     if name is None:
         reason = f"they reach {call.where}, whose weight is computed"
-        fix_all(tracer, call, reason)
+        fix_all(ledger, call, reason)
         return
     channels = _along(
-        tracer, call, dim, weight.shape[0] if transposed else weight.shape[1] * groups
+        ledger, call, dim, weight.shape[0] if transposed else weight.shape[1] * groups
     )
     rows, columns = weight.shape[0] // groups, weight.shape[1]
     if channels is None:
-        unknown(tracer, call)
+        unknown(ledger, call)
     elif groups == 1:
-        _read_and_write(tracer, call, channels, name, 0 if transposed else 1)
+        _read_and_write(ledger, call, channels, name, 0 if transposed else 1)
     elif min(rows, columns) > groups:
-        _write_in_groups(tracer, call, channels, groups, name, transposed)
+        _write_in_groups(ledger, call, channels, groups, name, transposed)
     else:
-        _pass_groups(tracer, call, channels, groups, name, transposed)
+        _pass_groups(ledger, call, channels, groups, name, transposed)
 
 
-def linear(tracer: Tracer, call: Call) -> None:
+def linear(ledger: Ledger, call: Call) -> None:
     weight = call.argument(1, "weight")
-    name = tracer.name_of(weight)
-    channels = tracer.of(call.first)
+    name = ledger.name_of(weight)
+    channels = of(ledger, call.first)
     last = call.first.ndim - 1
     if name is None:
-        fix_all(tracer, call, f"they reach {call.where}, whose weight is computed")
+        fix_all(ledger, call, f"they reach {call.where}, whose weight is computed")
     elif isinstance(channels, Channels) and channels.dim != last:
         # Its MACs would go with channels, of which it holds nothing.
-        fix_all(tracer, call, f"they reach {call.where}, over positions")
+        fix_all(ledger, call, f"they reach {call.where}, over positions")
     else:
-        read = _along(tracer, call, last, weight.shape[1])
+        read = _along(ledger, call, last, weight.shape[1])
         assert read is not None
-        _read_and_write(tracer, call, read, name, 1)
+        _read_and_write(ledger, call, read, name, 1)
 
 
-def _along(tracer: Tracer, call: Call, dim: int, size: int) -> Channels | None:
+def _along(ledger: Ledger, call: Call, dim: int, size: int) -> Channels | None:
     """The channels of the first argument along `dim`; None if they lie along another one."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     if isinstance(channels, Channels):
         return channels if channels.dim == dim else None
     none = torch.zeros(size, dtype=torch.long)
@@ -269,247 +270,247 @@ def _along(tracer: Tracer, call: Call, dim: int, size: int) -> Channels | None:
 
 
 def _read_and_write(
-    tracer: Tracer, call: Call, channels: Channels, name: str, input_dim: int
+    ledger: Ledger, call: Call, channels: Channels, name: str, input_dim: int
 ) -> None:
     weight = call.argument(1, "weight")
     output_dim = 1 - input_dim
     # The rows of a constant silence channels, and go with them; a group is written by trained rows.
     role: Role = "writes" if isinstance(weight, nn.Parameter) else "passes"
-    tracer.read(channels, call.where)
-    tracer.slot((name, input_dim), channels.ids, "reads")
+    ledger.read(channels, call.where)
+    ledger.slot((name, input_dim), channels.ids, "reads")
     count = weight.shape[output_dim]
     if count == 1:  # what is never pruned is no channel, and may be broadcast over others
-        tracer.slot((name, output_dim), torch.full((1,), NO_ID), role)
-        tracer.set(call.result, None)
+        ledger.slot((name, output_dim), torch.full((1,), NO_ID), role)
+        ledger.set(call.result, None)
         return
-    if (name, output_dim) not in tracer.slots:
-        tracer.slot((name, output_dim), tracer.new_ids(count), role)
-    elif tracer.slots[name, output_dim].role == "reads":
-        tracer.fix_ids(tracer.slots[name, output_dim].ids, None, f"{name} is used both ways")
-    ids = tracer.slots[name, output_dim].ids
-    rows = {(name, output_dim)} | _bias_slot(tracer, call, ids)
-    labels = torch.full_like(ids, tracer.label(frozenset(rows)))
-    tracer.set(call.result, Channels(ids, labels, channels.dim))
+    if (name, output_dim) not in ledger.slots:
+        ledger.slot((name, output_dim), ledger.new_ids(count), role)
+    elif ledger.slots[name, output_dim].role == "reads":
+        ledger.fix_ids(ledger.slots[name, output_dim].ids, None, f"{name} is used both ways")
+    ids = ledger.slots[name, output_dim].ids
+    rows = {(name, output_dim)} | _bias_slot(ledger, call, ids)
+    labels = torch.full_like(ids, ledger.label(frozenset(rows)))
+    ledger.set(call.result, Channels(ids, labels, channels.dim))
 
 
 def _write_in_groups(
-    tracer: Tracer, call: Call, channels: Channels, groups: int, name: str, transposed: bool
+    ledger: Ledger, call: Call, channels: Channels, groups: int, name: str, transposed: bool
 ) -> None:
     """A few large groups stay, and all become thinner alike: the same place of every group joins."""
     weight = call.argument(1, "weight")
     of_groups = channels.ids.view(groups, -1)
     reason = f"they meet fixed channels in {call.where}"
-    tracer.join(of_groups[:1].expand_as(of_groups), of_groups, reason)
-    tracer.read(channels, call.where)
+    ledger.join(of_groups[:1].expand_as(of_groups), of_groups, reason)
+    ledger.read(channels, call.where)
     input_dim, output_dim = (0, 1) if transposed else (1, 0)
-    tracer.slot((name, input_dim), channels.ids if transposed else of_groups[0], "reads")
-    if (name, output_dim) not in tracer.slots:
-        outputs = tracer.new_ids(weight.shape[1] if transposed else weight.shape[0] // groups)
+    ledger.slot((name, input_dim), channels.ids if transposed else of_groups[0], "reads")
+    if (name, output_dim) not in ledger.slots:
+        outputs = ledger.new_ids(weight.shape[1] if transposed else weight.shape[0] // groups)
         rows = outputs if transposed else outputs.repeat(groups)
-        tracer.slot((name, output_dim), rows, "writes")
-    written = tracer.slots[name, output_dim].ids
+        ledger.slot((name, output_dim), rows, "writes")
+    written = ledger.slots[name, output_dim].ids
     ids = written.repeat(groups) if transposed else written
-    rows_and_bias = {(name, output_dim)} | _bias_slot(tracer, call, ids)
-    labels = torch.full_like(ids, tracer.label(frozenset(rows_and_bias)))
-    tracer.set(call.result, Channels(ids, labels, channels.dim))
+    rows_and_bias = {(name, output_dim)} | _bias_slot(ledger, call, ids)
+    labels = torch.full_like(ids, ledger.label(frozenset(rows_and_bias)))
+    ledger.set(call.result, Channels(ids, labels, channels.dim))
 
 
 def _pass_groups(
-    tracer: Tracer, call: Call, channels: Channels, groups: int, name: str, transposed: bool
+    ledger: Ledger, call: Call, channels: Channels, groups: int, name: str, transposed: bool
 ) -> None:
     """A filter is a whole group: its inputs, its rows and its outputs live and die together."""
     weight = call.argument(1, "weight")
     of_groups = channels.ids.view(groups, -1)
     labels = channels.labels.view(groups, -1)
     reason = f"they meet fixed channels in {call.where}"
-    tracer.join(of_groups[:, :1].expand_as(of_groups), of_groups, reason)
-    _count_groups(tracer, call, "groups", call.argument(6, "groups"), of_groups[:, 0], channels.ids)
+    ledger.join(of_groups[:, :1].expand_as(of_groups), of_groups, reason)
+    _count_groups(ledger, call, "groups", call.argument(6, "groups"), of_groups[:, 0], channels.ids)
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
     ids = of_groups[:, 0].repeat_interleave(outputs)
-    tracer.slot((name, 0), channels.ids if transposed else ids, "passes")
-    bias = _bias_slot(tracer, call, ids)
+    ledger.slot((name, 0), channels.ids if transposed else ids, "passes")
+    bias = _bias_slot(ledger, call, ids)
     if bias:
         rows = frozenset({(name, 0)} | bias)
-        silent = torch.full_like(ids, tracer.label(rows))
+        silent = torch.full_like(ids, ledger.label(rows))
     else:
-        silent = tracer.union(labels.unbind(1)).repeat_interleave(outputs)
-    tracer.set(call.result, Channels(ids, silent, channels.dim))
+        silent = ledger.union(labels.unbind(1)).repeat_interleave(outputs)
+    ledger.set(call.result, Channels(ids, silent, channels.dim))
 
 
 def _count_groups(
-    tracer: Tracer, call: Call, attribute: str, number: int, ids: Tensor, source: Tensor
+    ledger: Ledger, call: Call, attribute: str, number: int, ids: Tensor, source: Tensor
 ) -> None:
     """The number of groups, which is a torch module's, an attribute of another's, or computed."""
     if isinstance(call.owner, (nn.modules.conv._ConvNd, nn.GroupNorm)):
         number = Size(number, f"{call.owner_name}.{attribute}".lstrip("."))
-    tracer.count(number, ids, source, call.where)
+    count(ledger, number, ids, source, call.where)
 
 
-def _bias_slot(tracer: Tracer, call: Call, ids: Tensor) -> set[tuple[str, int]]:
+def _bias_slot(ledger: Ledger, call: Call, ids: Tensor) -> set[tuple[str, int]]:
     bias = call.argument(2, "bias")
     if bias is None:
         return set()
-    name = tracer.name_of(bias)
+    name = ledger.name_of(bias)
     if name is None:
-        tracer.fix_ids(ids, None, f"the bias of {call.where} is computed")
+        ledger.fix_ids(ids, None, f"the bias of {call.where} is computed")
         return set()
-    tracer.slot((name, 0), ids, "passes")
+    ledger.slot((name, 0), ids, "passes")
     return {(name, 0)}
 
 
 # ---------------------------------------------------------------------------- normalisation
 
 
-def batch_norm(tracer: Tracer, call: Call) -> None:
+def batch_norm(ledger: Ledger, call: Call) -> None:
     """BatchNorm and InstanceNorm: entries of gamma and beta belong to the channel and silence it."""
     tensors = [
         call.argument(i, name)
         for i, name in enumerate(("", "running_mean", "running_var", "weight", "bias"))
     ]
-    if not _own_entries(tracer, call, tensors[1:]):
+    if not _own_entries(ledger, call, tensors[1:]):
         return
     weight, bias = tensors[3:]
     uses_input_statistics = call.name == "instance_norm" and call.argument(
         5, "use_input_stats", True
     )
-    _silence_by_affine(tracer, call, weight, bias, keeps_zeros=uses_input_statistics)
+    _silence_by_affine(ledger, call, weight, bias, keeps_zeros=uses_input_statistics)
 
 
-def group_norm(tracer: Tracer, call: Call) -> None:
+def group_norm(ledger: Ledger, call: Call) -> None:
     groups = call.argument(1, "num_groups")
     weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
-    if not _own_entries(tracer, call, [weight, bias]):
+    if not _own_entries(ledger, call, [weight, bias]):
         return
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     assert isinstance(channels, Channels)
     members = channels.ids.view(groups, -1)
     reason = f"they meet fixed channels in {call.where}"
-    tracer.join(members[:, :1].expand_as(members), members, reason)
-    _count_groups(tracer, call, "num_groups", groups, members[:, 0], channels.ids)
-    _silence_by_affine(tracer, call, weight, bias, keeps_zeros=True)
+    ledger.join(members[:, :1].expand_as(members), members, reason)
+    _count_groups(ledger, call, "num_groups", groups, members[:, 0], channels.ids)
+    _silence_by_affine(ledger, call, weight, bias, keeps_zeros=True)
 
 
-def layer_norm(tracer: Tracer, call: Call) -> None:
+def layer_norm(ledger: Ledger, call: Call) -> None:
     """Over channels it needs them all; over positions it is channel-wise."""
     normalised = len(call.argument(1, "normalized_shape"))
     last = range(call.first.ndim - normalised, call.first.ndim)
-    channels = tracer.of_avoiding(call.first, last)
+    channels = of_avoiding(ledger, call.first, last)
     if isinstance(channels, Channels) and channels.dim >= call.first.ndim - normalised:
-        fix_all(tracer, call, f"they reach {call.where}, over channels")
+        fix_all(ledger, call, f"they reach {call.where}, over channels")
         return
     keeps_zeros = call.name == "rms_norm" or call.argument(3, "bias") is None
-    (keep if keeps_zeros else keep_ids)(tracer, call)
+    (keep if keeps_zeros else keep_ids)(ledger, call)
 
 
-def softmax(tracer: Tracer, call: Call) -> None:
+def softmax(ledger: Ledger, call: Call) -> None:
     dim = call.argument(1, "dim")
-    channels = tracer.of_avoiding(call.first, () if dim is None else (dim % call.first.ndim,))
+    channels = of_avoiding(ledger, call.first, () if dim is None else (dim % call.first.ndim,))
     over_channels = isinstance(channels, Channels) and (
         dim is None or dim % call.first.ndim == channels.dim
     )
-    (unknown if over_channels else keep_ids)(tracer, call)
+    (unknown if over_channels else keep_ids)(ledger, call)
 
 
-def normalize(tracer: Tracer, call: Call) -> None:
+def normalize(ledger: Ledger, call: Call) -> None:
     """F.normalize over channels needs them all."""
     dims = call.argument(2, "dim", 1)
     over = {d % call.first.ndim for d in ([dims] if isinstance(dims, int) else dims)}
-    channels = tracer.of_avoiding(call.first, over)
+    channels = of_avoiding(ledger, call.first, over)
     over_channels = isinstance(channels, Channels) and channels.dim in over
-    (unknown if over_channels else keep)(tracer, call)
+    (unknown if over_channels else keep)(ledger, call)
 
 
-def resample(tracer: Tracer, call: Call) -> None:
+def resample(ledger: Ledger, call: Call) -> None:
     """Pooling and interpolation are channel-wise over positions, which are the last dimensions."""
     digit = call.name.partition("pool")[2][:1]
     positions = int(digit) if digit else call.first.ndim - 2
     over = range(call.first.ndim - positions, call.first.ndim)
-    channels = tracer.of_avoiding(call.first, over)
+    channels = of_avoiding(ledger, call.first, over)
     over_channels = isinstance(channels, Channels) and channels.dim in over
-    (unknown if over_channels else keep)(tracer, call)
+    (unknown if over_channels else keep)(ledger, call)
 
 
-def grid_sample(tracer: Tracer, call: Call) -> None:
-    tracer.fix(tracer.of(call.argument(1, "grid")), f"they reach {call.where}")
-    resample(tracer, call)
+def grid_sample(ledger: Ledger, call: Call) -> None:
+    ledger.fix(of(ledger, call.argument(1, "grid")), f"they reach {call.where}")
+    resample(ledger, call)
 
 
-def _own_entries(tracer: Tracer, call: Call, tensors: Sequence[Tensor | None]) -> bool:
+def _own_entries(ledger: Ledger, call: Call, tensors: Sequence[Tensor | None]) -> bool:
     """Give a normalisation's entries to the channels of its input; False if there are none to give them to."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     if not isinstance(channels, Channels):
-        for name in filter(None, map(tracer.name_of, tensors)):
-            tracer.keep_tensor(name)
-        same(tracer, call, silent=True)
+        for name in filter(None, map(ledger.name_of, tensors)):
+            ledger.keep_tensor(name)
+        same(ledger, call, silent=True)
         return False
     present = [tensor for tensor in tensors if tensor is not None]
-    names = [name for name in map(tracer.name_of, present) if name is not None]
+    names = [name for name in map(ledger.name_of, present) if name is not None]
     if channels.dim != 1 or len(names) < len(present):
-        unknown(tracer, call)
+        unknown(ledger, call)
         return False
     if isinstance(call.owner, nn.GroupNorm):
         names.append(f"{call.owner_name}.num_channels".lstrip("."))
     elif not names and isinstance(call.owner, nn.modules.instancenorm._InstanceNorm):
         names.append(f"{call.owner_name}.num_features".lstrip("."))
     for name in names:
-        tracer.slot((name, 0), channels.ids, "passes")
+        ledger.slot((name, 0), channels.ids, "passes")
     return True
 
 
 def _silence_by_affine(
-    tracer: Tracer, call: Call, weight: Tensor | None, bias: Tensor | None, keeps_zeros: bool
+    ledger: Ledger, call: Call, weight: Tensor | None, bias: Tensor | None, keeps_zeros: bool
 ) -> None:
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     assert isinstance(channels, Channels)
-    names = [tracer.name_of(tensor) for tensor in (weight, bias) if tensor is not None]
+    names = [ledger.name_of(tensor) for tensor in (weight, bias) if tensor is not None]
     if weight is not None:
-        label = tracer.label(frozenset((name, 0) for name in names if name is not None))
+        label = ledger.label(frozenset((name, 0) for name in names if name is not None))
         labels = torch.full_like(channels.ids, label)
     elif keeps_zeros and bias is None:
         labels = channels.labels
     else:
         labels = torch.zeros_like(channels.ids)
-    tracer.set(call.result, Channels(channels.ids, labels, channels.dim))
+    ledger.set(call.result, Channels(channels.ids, labels, channels.dim))
 
 
-def infinite_at_zero(tracer: Tracer, call: Call) -> None:
+def infinite_at_zero(ledger: Ledger, call: Call) -> None:
     """Channel-wise; but a silent channel would become infinite, and what is multiplied with it no number."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     is_silent = isinstance(channels, Channels) and bool(channels.labels.any())
-    (unknown if is_silent else keep_ids)(tracer, call)
+    (unknown if is_silent else keep_ids)(ledger, call)
 
 
 # ---------------------------------------------------------------------------- products of matrices
 
 
-def matmul(tracer: Tracer, call: Call) -> None:
+def matmul(ledger: Ledger, call: Call) -> None:
     """Channels along rows, columns or the batch pass; those along the dimension that is summed are read."""
     first, second = call.argument(0, "input"), call.argument(1, "other", call.kwargs.get("mat2"))
     if min(first.ndim, second.ndim) < 2:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
-    left, right = tracer.of(first), tracer.of(second)
+    left, right = of(ledger, first), of(ledger, second)
     sides = (_side_of_product(first, left, -1), _side_of_product(second, right, -2))
     match sides:
         case ("summed", "summed"):
             assert isinstance(left, Channels)
             assert isinstance(right, Channels)
-            tracer.join(left.ids, right.ids, f"they meet fixed channels in {call.where}")
-            tracer.read(
-                replace(left, labels=either(tracer, [left.labels, right.labels])), call.where
+            ledger.join(left.ids, right.ids, f"they meet fixed channels in {call.where}")
+            ledger.read(
+                replace(left, labels=either(ledger, [left.labels, right.labels])), call.where
             )
         case ("batch", "batch"):
-            elementwise(tracer, call, [first, second], either)
+            elementwise(ledger, call, [first, second], either)
         case ("free", "none"):
             assert isinstance(left, Channels)
-            tracer.set(call.result, replace(left, dim=left.dim + call.result.ndim - first.ndim))
+            ledger.set(call.result, replace(left, dim=left.dim + call.result.ndim - first.ndim))
         case ("none", "free"):
             assert isinstance(right, Channels)
-            tracer.set(call.result, replace(right, dim=right.dim + call.result.ndim - second.ndim))
+            ledger.set(call.result, replace(right, dim=right.dim + call.result.ndim - second.ndim))
         case ("none", "none"):
-            tracer.set(call.result, first_known(tracer, [first, second]))
+            ledger.set(call.result, first_known(ledger, [first, second]))
         case _:
-            unknown(tracer, call)
+            unknown(ledger, call)
 
 
 def _side_of_product(tensor: Tensor, channels: Channels | Fixed | None, summed: int) -> str:
@@ -521,7 +522,7 @@ def _side_of_product(tensor: Tensor, channels: Channels | Fixed | None, summed: 
     return "summed" if behind == summed else "free"
 
 
-def attention(tracer: Tracer, call: Call) -> None:
+def attention(ledger: Ledger, call: Call) -> None:
     """scaled_dot_product_attention: whole heads go; entries of a head only where the scale is given."""
     operands = [call.argument(place, name) for place, name in enumerate(("query", "key", "value"))]
     mask = call.argument(3, "attn_mask")
@@ -529,50 +530,50 @@ def attention(tracer: Tracer, call: Call) -> None:
     found = []
     for tensor in operands:
         avoided = (tensor.ndim - 2, tensor.ndim - 1) if summed else (tensor.ndim - 2,)
-        found.append(tracer.of_avoiding(tensor, avoided))
+        found.append(of_avoiding(ledger, tensor, avoided))
     if not all(isinstance(channels, Channels) for channels in found):
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     query, key, value = [channels for channels in found if isinstance(channels, Channels)]
     behind = {behind_the_end(t, c) for t, c in zip(operands, (query, key, value), strict=True)}
     is_of_heads = behind == {-3} and (mask is None or mask.ndim < 3 or mask.shape[-3] == 1)
     is_of_entries = behind == {-1} and not summed
-    if not (is_of_heads or is_of_entries) or tracer.of(mask) is not None:
-        unknown(tracer, call)
+    if not (is_of_heads or is_of_entries) or of(ledger, mask) is not None:
+        unknown(ledger, call)
         return
     reason = f"they meet fixed channels in {call.where}"
     if is_of_heads and not len(query.ids) == len(key.ids) == len(value.ids):  # grouped queries
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
-    tracer.join(query.ids, key.ids, reason)
+    ledger.join(query.ids, key.ids, reason)
     if is_of_heads:
-        tracer.join(value.ids, query.ids, reason)
+        ledger.join(value.ids, query.ids, reason)
     else:
-        silent = either(tracer, [query.labels, key.labels])
-        tracer.read(replace(query, labels=silent), call.where)
-    tracer.set(call.result, replace(value, dim=call.result.ndim + behind.pop()))
+        silent = either(ledger, [query.labels, key.labels])
+        ledger.read(replace(query, labels=silent), call.where)
+    ledger.set(call.result, replace(value, dim=call.result.ndim + behind.pop()))
 
 
 # ---------------------------------------------------------------------------- reductions
 
 
-def reduce(tracer: Tracer, call: Call) -> None:
+def reduce(ledger: Ledger, call: Call) -> None:
     """Over positions: channel-wise. Over channels: they are all needed."""
     other = call.argument(1, "other")
     if isinstance(other, Tensor):
-        combine(tracer, call)
+        combine(ledger, call)
         return
     ndim = call.first.ndim
     dims = call.argument(1, "dim", call.kwargs.get("axis"))
     if isinstance(dims, bool) or dims is None or dims == ():
         dims = [*range(ndim)]
     dims = {d % ndim for d in ([dims] if isinstance(dims, int) else dims)}
-    channels = tracer.of_avoiding(call.first, dims)
+    channels = of_avoiding(ledger, call.first, dims)
     if not isinstance(channels, Channels):
-        same(tracer, call, silent=True)
+        same(ledger, call, silent=True)
         return
     if channels.dim in dims:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     results = [*tensors_in(call.result)]
     keeps_dims = results[0].ndim == ndim
@@ -581,13 +582,16 @@ def reduce(tracer: Tracer, call: Call) -> None:
     labels = channels.labels if silent else torch.zeros_like(channels.labels)
     call.keeps_channels = call.name == "mean"
     for result in results:
-        tracer.set(result, Channels(channels.ids, labels, dim))
+        ledger.set(result, Channels(channels.ids, labels, dim))
 
 
-def norm(tracer: Tracer, call: Call) -> None:
+def norm(ledger: Ledger, call: Call) -> None:
     """torch.norm and torch.linalg.vector_norm, whose second argument is the order."""
     dims = call.argument(2, "dim")
-    reduce(tracer, replace(call, args=(call.first, dims), kwargs={}))
+    reduce(ledger, replace(call, args=(call.first, dims), kwargs={}))
+
+
+Rule = Callable[[Ledger, Call], None]
 
 
 def _rules() -> dict[str, Rule]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psap_core.channels import NO_ID, NO_LABEL, Call, Channels, Fixed, Grid, Split, Tracer
+from psap_core.channels import NO_ID, NO_LABEL, Call, Channels, Fixed, Grid, Ledger, Split
 from psap_core.elementwise import (
     elementwise,
     first_known,
@@ -21,37 +21,38 @@ from psap_core.elementwise import (
     unknown,
 )
 from psap_core.inputs import map_tensors, tensors_in
+from psap_core.layouts import count, hold, of, sizes_of
 from psap_core.sizes import Size, counted
 
 BY_NUMBERS = ("repeat_interleave",)  # that may say of every channel how often it is there
 
 
-def rearrange(tracer: Tracer, call: Call) -> None:
+def rearrange(ledger: Ledger, call: Call) -> None:
     """The same operation on the places of the channels; where they then vary along several dimensions, one shrinks."""
     source = call.first
     if any(isinstance(argument, Tensor) for argument in call.args[1:]) and call.name in BY_NUMBERS:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
-    sizes = _sizes_asked(tracer, call)
-    if not sizes and _moves_grid(tracer, call):
+    sizes = _sizes_asked(ledger, call)
+    if not sizes and _moves_grid(ledger, call):
         return
-    channels = tracer.of(source)
+    channels = of(ledger, source)
     if not isinstance(channels, Channels):
-        same(tracer, call, silent=True)
+        same(ledger, call, silent=True)
         for size in sizes:
-            tracer.hold(size, call.where)
+            hold(ledger, size, call.where)
         return
     call.keeps_channels = call.result.ndim == 2 or call.result.shape == source.shape
     places = _moved(source, channels, call)
     varying = [d for d in range(places.ndim) if _varies(places, d)]
     if not varying:
-        unknown(tracer, call)  # a single channel, of which nobody knows where it lies
+        unknown(ledger, call)  # a single channel, of which nobody knows where it lies
         return
-    _set_along(tracer, call, channels, places, varying, sizes or [None] * places.ndim)
+    _set_along(ledger, call, channels, places, varying, sizes or [None] * places.ndim)
 
 
 def _set_along(
-    tracer: Tracer,
+    ledger: Ledger,
     call: Call,
     channels: Channels,
     places: Tensor,
@@ -67,12 +68,12 @@ def _set_along(
     """
     for d, size in enumerate(sizes):
         if d not in varying:
-            tracer.hold(size, call.where)
+            hold(ledger, size, call.where)
     if len(varying) == 1:
         vector = _vector(places, varying[0])
         ids, labels = channels.ids[vector], channels.labels[vector]
-        tracer.count(sizes[varying[0]], ids, channels.ids, call.where)
-        tracer.set(call.result, Channels(ids, labels, varying[0]))
+        count(ledger, sizes[varying[0]], ids, channels.ids, call.where)
+        ledger.set(call.result, Channels(ids, labels, varying[0]))
         return
     for d in reversed(range(places.ndim)):
         if d not in varying:
@@ -80,13 +81,13 @@ def _set_along(
     asked = tuple(sizes[d] for d in varying)
     can_shrink = tuple(_can_shrink(size, channels) for size in asked)
     split = Split(channels.ids[places], channels.ids, asked, can_shrink, call.where)
-    tracer.set(call.result, Grid(split, channels.labels[places], tuple(varying)))
+    ledger.set(call.result, Grid(split, channels.labels[places], tuple(varying)))
 
 
-def _sizes_asked(tracer: Tracer, call: Call) -> list[int | None]:
+def _sizes_asked(ledger: Ledger, call: Call) -> list[int | None]:
     """What a view says of every dimension of its result; None: what is left. Empty for other operations."""
     if call.name in ("view_as", "reshape_as", "expand_as"):
-        return [*tracer.sizes_of(call.argument(1, "other"))]
+        return [*sizes_of(ledger, call.argument(1, "other"))]
     if call.name not in ("view", "reshape", "unflatten", "expand"):
         return []
     arguments = [*call.args[1:], *call.kwargs.values()]
@@ -111,14 +112,14 @@ def _can_shrink(size: int | None, channels: Channels) -> bool:
     return not size.sources or bool(counted(size, len(channels.ids)))
 
 
-def _moves_grid(tracer: Tracer, call: Call) -> bool:
+def _moves_grid(ledger: Ledger, call: Call) -> bool:
     """Pass a grid on, where that can be left open."""
-    grid = tracer.known(call.first)
+    grid = ledger.known(call.first)
     moved = _moved_grid(call.first, grid, call) if isinstance(grid, Grid) else None
     if moved is None:
         return False
     for result, part in zip(tensors_in(call.result), moved, strict=True):
-        tracer.set(result, part)
+        ledger.set(result, part)
     return True
 
 
@@ -157,54 +158,54 @@ def _moved_axis(grid: Grid, axis: int, places: Tensor) -> Grid | None:
     return Grid(grid.split, labels, tuple(dims))
 
 
-def pixel_shuffle(tracer: Tracer, call: Call) -> None:
+def pixel_shuffle(ledger: Ledger, call: Call) -> None:
     """[N, C r^2, H, W] -> [N, C, r H, r W]: the r^2 channels of a new one join."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     factor = call.argument(1, "upscale_factor")
     if not isinstance(channels, Channels) or channels.dim != call.first.ndim - 3:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     members = channels.ids.view(-1, factor**2)
     labels = channels.labels.view(-1, factor**2)
     for member in range(1, factor**2):
-        tracer.join(members[:, 0], members[:, member], f"they meet fixed channels in {call.where}")
-    together = tracer.union(labels.unbind(1))
-    tracer.set(call.result, Channels(members[:, 0], together, channels.dim))
+        ledger.join(members[:, 0], members[:, member], f"they meet fixed channels in {call.where}")
+    together = ledger.union(labels.unbind(1))
+    ledger.set(call.result, Channels(members[:, 0], together, channels.dim))
 
 
-def pixel_unshuffle(tracer: Tracer, call: Call) -> None:
+def pixel_unshuffle(ledger: Ledger, call: Call) -> None:
     """[N, C, r H, r W] -> [N, C r^2, H, W]: each channel has r^2 places."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     factor = call.argument(1, "downscale_factor")
     if not isinstance(channels, Channels) or channels.dim != call.first.ndim - 3:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     ids = channels.ids.repeat_interleave(factor**2)
     labels = channels.labels.repeat_interleave(factor**2)
-    tracer.set(call.result, Channels(ids, labels, channels.dim))
+    ledger.set(call.result, Channels(ids, labels, channels.dim))
 
 
-def channel_shuffle(tracer: Tracer, call: Call) -> None:
+def channel_shuffle(ledger: Ledger, call: Call) -> None:
     """The same place of every group joins."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     groups = call.argument(1, "groups")
     if not isinstance(channels, Channels) or channels.dim != 1:
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     members = channels.ids.view(groups, -1)
     for member in range(1, groups):
-        tracer.join(members[0], members[member], f"they meet fixed channels in {call.where}")
+        ledger.join(members[0], members[member], f"they meet fixed channels in {call.where}")
     labels = channels.labels.view(groups, -1).T.flatten()
-    tracer.set(call.result, Channels(members.T.flatten(), labels, 1))
+    ledger.set(call.result, Channels(members.T.flatten(), labels, 1))
 
 
-def take(tracer: Tracer, call: Call) -> None:
+def take(ledger: Ledger, call: Call) -> None:
     """Indexing: all channels in their order pass, a part of them is written in the code and fixes them."""
-    if _moves_grid(tracer, call):
+    if _moves_grid(ledger, call):
         return
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     if not isinstance(channels, Channels):
-        same(tracer, call, silent=True)
+        same(ledger, call, silent=True)
         return
     places = _moved(call.first, channels, call)
     results = [call.result] if isinstance(call.result, Tensor) else [*call.result]
@@ -214,11 +215,11 @@ def take(tracer: Tracer, call: Call) -> None:
         varying = [d for d in range(part.ndim) if _varies(part, d)]
         is_whole = len(varying) == 1 and torch.equal(_vector(part, varying[0]), everything)
         if is_whole and _takes_all(call, channels):
-            tracer.set(result, Channels(channels.ids, channels.labels, varying[0]))
+            ledger.set(result, Channels(channels.ids, channels.labels, varying[0]))
         else:
             reason = f"a part of them is taken by number in {call.where}"
-            tracer.fix(channels, reason)
-            tracer.set(result, Fixed(reason))
+            ledger.fix(channels, reason)
+            ledger.set(result, Fixed(reason))
 
 
 def _takes_all(call: Call, channels: Channels) -> bool:
@@ -238,20 +239,20 @@ def _takes_all(call: Call, channels: Channels) -> bool:
     return all(fewer in part.shape and int(part.max()) == fewer - 1 for part in parts)
 
 
-def set_item(tracer: Tracer, call: Call) -> None:
+def set_item(ledger: Ledger, call: Call) -> None:
     reason = f"{call.where} writes into a part of a tensor"
     for tensor in tensors_in(call.args):
-        tracer.fix(tracer.of(tensor), reason)
-    tracer.set(call.first, Fixed(reason))
+        ledger.fix(of(ledger, tensor), reason)
+    ledger.set(call.first, Fixed(reason))
 
 
-def split(tracer: Tracer, call: Call) -> None:
+def split(ledger: Ledger, call: Call) -> None:
     """Into equal parts by their number: the same place of every part joins. Sizes written in the code fix channels."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     dim = call.argument(2, "dim", 0) % call.first.ndim
     if not isinstance(channels, Channels) or channels.dim != dim:
         for part in call.result:
-            tracer.set(part, channels)
+            ledger.set(part, channels)
         return
     sizes = [part.shape[dim] for part in call.result]
     by_number = call.name in ("chunk", "tensor_split") and isinstance(
@@ -262,18 +263,18 @@ def split(tracer: Tracer, call: Call) -> None:
     labels = channels.labels.split(sizes)
     if by_number and equal:
         for ids in pieces:
-            tracer.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
+            ledger.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
     else:
-        _count_pieces(tracer, call, channels, pieces)
+        _count_pieces(ledger, call, channels, pieces)
     for part, ids, silent in zip(call.result, pieces, labels, strict=True):
-        tracer.set(part, Channels(ids, silent, dim))
+        ledger.set(part, Channels(ids, silent, dim))
 
 
-def _count_pieces(tracer: Tracer, call: Call, channels: Channels, pieces: Sequence[Tensor]) -> None:
+def _count_pieces(ledger: Ledger, call: Call, channels: Channels, pieces: Sequence[Tensor]) -> None:
     """The sizes of a split: a sequence of them, or one for all."""
     asked = call.argument(1, "split_size_or_sections", call.kwargs.get("split_size"))
     if call.name not in ("split", "split_with_sizes") or asked is None:
-        tracer.fix(channels, f"they are split by sizes in {call.where}")
+        ledger.fix(channels, f"they are split by sizes in {call.where}")
         return
     is_sequence = isinstance(asked, (tuple, list))
     if len(pieces) == 1 and not is_sequence:  # a larger size than there are channels
@@ -281,97 +282,97 @@ def _count_pieces(tracer: Tracer, call: Call, channels: Channels, pieces: Sequen
     sizes = [*asked] if is_sequence else [asked] * len(pieces)
     if any(isinstance(size, Size) and size.sources for size in sizes):
         if len({len(ids) for ids in pieces}) > 1:  # no part of them follows
-            tracer.fix(channels, f"they are split by sizes in {call.where}")
+            ledger.fix(channels, f"they are split by sizes in {call.where}")
             for size in sizes:
-                tracer.hold(size, call.where)
+                hold(ledger, size, call.where)
             return
         for ids in pieces:
-            tracer.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
+            ledger.join(pieces[0], ids, f"they meet fixed channels in {call.where}")
     for size, ids in zip(sizes, pieces, strict=True):
         if not isinstance(size, Size) and len(ids) > 1:
-            tracer.fix(channels, f"they are split by sizes in {call.where}")
-        tracer.count(size, ids, channels.ids, call.where)
+            ledger.fix(channels, f"they are split by sizes in {call.where}")
+        count(ledger, size, ids, channels.ids, call.where)
 
 
-def glu(tracer: Tracer, call: Call) -> None:
+def glu(ledger: Ledger, call: Call) -> None:
     """The first half times a gate of the second: both halves shrink alike."""
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     dim = call.argument(1, "dim", -1) % call.first.ndim
     if not isinstance(channels, Channels):
-        same(tracer, call, silent=True)
+        same(ledger, call, silent=True)
         return
     if channels.dim != dim:
-        keep(tracer, call)
+        keep(ledger, call)
         return
     half, gate = channels.ids.chunk(2)
-    tracer.join(half, gate, f"they meet fixed channels in {call.where}")
-    tracer.set(call.result, Channels(half, channels.labels.chunk(2)[0], dim))
+    ledger.join(half, gate, f"they meet fixed channels in {call.where}")
+    ledger.set(call.result, Channels(half, channels.labels.chunk(2)[0], dim))
 
 
-def concatenate(tracer: Tracer, call: Call) -> None:
+def concatenate(ledger: Ledger, call: Call) -> None:
     """Along channels: side by side. Along positions: joined place by place."""
     tensors = [*call.argument(0, "tensors")]
     dim = call.argument(1, "dim", 0) % call.result.ndim
     tensors = [tensor for tensor in tensors if tensor.ndim == call.result.ndim]
-    found = [tracer.of(tensor) for tensor in tensors]
+    found = [of(ledger, tensor) for tensor in tensors]
     along = {channels.dim for channels in found if isinstance(channels, Channels)}
     if not along:
-        tracer.set(call.result, first_known(tracer, tensors))
+        ledger.set(call.result, first_known(ledger, tensors))
     elif along == {dim}:
-        parts = [laid_out(tracer, tensor, dim) for tensor in tensors]
+        parts = [laid_out(ledger, tensor, dim) for tensor in tensors]
         ids = torch.cat([part.ids for part in parts])
         labels = torch.cat([part.labels for part in parts])
-        tracer.set(call.result, Channels(ids, labels, dim))
+        ledger.set(call.result, Channels(ids, labels, dim))
     elif dim not in along and len(along) == 1:
-        elementwise(tracer, call, tensors, union)
+        elementwise(ledger, call, tensors, union)
     else:
-        unknown(tracer, call)
+        unknown(ledger, call)
 
 
-def stack(tracer: Tracer, call: Call) -> None:
+def stack(ledger: Ledger, call: Call) -> None:
     """Along a new dimension: joined place by place."""
     tensors = [*call.argument(0, "tensors")]
     dim = call.argument(1, "dim", 0) % call.result.ndim
-    found = [tracer.of(tensor) for tensor in tensors]
+    found = [of(ledger, tensor) for tensor in tensors]
     along = {channels.dim for channels in found if isinstance(channels, Channels)}
     if len(along) != 1 or not all(isinstance(channels, Channels) for channels in found):
-        unknown(tracer, call)
+        unknown(ledger, call)
         return
     old = along.pop()
     vectors = [channels for channels in found if isinstance(channels, Channels)]
     for channels in vectors[1:]:
-        tracer.join(vectors[0].ids, channels.ids, f"they meet fixed channels in {call.where}")
-    labels = tracer.union([channels.labels for channels in vectors])
-    tracer.set(call.result, Channels(vectors[0].ids, labels, old + (dim <= old)))
+        ledger.join(vectors[0].ids, channels.ids, f"they meet fixed channels in {call.where}")
+    labels = ledger.union([channels.labels for channels in vectors])
+    ledger.set(call.result, Channels(vectors[0].ids, labels, old + (dim <= old)))
 
 
-def pad(tracer: Tracer, call: Call) -> None:
+def pad(ledger: Ledger, call: Call) -> None:
     """Of positions: channel-wise. Of channels: entries that are no channel lie beside them."""
     widths = [*call.argument(1, "pad")]
     mode, value = call.argument(2, "mode", "constant"), call.argument(3, "value") or 0
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     if not isinstance(channels, Channels):
-        same(tracer, call, silent=True)
+        same(ledger, call, silent=True)
         return
     place = 2 * (call.first.ndim - 1 - channels.dim)
     before, after = widths[place : place + 2] if place < len(widths) else (0, 0)
     silent = mode != "constant" or value == 0
     if (before, after) == (0, 0):
-        (keep if silent else keep_ids)(tracer, call)
+        (keep if silent else keep_ids)(ledger, call)
     elif mode != "constant" or min(before, after) < 0:
-        unknown(tracer, call)
+        unknown(ledger, call)
     else:
         ids = F.pad(channels.ids, (before, after), value=NO_ID)
         labels = F.pad(channels.labels, (before, after), value=NO_LABEL)
-        tracer.set(call.result, Channels(ids, labels if silent else labels * 0, channels.dim))
+        ledger.set(call.result, Channels(ids, labels if silent else labels * 0, channels.dim))
 
 
-def roll(tracer: Tracer, call: Call) -> None:
+def roll(ledger: Ledger, call: Call) -> None:
     dims = call.argument(2, "dims")
-    channels = tracer.of(call.first)
+    channels = of(ledger, call.first)
     moved = {d % call.first.ndim for d in ([dims] if isinstance(dims, int) else dims or [])}
     moves_channels = isinstance(channels, Channels) and (not moved or channels.dim in moved)
-    (unknown if moves_channels else keep)(tracer, call)
+    (unknown if moves_channels else keep)(ledger, call)
 
 
 def _moved(source: Tensor, channels: Channels, call: Call) -> Any:
