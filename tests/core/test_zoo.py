@@ -5,23 +5,21 @@ import pytest
 from experiments.benchmarks import zoo
 from experiments.benchmarks.zoo import Row, difference, examine, names, page, read, side_of, summary
 
-# One of every kind of rule: concatenation, shuffle, squeeze-and-excite, layer scale, groups, split sizes, attention,
-# normalisations of their own, a pyramid, heads for training.
+# A dozen that are quick: concatenation, shuffle, squeeze-and-excite, layer scale, grouped convolutions, splits,
+# attention, a focus of pixels, a class that asks for its version, heads for training.
 SOME = [
-    "torchvision:densenet121",
     "torchvision:googlenet",
-    "torchvision:shufflenet_v2_x0_5",
-    "torchvision:mobilenet_v3_small",
-    "torchvision:squeezenet1_1",
-    "torchvision:regnet_y_400mf",
     "torchvision:lraspp_mobilenet_v3_large",
+    "torchvision:mnasnet0_5",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:shufflenet_v2_x0_5",
+    "torchvision:squeezenet1_1",
     "timm:convnext_atto",
-    "timm:tf_mixnet_s",
-    "timm:resnest14d",
-    "timm:mobilevit_xxs",
+    "timm:cs3darknet_focus_s",
+    "timm:dla46_c",
     "timm:levit_conv_128s",
-    "timm:res2net50_14w_8s",
-    "timm:efficientnet_b0_g16_evos",
+    "timm:mobilevit_xxs",
+    "timm:resnest14d",
 ]
 # Networks of which more is left alone: normalised over channels, weights that are computed, constants that are learned.
 BELOW = {
