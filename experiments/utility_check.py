@@ -44,10 +44,10 @@ from psap_core.supervision import pulse
 from psap_core.suspension import (
     FilterTensors,
     Snapshot,
-    filter_tensors,
     restore_,
     silence_,
     suspend_,
+    tensors_by_group,
 )
 
 GROUPS = 5
@@ -158,10 +158,7 @@ class Checked(Callback):
         if epochs_done not in self.after:
             return
         draw = seeding.generator(self.seed, "utility check", epochs_done)
-        tensors = {
-            group.name: filter_tensors(self.model, group, self.optimizer)
-            for group in self.method.groups
-        }
+        tensors = tensors_by_group(self.model, self.method.groups, self.optimizer)
         orders = {}
         for part in self.method.plan.layers:
             live = sorted({*range(part.filters)} - {*part.pruned})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,13 @@ class Entries:
     @property
     def module(self) -> str:
         return self.tensor.rpartition(".")[0]
+
+    @cached_property
+    def are_in_order(self) -> bool:
+        """Has filter f one entry, the one at f?"""
+        if self.index.shape[1] != 1:
+            return False
+        return torch.equal(self.index[:, 0], torch.arange(len(self.index)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,12 +27,12 @@ from psap_core.suspension import (
     FilterMask,
     FilterTensors,
     Snapshot,
-    filter_tensors,
     freeze_,
     optimizers_in,
     restore_,
     silence_,
     suspend_,
+    tensors_by_group,
 )
 
 Filters = dict[str, tuple[int, ...]]
@@ -128,7 +128,8 @@ class PSAP:
         )
         self.report = make_report(model, search, self.macs_cost, self._floors, example_input)
         self._check_reachable()
-        _check_precision(self._tensors())
+        tensors = tensors_by_group(model, self.groups, self.optimizers)
+        _check_precision(tensors)
         inputs = describe(example_input)
         rehearse(model, self.groups, self.settings.scope, inputs, self._floors)
 
@@ -143,7 +144,7 @@ class PSAP:
         self.epochs_done = 0
         self.is_compact = False
         self._snapshots = {group.name: Snapshot() for group in self.groups}
-        self._mask = FilterMask(self._tensors())
+        self._mask = FilterMask(tensors)
         self._hooks: list[Any] = []
         self._hook()
 
@@ -163,7 +164,8 @@ class PSAP:
                     raise InputError(
                         f"the new optimizer does not train {member.tensor!r}, which is pruned"
                     )
-        self._check_tensors()
+        if not self.is_compact:
+            self._tensors()
         self._unhook()
         self.optimizers = successors
         if not self.is_compact:
@@ -186,11 +188,7 @@ class PSAP:
                 not finite, a pulse is due in evaluation mode, something else than the optimiser wrote what silences a
                 pruned filter, or the ranks of a distributed run disagree; the network is then as before the call.
         """
-        self._check_tensors()
-        if not self.is_compact and not self._mask.holds():
-            raise InputError(
-                "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
-            )
+        tensors = {} if self.is_compact else self._silent_tensors()
         if self.settings.protection and not isinstance(batches, Iterable | Sequence):
             raise InputError(f"batches must be an iterable of them, not {type(batches).__name__}")
         if not callable(loss_of_batch):
@@ -202,7 +200,9 @@ class PSAP:
             raise InputError(
                 "call end_epoch before model.eval(): the pulse sees the network as it trains"
             )
-        step = self._step(self.epochs_done + 1, batches, loss_of_batch) if due else None
+        step = None
+        if due:
+            step = self._step(tensors, self.epochs_done + 1, batches, loss_of_batch)
         self.epochs_done += 1
         return step
 
@@ -222,11 +222,7 @@ class PSAP:
             raise InputError(
                 f"compact_ comes after the freeze: {self.epochs_done} of {self.schedule.freeze} epochs are complete"
             )
-        self._check_tensors()
-        if not self._mask.holds():
-            raise InputError(
-                "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
-            )
+        self._silent_tensors()
         self._cut_()
 
     def _cut_(self) -> None:
@@ -237,11 +233,14 @@ class PSAP:
     # ------------------------------------------------------------------------ a step
 
     def _step(
-        self, epochs_done: int, batches: Iterable[Any], loss_of_batch: LossOfBatch
+        self,
+        tensors: dict[str, FilterTensors],
+        epochs_done: int,
+        batches: Iterable[Any],
+        loss_of_batch: LossOfBatch,
     ) -> PruneStep:
         began = time.perf_counter()
         target = self.settings.target_cut * self.schedule.ramp(epochs_done)
-        tensors = self._tensors()
         earlier = self.plan.pruned
         sparsity, norms = self._measure(tensors)
         kept = self._kept(sparsity, target)
@@ -354,9 +353,10 @@ class PSAP:
         restored = {}
         for part, k, new in zip(self.plan.layers, kept, anew.values(), strict=True):
             utility = seen.utility.get(part.name)
+            sizes = norms[part.name].tolist()
             scores = {}
             for f in (*part.pruned, *new):  # without a pulse, the largest norms come back
-                scores[f] = utility[f][0] if utility else norms[part.name][f].item()
+                scores[f] = utility[f][0] if utility else sizes[f]
             restored[part.name] = choose_restored(scores, part.pruned, new, part.filters - k)
         return restored
 
@@ -465,16 +465,23 @@ class PSAP:
     # ------------------------------------------------------------------------ optimisers
 
     def _tensors(self) -> dict[str, FilterTensors]:
-        return {
-            group.name: filter_tensors(self.model, group, self.optimizers) for group in self.groups
-        }
-
-    def _check_tensors(self) -> None:
-        if not self.is_compact and not self._mask.fits(self._tensors()):
+        """The groups' tensors; refused if they are not those that the mask holds."""
+        tensors = tensors_by_group(self.model, self.groups, self.optimizers)
+        if not self._mask.fits(tensors):
             raise InputError(
                 "the network's parameters are other objects than at the start, or on another device (load_state_dict "
                 "with assign=True, a replaced module, to()): build a new pruner and load this one's state"
             )
+        return tensors
+
+    def _silent_tensors(self) -> dict[str, FilterTensors]:
+        """The same; refused if a pruned filter is live."""
+        tensors = self._tensors()
+        if not self._mask.holds():
+            raise InputError(
+                "a pruned filter came back to life: nothing but the optimizer's step may write parameters"
+            )
+        return tensors
 
     def _hook(self) -> None:
         for optimizer in self.optimizers:

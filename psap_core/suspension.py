@@ -1,7 +1,7 @@
 """Eq. 4, 6, 7: suspend, restore and freeze filters. With surgery.py the only code that mutates weights."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from psap_core.errors import InputError
-from psap_core.groups import ChannelGroup, Entries
+from psap_core.groups import ChannelGroup
 from psap_core.plan import PrunePlan
 from psap_core.sparsity import FilterRows
 
@@ -23,38 +23,43 @@ class Rows:
         tensor: a parameter, a buffer, or optimiser state of the parameter's shape.
         dim: the dimension along which the entries lie.
         index: int64 [filters, n] on the tensor's device: the n entries of every filter.
+        are_in_order: whether filter f has one entry, the one at f.
     """
 
     tensor: Tensor
     dim: int
     index: Tensor
+    are_in_order: bool
+
+    def places(self, filters: Tensor) -> Tensor:
+        """The filters' entries: int64 [filters * n]."""
+        if self.are_in_order:
+            return filters
+        return self.index[filters].flatten()
 
     def take(self, filters: Tensor, source: Tensor | None = None) -> Tensor:
         """A copy of the filters' entries, [filters, n, ...]; of another tensor of the same shape, if given."""
         source = self.tensor if source is None else source
-        places = self.index[filters].flatten()
-        entries = source.index_select(self.dim, places).movedim(self.dim, 0)
+        entries = source.index_select(self.dim, self.places(filters))
+        if self.dim > 0:
+            entries = entries.movedim(self.dim, 0)
+        if self.are_in_order:
+            return entries.unsqueeze(1)
         return entries.reshape(len(filters), self.index.shape[1], *entries.shape[1:])
 
     def put_(self, filters: Tensor, rows: Tensor) -> None:
         """Write rows as `take` gives them."""
-        places = self.index[filters].flatten()
-        self.tensor.index_copy_(self.dim, places, rows.flatten(0, 1).movedim(0, self.dim))
+        entries = rows.flatten(0, 1).movedim(0, self.dim)
+        self.tensor.index_copy_(self.dim, self.places(filters), entries)
 
     def zero_(self, filters: Tensor) -> None:
-        self.tensor.index_fill_(self.dim, self.index[filters].flatten(), 0.0)
+        self.tensor.index_fill_(self.dim, self.places(filters), 0.0)
 
     def all_rows(self) -> Tensor:
         """Every filter's entries, [filters, n, ...]; the tensor itself where each filter is a row of it."""
-        size = self.tensor.shape[self.dim]
-        if self.dim == 0 and self.index.shape == (size, 1) and self._in_order():
+        if self.dim == 0 and self.are_in_order and len(self.index) == len(self.tensor):
             return self.tensor
         return self.take(torch.arange(len(self.index), device=self.tensor.device))
-
-    def _in_order(self) -> bool:
-        return torch.equal(
-            self.index[:, 0], torch.arange(len(self.index), device=self.index.device)
-        )
 
 
 @dataclass(frozen=True)
@@ -126,28 +131,44 @@ def filter_tensors(
     model: nn.Module, group: ChannelGroup, optimizers: Optimizer | Sequence[Optimizer] = ()
 ) -> FilterTensors:
     """Everything that goes when a filter of `group` is exported, and its optimiser state."""
+    return tensors_by_group(model, [group], optimizers)[group.name]
+
+
+def tensors_by_group(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    optimizers: Optimizer | Sequence[Optimizer] = (),
+) -> dict[str, FilterTensors]:
+    """The same of several groups, by name."""
+    named = {}
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            named[f"{prefix}.{name}" if prefix else name] = tensor
+    return {group.name: _tensors_of(named, group, optimizers) for group in groups}
+
+
+def _tensors_of(
+    named: Mapping[str, Tensor | None],
+    group: ChannelGroup,
+    optimizers: Optimizer | Sequence[Optimizer],
+) -> FilterTensors:
     parameters: dict[str, Rows] = {}
     buffers: dict[str, Rows] = {}
     state: dict[str, Rows] = {}
     silencers = tuple(entries.tensor for entries in group.silencers)
     for entries in group.members:
-        tensor = _named_tensor(model, entries)
-        rows = Rows(tensor, entries.dim, entries.index.to(tensor.device))
+        tensor = named[entries.tensor]
+        assert tensor is not None
+        index = entries.index.to(tensor.device)
+        rows = Rows(tensor, entries.dim, index, entries.are_in_order)
         if not isinstance(tensor, nn.Parameter) and entries.tensor not in silencers:
             buffers[entries.tensor] = rows
             continue
         parameters[entries.tensor] = rows
         for kind, value in _state_of(tensor, rows.dim, optimizers):
-            state[f"{entries.tensor}:{kind}"] = Rows(value, rows.dim, rows.index)
+            state[f"{entries.tensor}:{kind}"] = replace(rows, tensor=value)
     writers = tuple(entries.tensor for entries in group.writers)
     return FilterTensors(parameters, buffers, state, silencers, writers)
-
-
-def _named_tensor(model: nn.Module, entries: Entries) -> Tensor:
-    module = model.get_submodule(entries.module)
-    tensor = getattr(module, entries.tensor.rpartition(".")[2])
-    assert isinstance(tensor, Tensor)
-    return tensor
 
 
 def _state_of(
@@ -279,9 +300,13 @@ class FilterMask:
         for mask in self._masks.values():
             mask.fill_(1.0)
         for group, filters in pruned.items():
-            for name, rows in self._rows[group].items():
-                places = rows.index[[*filters]].flatten()
-                self._masks[name].view(-1)[places] = 0.0
+            if not filters:
+                continue
+            rows_by_name = self._rows[group]
+            device = next(iter(rows_by_name.values())).index.device
+            index = torch.tensor([*filters], dtype=torch.long, device=device)
+            for name, rows in rows_by_name.items():
+                self._masks[name].view(-1).index_fill_(0, rows.places(index), 0.0)
         for name, constant in self._constants.items():
             self._silencers[name].copy_(constant * self._masks[name])
 

@@ -25,7 +25,7 @@ from psap_core.groups import Scope, find_groups
 from psap_core.inputs import describe
 from psap_core.plan import make_plan
 from psap_core.scoring import joint_scores
-from psap_core.suspension import filter_tensors
+from psap_core.suspension import tensors_by_group
 
 
 def lowest(scores: Tensor, count: int) -> list[int]:
@@ -65,7 +65,7 @@ class UniformMethod(Method, ABC):
         self.groups = find_groups(model, example_input, scope=scope)
         self.cost = macs_cost_model(model, self.groups, example_input)
         self.counts(target_macs_cut)  # refuses now, not after some epochs
-        self.tensors = {group.name: filter_tensors(model, group) for group in self.groups}
+        self.tensors = tensors_by_group(model, self.groups)
         self.plan = make_plan(self.groups, {}, self.cost, describe(example_input), scope)
         self.save = save
 

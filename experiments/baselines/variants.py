@@ -20,7 +20,7 @@ from psap_core import PSAP, InputError, PruneStep
 from psap_core.pruner import Filters
 from psap_core.sparsity import FilterRows
 from psap_core.supervision import LossOfBatch, Supervision, choose_restored
-from psap_core.suspension import FilterTensors, filter_tensors
+from psap_core.suspension import FilterTensors
 
 GRADE = 0.1
 RETURNS = (Rule.return_exact, Rule.return_graded)
@@ -70,15 +70,18 @@ class PSAPVariant(PSAP):
         return restored
 
     def _step(
-        self, epochs_done: int, batches: Iterable[Any], loss_of_batch: LossOfBatch
+        self,
+        tensors: dict[str, FilterTensors],
+        epochs_done: int,
+        batches: Iterable[Any],
+        loss_of_batch: LossOfBatch,
     ) -> PruneStep:
         earlier = self.plan.pruned
-        step = super()._step(epochs_done, batches, loss_of_batch)
+        step = super()._step(tensors, epochs_done, batches, loss_of_batch)
         if self.rule is Rule.return_graded:
-            for group in self.groups:
-                tensors = filter_tensors(self.model, group, self.optimizers)
-                returned = {*earlier[group.name]} & {*step.restored[group.name]}
-                _grade_(tensors, tensors.index(returned))
+            for name, group in tensors.items():
+                returned = {*earlier[name]} & {*step.restored[name]}
+                _grade_(group, group.index(returned))
         return step
 
     def _identity(self) -> dict[str, Any]:
