@@ -7,6 +7,7 @@ that it stays.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ def hold(ledger: Ledger, size: int | None, where: str, source: Tensor | None = N
 
 def _keep_size(ledger: Ledger, size: Size, reason: str) -> None:
     if size.attribute is not None:
-        ledger.slot((size.attribute, 0), torch.full((int(size),), NO_ID), "reads")
+        ledger.slot((size.attribute, 0), torch.full((operator.index(size),), NO_ID), "reads")
     elif size.ids is not None:
         ledger.fix_ids(size.ids, None, reason, order=-1)
     elif size.axis is not None:

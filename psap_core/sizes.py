@@ -7,6 +7,7 @@ lowered. Where a size becomes a factor, such as the scale of an attention, it mu
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +79,7 @@ class Size(int):
         sources: tuple[Size, ...] = (),
         is_proportional: bool = True,
     ) -> Size:
-        size = super().__new__(cls, value)
+        size = super().__new__(cls, operator.index(value))  # int() would make a value of it
         size.attribute = attribute
         size.ids = ids
         size.axis = axis
@@ -91,7 +92,7 @@ class Size(int):
         """What numpy calculates."""
         for size in sizes_in(inputs):
             size.becomes_value()
-        numbers = [int(part) if isinstance(part, Size) else part for part in inputs]
+        numbers = [operator.index(part) if isinstance(part, Size) else part for part in inputs]
         return getattr(function, kind)(*numbers, **options)
 
     def becomes_value(self) -> None:

@@ -198,7 +198,7 @@ def test_restored_filters_come_back_exactly(network: str, scope: Scope) -> None:
         group.name: filter_tensors(run.model, group, run.optimizer) for group in run.pruner.groups
     }
     before = copy.deepcopy(owned)
-    step = run.pruner._step(2, range(3), run.loss)
+    step = run.pruner._step(owned, 2, range(3), run.loss)
     assert sum(map(len, step.restored.values())) >= 1
     for name, filters in step.restored.items():
         assert owned[name].state

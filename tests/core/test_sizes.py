@@ -205,6 +205,19 @@ class ShapesPositions(nn.Module):
         return x * positions.mean(1).view(n, 1, 1, 1)
 
 
+class NamedGroupNorm(nn.Module):
+    """GroupNorm in a class of the user's, which keeps the number of groups itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_groups = 3
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+        self.bias = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias)
+
+
 CASES: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "heads": (Attention(), {"stem": 12, "body.qkv": 3, "body.proj": 12}),
     "entries of heads": (ScaledAttention(), {"stem": 12, "body.qkv": 4, "body.proj": 12}),
@@ -228,6 +241,7 @@ CASES: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "split attention": (SplitAttention(), {"stem": 6, "body.both": 12, "body.down": 4}),
     "positions": (Positions(), {"stem": 12}),
     "shaped by others": (ShapedByOthers(), {"stem": 12}),
+    "groups of a norm": (NamedGroupNorm(), {"stem": 3}),
 }
 
 
@@ -331,3 +345,9 @@ def test_numbers_of_modules_are_read_and_written() -> None:
     assert network[0].splits == [5, 6]
     assert read_number(network[0], "splits[1]") == 6
     assert read_number(network[1], "groups") == 3
+
+
+def test_a_size_that_is_copied_is_no_value() -> None:
+    size = Size(4, "groups")
+    assert Size(size, "groups") == 4
+    assert not size.is_value
