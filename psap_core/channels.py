@@ -179,6 +179,7 @@ class Ledger:
         sums: the sums of two tensors.
         nodes: the calls.
         sizes: all sizes that were given to the network.
+        computed: names of the modules that convolve or multiply with a weight that is no tensor of the network.
         used: tensors whose entries the present call has given to channels.
     """
 
@@ -190,6 +191,7 @@ class Ledger:
         self.sums: list[Sum] = []
         self.nodes: list[Node] = []
         self.sizes: list[Size] = []
+        self.computed: set[str] = set()
         self.used: set[str] = set()
         # The tensors are kept, because a network may replace them, and an id would be another's.
         self.tensors = dict(chain(model.named_parameters(), model.named_buffers()))

@@ -521,17 +521,9 @@ def _left_alone(facts: _Facts, groups: Sequence[ChannelGroup], model: nn.Module)
         alone = components[free.get(key, torch.ones_like(components, dtype=torch.bool))]
         if is_layer and len(alone):
             reasons[module] = facts.reason(int(alone[0]))
-    return reasons | dict.fromkeys(_computed(model), "its weight is computed")
-
-
-def _computed(model: nn.Module) -> list[str]:
-    """Convolutions and linear layers whose weight is no tensor of their own."""
-    layers = (nn.modules.conv._ConvNd, nn.Linear)
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, layers) and "weight" not in {**module._parameters, **module._buffers}
-    ]
+    for module in facts.trace.computed:
+        reasons[module] = "its weight is computed"
+    return reasons
 
 
 def _is_grouped(module: nn.Module) -> bool:

@@ -227,8 +227,7 @@ def convolve(ledger: Ledger, call: Call) -> None:
     dim = call.first.ndim - weight.ndim + 1
     name = ledger.name_of(weight)
     if name is None:
-        reason = f"they reach {call.where}, whose weight is computed"
-        fix_all(ledger, call, reason)
+        _reach_computed_weight(ledger, call)
         return
     channels = _along(
         ledger, call, dim, weight.shape[0] if transposed else weight.shape[1] * groups
@@ -250,7 +249,7 @@ def linear(ledger: Ledger, call: Call) -> None:
     channels = of(ledger, call.first)
     last = call.first.ndim - 1
     if name is None:
-        fix_all(ledger, call, f"they reach {call.where}, whose weight is computed")
+        _reach_computed_weight(ledger, call)
     elif isinstance(channels, Channels) and channels.dim != last:
         # Its MACs would go with channels, of which it holds nothing.
         fix_all(ledger, call, f"they reach {call.where}, over positions")
@@ -258,6 +257,12 @@ def linear(ledger: Ledger, call: Call) -> None:
         read = _along(ledger, call, last, weight.shape[1])
         assert read is not None
         _read_and_write(ledger, call, read, name, 1)
+
+
+def _reach_computed_weight(ledger: Ledger, call: Call) -> None:
+    """No entries of a parameter belong to the channels of a weight that is normalised, standardised or generated."""
+    ledger.computed.add(call.owner_name)
+    fix_all(ledger, call, f"they reach {call.where}, whose weight is computed")
 
 
 def _along(ledger: Ledger, call: Call, dim: int, size: int) -> Channels | None:

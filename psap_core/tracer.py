@@ -42,6 +42,7 @@ class ChannelTrace:
         component: int64 [ids]; ids that live and die together have the same.
         convolutions: name of the weight to (node of the input, node of the output), for plain convolutions.
         sums: the sums of two tensors.
+        computed: names of the modules whose weight is computed.
         nodes: for every call the nodes it reads, and what it is.
     """
 
@@ -52,6 +53,7 @@ class ChannelTrace:
     component: Tensor
     convolutions: dict[str, tuple[int, int]]
     sums: list[Sum]
+    computed: set[str]
     nodes: list[Node]
 
 
@@ -230,6 +232,7 @@ class Tracer(TorchFunctionMode):
             self.ledger.components(),
             self.convolutions,
             self.ledger.sums,
+            self.ledger.computed,
             self.ledger.nodes,
         )
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "docs/cost.md",
+    "docs/networks.md",
     "psap_core/METHOD.md",
     "slurm/README.md",
     "analysis/notebooks/README.md",

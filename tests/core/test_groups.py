@@ -590,6 +590,20 @@ def test_a_reader_that_computes_its_weight_fixes_what_it_reads(scope: Scope) -> 
     check_exports(model, scope)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its own weight, as BiT's and NFNet's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+def test_a_layer_whose_weight_is_computed_is_left_alone_with_that_reason() -> None:
+    model = with_("between", Standardised(4, 4, 3))
+    assert search(model, "coupled").left_alone["between"] == "its weight is computed"
+    check_exports(model, "coupled")
+
+
 def test_in_scope_all_a_reader_of_the_stream_fixes_nothing() -> None:
     model = Small()  # inner reads the whole residual stream, whatever the stem loses
     weight_norm(model.inner)
