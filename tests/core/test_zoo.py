@@ -34,6 +34,7 @@ BELOW = {
         "edgenext_xx_small",
         "maxvit_pico_rw_256",
         "maxxvitv2_nano_rw_256",
+        "coatnext_nano_rw_224",
         "convformer_s18",
         "caformer_s18",
         "poolformerv2_s12",
