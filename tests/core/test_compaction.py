@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), 1e-3, eps=1e-6, weight_decay=0.1),
 }
 SCOPES = ["coupled", "all", "inner"]
+QUICK = [("sgd_nesterov", "coupled"), ("adamw", "all")]
 
 
 class Run:
@@ -75,8 +76,18 @@ def assert_same_network(small: nn.Module, masked: nn.Module) -> None:
         assert gap <= 1e-9 * theirs[name].abs().max(), name
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "scope"),
+    [
+        pytest.param(
+            optimizer,
+            scope,
+            marks=() if (optimizer, scope) in QUICK else pytest.mark.long,
+        )
+        for optimizer in OPTIMIZERS
+        for scope in SCOPES
+    ],
+)
 def test_the_small_network_learns_what_the_masked_one_learns(optimizer: str, scope: str) -> None:
     masked = Run(optimizer, scope).until(FREEZE)
     small = Run(optimizer, scope).until(FREEZE)
@@ -96,7 +107,10 @@ def test_the_small_network_learns_what_the_masked_one_learns(optimizer: str, sco
 
 
 @pytest.mark.parametrize("saved_at", [2, FREEZE, FREEZE + 1])
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "scope",
+    ["coupled", *(pytest.param(scope, marks=pytest.mark.long) for scope in ("all", "inner"))],
+)
 def test_a_run_resumes_on_either_side_of_the_compaction(scope: str, saved_at: int) -> None:
     whole = Run("sgd_nesterov", scope).until(FREEZE)
     whole.pruner.compact_()

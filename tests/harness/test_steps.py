@@ -122,7 +122,7 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
     )
 
 
-@pytest.mark.parametrize("scope", ["all", "coupled"])
+@pytest.mark.parametrize("scope", ["coupled", pytest.param("all", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("name", "autocast"), [("psap", None), ("psap", torch.bfloat16), ("fpgm", None), ("l1", None)]
 )
