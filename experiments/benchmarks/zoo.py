@@ -452,17 +452,19 @@ def summary(rows: Sequence[Row]) -> Figures:
     figures: Figures = {}
     for library in ("torchvision", "timm"):
         own = [row for row in rows if row.library == library]
+        tried = [row for row in own if row.rival]
         if not own:
             continue
         kinds = {
             "exact": [row.is_exact for row in own],
             "reach_80": [row.reach >= REACH and row.is_exact for row in own],
-            "torch_pruning_works": [row.rival.startswith(("exact", "differs")) for row in own],
-            "torch_pruning_exact": [row.rival == "exact" for row in own],
+            "torch_pruning_works": [row.rival.startswith(("exact", "differs")) for row in tried],
+            "torch_pruning_exact": [row.rival == "exact" for row in tried],
         }
         figures[f"zoo_{library}_networks"] = figure([len(own)])
         for kind, hits in kinds.items():
-            figures[f"zoo_{library}_{kind}_pct"] = figure([100 * sum(hits) / len(hits)])
+            if hits:
+                figures[f"zoo_{library}_{kind}_pct"] = figure([100 * sum(hits) / len(hits)])
     errors = [max(row.error or 0.0, row.loaded_error or 0.0) for row in rows]
     figures["zoo_largest_error"] = figure([max(errors)])
     figures["zoo_analysis_over_forward"] = figure(
@@ -478,9 +480,9 @@ INTRODUCTION = """# Which networks can be pruned
 
 Randomly initialised networks, everything per channel drawn at random, scope `coupled`: 30 % of every group's filters
 are removed, and the exported network must compute what the masked one does, to 1e-9 in float64; so must what was saved
-and loaded again. `python -m experiments.benchmark zoo` at commit COMMIT tries them all
+and loaded again. `python -m experiments.benchmark zoo` tries them all
 ([zoo.py](../experiments/benchmarks/zoo.py)), `python -m experiments.benchmarks.zoo --page docs/networks.md` writes this
-page.
+page. These [rows](../analysis/results/benchmark/cpu_2_cores_zoo.jsonl) are of commits COMMITS.
 """
 LEGEND = """
 px: height and width of the images; cut: largest share of the MACs that can go, %; error, loaded: of the export and of
@@ -523,12 +525,13 @@ def _summary_line(library: str, rows: Sequence[Row]) -> str:
     own = [row for row in rows if row.library == library]
     exact = sum(row.is_exact for row in own)
     reach = sum(row.is_exact and row.reach >= REACH for row in own)
-    works = sum(row.rival.startswith(("exact", "differs")) for row in own)
-    rival_exact = sum(row.rival == "exact" for row in own)
+    tried = [row for row in own if row.rival]
+    works = sum(row.rival.startswith(("exact", "differs")) for row in tried)
+    rival_exact = sum(row.rival == "exact" for row in tried)
     return (
         f"- {library}: {len(own)} networks, {exact} exact, {reach} of them down to a fifth of their MACs or less "
-        f"({100 * reach / len(own):.0f} %). Torch-Pruning gives a network that runs for {works}, "
-        f"one that is exact for {rival_exact}."
+        f"({100 * reach / len(own):.0f} %). Torch-Pruning was tried on {len(tried)}: it gives a network that runs for "
+        f"{works}, one that is exact for {rival_exact}."
     )
 
 
@@ -546,7 +549,8 @@ def _table(rows: Sequence[Row]) -> list[str]:
             _small(row.error),
             _small(row.loaded_error),
         ]
-        cells += [f"{row.analysis:.1f}", f"{row.forward:.2f}", row.rival.replace("|", "/")[:80]]
+        rival = row.rival.replace("|", "/")[:80] or "not run"
+        cells += [f"{row.analysis:.1f}", f"{row.forward:.2f}", rival]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return lines
 
