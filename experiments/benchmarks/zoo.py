@@ -8,12 +8,12 @@ Scope `coupled`, two random images. Statistics, affines, biases and every parame
 drawn at random first, so that nothing that is removed was zero already. 30 % of every group's filters, drawn at random,
 are masked; the network without them must compute the same.
 
-zoo_<library>_networks: how many.
-zoo_<library>_exact_pct: the share whose export differs by at most 1e-9 and has the MACs that its plan counts.
-zoo_<library>_reach_80_pct: the share of which 80 % of the MACs can be cut, one filter left in every group.
+zoo_<package>_networks: how many.
+zoo_<package>_exact_pct: the share whose export differs by at most 1e-9 and has the MACs that its plan counts.
+zoo_<package>_reach_80_pct: the share of which 80 % of the MACs can be cut, one filter left in every group.
 zoo_largest_error: over all networks, export and loaded export, relative to the largest output, in float64.
 zoo_analysis_over_forward: seconds of the analysis, which runs the network twice, over those of one forward pass.
-zoo_<library>_torch_pruning_<works, exact>_pct: Torch-Pruning's MagnitudePruner at 30 % of every group, the same network
+zoo_<package>_torch_pruning_<works, exact>_pct: Torch-Pruning's MagnitudePruner at 30 % of every group, the same network
     and images: it gives a network that runs; that computes what the dense one does with the same entries zeroed.
 """
 
@@ -114,7 +114,7 @@ class Row:
         rival: what Torch-Pruning made of it: `exact`, `differs by ...`, or the error.
     """
 
-    library: str
+    package: str
     name: str
     side: int
     groups: int = 0
@@ -141,28 +141,28 @@ class Row:
 
 
 def names() -> list[str]:
-    """`library:name` of every network that is tried."""
-    libraries = {"torchvision": TORCHVISION, "timm": TIMM}
+    """`package:name` of every network that is tried."""
+    packages = {"torchvision": TORCHVISION, "timm": TIMM}
     return [
         f"{key}:{entry.partition('@')[0]}"
-        for key, text in libraries.items()
+        for key, text in packages.items()
         for entry in text.split()
     ]
 
 
-def side_of(library: str, name: str) -> int:
-    for entry in (TORCHVISION if library == "torchvision" else TIMM).split():
+def side_of(package: str, name: str) -> int:
+    for entry in (TORCHVISION if package == "torchvision" else TIMM).split():
         known, _, side = entry.partition("@")
         if known == name and side:
             return int(side)
-    return DEFAULT_SIDE[library]
+    return DEFAULT_SIDE[package]
 
 
-def build(library: str, name: str, side: int) -> nn.Module:
+def build(package: str, name: str, side: int) -> nn.Module:
     """The network in evaluation mode, randomly initialised, everything per channel drawn at random."""
     torch.manual_seed(0)
     model: nn.Module
-    if library == "torchvision":
+    if package == "torchvision":
         import torchvision
 
         options: dict[str, Any] = {"weights": None}
@@ -211,18 +211,18 @@ def draw_(model: nn.Module, side: int) -> None:
 # ---------------------------------------------------------------------------- one network
 
 
-def examine(library: str, name: str) -> Row:
-    side = side_of(library, name)
-    row: dict[str, Any] = {"library": library, "name": name, "side": side}
+def examine(package: str, name: str) -> Row:
+    side = side_of(package, name)
+    row: dict[str, Any] = {"package": package, "name": name, "side": side}
     try:
-        row |= _measured(library, name, side)
+        row |= _measured(package, name, side)
     except Exception as error:
         row["failure"] = _sentence(error)
     return Row(**row)
 
 
-def _measured(library: str, name: str, side: int) -> dict[str, Any]:
-    model, images = build(library, name, side), torch.randn(2, 3, side, side)
+def _measured(package: str, name: str, side: int) -> dict[str, Any]:
+    model, images = build(package, name, side), torch.randn(2, 3, side, side)
     _outputs(model, images)  # what is set up in a first pass
     forward, _ = _timed(lambda: _outputs(model, images))
     analysis, found = _timed(lambda: search_groups(model, images, scope="coupled"))
@@ -246,7 +246,7 @@ def _measured(library: str, name: str, side: int) -> dict[str, Any]:
     row["changed"] = difference(dense, masked)
     small = smaller_copy(model, found.groups, plan)
     row["error"] = difference(masked, _outputs(small, images))
-    loaded = _saved_and_loaded(small, plan, build(library, name, side).double())
+    loaded = _saved_and_loaded(small, plan, build(package, name, side).double())
     row["loaded_error"] = difference(masked, _outputs(loaded, images))
     return row
 
@@ -307,12 +307,12 @@ def _sentence(error: BaseException) -> str:
 # ---------------------------------------------------------------------------- Torch-Pruning
 
 
-def rival_apart(library: str, name: str) -> str:
+def rival_apart(package: str, name: str) -> str:
     """In a process of its own, which may crash or be stopped."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
-        target=_tell_rival, args=(sender, library, name, side_of(library, name))
+        target=_tell_rival, args=(sender, package, name, side_of(package, name))
     )
     process.start()
     sender.close()
@@ -327,14 +327,14 @@ def rival_apart(library: str, name: str) -> str:
         process.join()
 
 
-def _tell_rival(sender: Any, library: str, name: str, side: int) -> None:
+def _tell_rival(sender: Any, package: str, name: str, side: int) -> None:
     try:
-        sender.send(rival(build(library, name, side).double(), library, side))
+        sender.send(rival(build(package, name, side).double(), package, side))
     except Exception as error:
         sender.send(_sentence(error))
 
 
-def rival(model: nn.Module, library: str, side: int) -> str:
+def rival(model: nn.Module, package: str, side: int) -> str:
     """What Torch-Pruning makes of a float64 network: `exact`, or how far it is from the masked one.
 
     It prunes a copy in which every entry of a parameter or buffer is its own number, so that what is left says what
@@ -348,7 +348,7 @@ def rival(model: nn.Module, library: str, side: int) -> str:
     for tensor in (*numbered.parameters(), *numbered.buffers()):
         if tensor.is_floating_point():
             tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
-    last = [module for module in numbered.modules() if _gives_classes(module, library)]
+    last = [module for module in numbered.modules() if _gives_classes(module, package)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.MagnitudePruner(
@@ -392,9 +392,9 @@ def _masked_as(model: nn.Module, numbered: nn.Module) -> tuple[nn.Module, int]:
     return masked, removed
 
 
-def _gives_classes(module: nn.Module, library: str) -> bool:
+def _gives_classes(module: nn.Module, package: str) -> bool:
     count = getattr(module, "out_features", getattr(module, "out_channels", None))
-    return isinstance(module, (nn.Linear, nn.Conv2d)) and count in CLASSES[library]
+    return isinstance(module, (nn.Linear, nn.Conv2d)) and count in CLASSES[package]
 
 
 # ---------------------------------------------------------------------------- all of them
@@ -414,12 +414,12 @@ def run(chosen: Sequence[str], out: Path, *, again: bool) -> list[Row]:
         for name in chosen:
             row = _known(out)[name]
             if not row.rival:
-                _write(out, replace(row, rival=rival_apart(row.library, row.name)))
+                _write(out, replace(row, rival=rival_apart(row.package, row.name)))
     return read(out)
 
 
 def _known(out: Path) -> dict[str, Row]:
-    return {f"{row.library}:{row.name}": row for row in read(out)}
+    return {f"{row.package}:{row.name}": row for row in read(out)}
 
 
 def _write(out: Path, row: Row) -> None:
@@ -444,14 +444,14 @@ def read(out: Path) -> list[Row]:
     if not out.exists():
         return []
     rows = [Row(**json.loads(line)) for line in out.read_text().splitlines()]
-    latest = {f"{row.library}:{row.name}": row for row in rows}
+    latest = {f"{row.package}:{row.name}": row for row in rows}
     return [latest[name] for name in names() if name in latest]
 
 
 def summary(rows: Sequence[Row]) -> Figures:
     figures: Figures = {}
-    for library in ("torchvision", "timm"):
-        own = [row for row in rows if row.library == library]
+    for package in ("torchvision", "timm"):
+        own = [row for row in rows if row.package == package]
         tried = [row for row in own if row.rival]
         if not own:
             continue
@@ -461,10 +461,10 @@ def summary(rows: Sequence[Row]) -> Figures:
             "torch_pruning_works": [row.rival.startswith(("exact", "differs")) for row in tried],
             "torch_pruning_exact": [row.rival == "exact" for row in tried],
         }
-        figures[f"zoo_{library}_networks"] = figure([len(own)])
+        figures[f"zoo_{package}_networks"] = figure([len(own)])
         for kind, hits in kinds.items():
             if hits:
-                figures[f"zoo_{library}_{kind}_pct"] = figure([100 * sum(hits) / len(hits)])
+                figures[f"zoo_{package}_{kind}_pct"] = figure([100 * sum(hits) / len(hits)])
     errors = [max(row.error or 0.0, row.loaded_error or 0.0) for row in rows]
     figures["zoo_largest_error"] = figure([max(errors)])
     figures["zoo_analysis_over_forward"] = figure(
@@ -497,19 +497,19 @@ def page(rows: Sequence[Row]) -> str:
     figures = {key: value["median"] for key, value in summary(rows).items()}
     ratio = sorted(row.analysis / row.forward for row in rows if row.forward)
     longest = max(row.analysis for row in rows)
-    libraries = [name for name in CLASSES if any(row.library == name for row in rows)]
+    packages = [name for name in CLASSES if any(row.package == name for row in rows)]
     parts = [
         INTRODUCTION,
-        *(_summary_line(library, rows) for library in libraries),
+        *(_summary_line(package, rows) for package in packages),
         "",
         f"Largest error {figures['zoo_largest_error']:.0e}. The analysis takes "
         f"{ratio[len(ratio) // 2]:.0f} forward passes (median), at most {longest:.0f} s. "
         f"Versions: {', '.join(versions)}.",
         LEGEND,
     ]
-    for library in libraries:
-        own = [row for row in rows if row.library == library]
-        parts += [f"## {library}", "", *_table(own), ""]
+    for package in packages:
+        own = [row for row in rows if row.package == package]
+        parts += [f"## {package}", "", *_table(own), ""]
     low = [row for row in rows if row.reach < REACH or row.failure]
     parts += [
         "## Below 80 %, and why",
@@ -521,15 +521,15 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join([*parts, ""])
 
 
-def _summary_line(library: str, rows: Sequence[Row]) -> str:
-    own = [row for row in rows if row.library == library]
+def _summary_line(package: str, rows: Sequence[Row]) -> str:
+    own = [row for row in rows if row.package == package]
     exact = sum(row.is_exact for row in own)
     reach = sum(row.is_exact and row.reach >= REACH for row in own)
     tried = [row for row in own if row.rival]
     works = sum(row.rival.startswith(("exact", "differs")) for row in tried)
     rival_exact = sum(row.rival == "exact" for row in tried)
     return (
-        f"- {library}: {len(own)} networks, {exact} exact, {reach} of them down to a fifth of their MACs or less "
+        f"- {package}: {len(own)} networks, {exact} exact, {reach} of them down to a fifth of their MACs or less "
         f"({100 * reach / len(own):.0f} %). Torch-Pruning was tried on {len(tried)}: it gives a network that runs for "
         f"{works}, one that is exact for {rival_exact}."
     )
@@ -562,7 +562,7 @@ def _small(number: float | None) -> str:
 def _line(row: Row) -> str:
     numbers = f"cut {row.reach:.3f} error {_small(row.error)} {_small(row.loaded_error)} changed {_small(row.changed)}"
     times = f"analysis {row.analysis:.1f} s, forward {row.forward:.2f} s"
-    return f"{row.library}:{row.name} {row.groups} groups {numbers} {times}; {row.failure or row.left}; {row.rival}"
+    return f"{row.package}:{row.name} {row.groups} groups {numbers} {times}; {row.failure or row.left}; {row.rival}"
 
 
 def main() -> None:

@@ -49,10 +49,10 @@ BELOW = {
 
 
 def check(name: str) -> None:
-    library, _, network = name.partition(":")
-    row = examine(library, network)
+    package, _, network = name.partition(":")
+    row = examine(package, network)
     assert row.is_exact, row
-    if network in BELOW[library]:
+    if network in BELOW[package]:
         assert row.reach < zoo.REACH  # or it is to be struck from the list
         assert row.left
     else:
@@ -78,12 +78,12 @@ def test_every_other_network_is_pruned_exactly(name: str) -> None:
 def test_a_network_is_tried_once_and_its_rival_after_it(tmp_path, monkeypatch) -> None:
     tried = []
 
-    def tried_network(library: str, name: str) -> Row:
+    def tried_network(package: str, name: str) -> Row:
         tried.append(name)
-        return Row(library, name, 64, groups=3, reach=0.9, error=1e-15, loaded_error=2e-15)
+        return Row(package, name, 64, groups=3, reach=0.9, error=1e-15, loaded_error=2e-15)
 
     monkeypatch.setattr(zoo, "examine", tried_network)
-    monkeypatch.setattr(zoo, "rival_apart", lambda library, name: "exact")
+    monkeypatch.setattr(zoo, "rival_apart", lambda package, name: "exact")
     out = tmp_path / "zoo.jsonl"
     chosen = ["torchvision:resnet18", "timm:dla34"]
     for again in (False, False, True):
