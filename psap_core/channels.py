@@ -196,7 +196,6 @@ class Ledger:
         # The tensors are kept, because a network may replace them, and an id would be another's.
         self.tensors = dict(chain(model.named_parameters(), model.named_buffers()))
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
-        self._shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         self._channels = WeakTensorKeyDictionary()
         self._node_of = WeakTensorKeyDictionary()
         self._joined: list[tuple[Tensor, Tensor]] = []
@@ -231,10 +230,10 @@ class Ledger:
         return found
 
     def known(self, tensor: Any) -> Channels | Grid | Fixed | None:
-        """The same, as long as nothing has asked along which dimension the channels of a `Grid` lie."""
+        """What lies along a tensor or parameter; a `Grid` where nothing has asked yet which of its axes shrinks."""
         if not isinstance(tensor, Tensor):
             return None
-        found: Channels | Grid | Fixed | None = self._channels.get(tensor)
+        found = self.said_of(tensor)
         if found is None and id(tensor) in self._names:
             found = self._of_parameter(tensor)
         return found
@@ -270,7 +269,7 @@ class Ledger:
 
     def keep_tensor(self, name: str) -> None:
         """Nothing goes from this parameter or buffer."""
-        for dim, size in enumerate(self._shapes[name]):
+        for dim, size in enumerate(self.tensors[name].shape):
             if size > 1:
                 self.slot((name, dim), torch.full((size,), NO_ID), "reads")
 

@@ -20,7 +20,7 @@ from psap_core.inputs import Description, call, copy_network, draw, map_tensors,
 from psap_core.plan import LayerPlan, PrunePlan
 from psap_core.surgery import cut_, smaller_copy
 from psap_core.suspension import (
-    FilterMask,
+    SERVING,
     FilterTensors,
     apply_,
     filter_tensors,
@@ -77,10 +77,8 @@ def compact_(
             that cannot be cut; the network is then as before the call.
     """
     bare = optimizers_in(optimizers)
-    for optimizer in bare:
-        for hook in optimizer._optimizer_step_post_hooks.values():
-            if isinstance(getattr(hook, "__self__", None), FilterMask):
-                raise InputError("the optimizer serves a PSAP: call that one's own compact_()")
+    if any(optimizer in SERVING for optimizer in bare):
+        raise InputError("the optimizer serves a PSAP: call that one's own compact_()")
     groups = _groups_of(model, plan, zero_preserving)
     _check_silent(model, groups, plan)
     _verify(model, smaller_copy(model, groups, plan), plan.inputs)
@@ -329,7 +327,8 @@ class _Precision(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(True for _ in tensors_in(args)):  # it is computed, not a constant
+        is_constant = next(tensors_in(args), None) is None
+        if not is_constant:
             for tensor in tensors_in(result):
                 if tensor.is_floating_point() and tensor.dtype != torch.float64:
                     self.is_double = False

@@ -55,21 +55,9 @@ from psap_core.sizes import Size
 # Channel-wise, and 0 becomes 0: a silent channel is silent behind them.
 ZERO_PRESERVING = [
     "abs",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool1d_with_indices",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool2d_with_indices",
-    "adaptive_max_pool3d",
-    "adaptive_max_pool3d_with_indices",
     "arctan",
     "asinh",
     "atan",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
     "bfloat16",
     "ceil",
     "celu",
@@ -94,19 +82,8 @@ ZERO_PRESERVING = [
     "half",
     "hardshrink",
     "hardswish",
-    "interpolate",
     "leaky_relu",
     "log1p",
-    "lp_pool1d",
-    "lp_pool2d",
-    "max_pool1d",
-    "max_pool1d_with_indices",
-    "max_pool2d",
-    "max_pool2d_with_indices",
-    "max_pool3d",
-    "max_pool3d_with_indices",
-    "max_unpool1d",
-    "max_unpool2d",
     "mish",
     "nan_to_num",
     "neg",
@@ -133,6 +110,32 @@ ZERO_PRESERVING = [
     "trunc",
     "type",
     "type_as",
+]
+# The same over positions.
+RESAMPLING = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "interpolate",
+    "lp_pool1d",
+    "lp_pool2d",
+    "max_pool1d",
+    "max_pool1d_with_indices",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "max_pool3d",
+    "max_pool3d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
     "upsample",
     "upsample_bilinear",
     "upsample_nearest",
@@ -602,8 +605,7 @@ Rule = Callable[[Ledger, Call], None]
 def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     rules |= dict.fromkeys(ZERO_PRESERVING, keep)
-    resampling = [n for n in ZERO_PRESERVING if "pool" in n or n.startswith(("inter", "upsample"))]
-    rules |= dict.fromkeys(resampling, resample)
+    rules |= dict.fromkeys(RESAMPLING, resample)
     rules |= dict.fromkeys(CHANNEL_WISE, keep_ids)
     rules |= dict.fromkeys(REARRANGEMENTS, rearrange)
     rules |= dict.fromkeys(REDUCTIONS, reduce)

@@ -1,7 +1,6 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
 import time
-import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 from psap_core.supervision import LossOfBatch, Supervision, choose_restored, pulse
 from psap_core.surgery import cut_
 from psap_core.suspension import (
+    SERVING,
     FilterMask,
     FilterTensors,
     Snapshot,
@@ -37,7 +37,6 @@ from psap_core.suspension import (
 
 Filters = dict[str, tuple[int, ...]]
 Optimizers = Optimizer | Sequence[Optimizer]
-_taken: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # optimisers that serve a pruner
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class PSAP:
                         f"the new optimizer does not train {member.tensor!r}, which is pruned"
                     )
         if not self.is_compact:
-            self._tensors()
+            _ = self._tensors()  # which refuses other parameters than at the start
         self._unhook()
         self.optimizers = successors
         if not self.is_compact:
@@ -486,14 +485,14 @@ class PSAP:
     def _hook(self) -> None:
         for optimizer in self.optimizers:
             self._hooks.append(optimizer.register_step_post_hook(self._mask.hold_))
-            _taken.add(optimizer)
+            SERVING.add(optimizer)
 
     def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         for optimizer in self.optimizers:
-            _taken.discard(optimizer)
+            SERVING.discard(optimizer)
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -548,7 +547,7 @@ def _bare_optimizers(
     """The optimisers themselves, none of which may serve another PSAP."""
     found = optimizers_in(optimizer)
     for each in found:
-        if each in _taken and each not in mine:
+        if each in SERVING and each not in mine:
             raise InputError("optimizer must be new: this one serves another PSAP")
     return found
 

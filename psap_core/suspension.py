@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup
 from psap_core.plan import PrunePlan
 from psap_core.sparsity import FilterRows
+
+SERVING: WeakSet[Optimizer] = WeakSet()  # optimisers whose steps a PSAP follows
 
 
 @dataclass(frozen=True)

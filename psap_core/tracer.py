@@ -149,7 +149,7 @@ class Tracer(TorchFunctionMode):
         this = self._call(func, args, kwargs, result)
         self.ledger.used.clear()
         self._apply_rule(func, this)
-        if any(result is not operands[0] for result in results):
+        if any(made is not operands[0] for made in results):
             self._keep_other_parameters(operands)
         if not parents:
             return
