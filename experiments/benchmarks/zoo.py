@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks import Figures, figure
+from experiments.harness.record import code_version
 from psap_core import PrunePlan, load_exported, save_exported
 from psap_core.allocation import filter_floors
 from psap_core.cost import layer_table, macs, macs_cost_model
@@ -111,7 +112,8 @@ class Row:
         analysis, forward: seconds.
         left: reason of the layers with the largest share of the MACs that is left alone, and that share.
         failure: what went wrong.
-        rival: what Torch-Pruning made of it: `exact`, `differs by ...`, or the error.
+        rival: what Torch-Pruning made of it: `exact`, `differs by ...`, or the error; empty: it was not run.
+        commit: of the code that examined it; with `+` where something was not committed.
     """
 
     package: str
@@ -128,6 +130,7 @@ class Row:
     left: str = ""
     failure: str = ""
     rival: str = ""
+    commit: str = ""
 
     @property
     def is_exact(self) -> bool:
@@ -213,12 +216,18 @@ def draw_(model: nn.Module, side: int) -> None:
 
 def examine(package: str, name: str) -> Row:
     side = side_of(package, name)
-    row: dict[str, Any] = {"package": package, "name": name, "side": side}
+    row: dict[str, Any] = {"package": package, "name": name, "side": side, "commit": _commit()}
     try:
         row |= _measured(package, name, side)
     except Exception as error:
         row["failure"] = _sentence(error)
     return Row(**row)
+
+
+def _commit() -> str:
+    version = code_version()
+    commit = (version["commit"] or "")[:7]
+    return commit if version["dirty_diff_sha256"] is None else f"{commit}+"
 
 
 def _measured(package: str, name: str, side: int) -> dict[str, Any]:
@@ -482,11 +491,11 @@ Randomly initialised networks, everything per channel drawn at random, scope `co
 are removed, and the exported network must compute what the masked one does, to 1e-9 in float64; so must what was saved
 and loaded again. `python -m experiments.benchmark zoo` tries them all
 ([zoo.py](../experiments/benchmarks/zoo.py)), `python -m experiments.benchmarks.zoo --page docs/networks.md` writes this
-page. These [rows](../analysis/results/benchmark/cpu_2_cores_zoo.jsonl) are of commits COMMITS.
+page. The [rows](../analysis/results/benchmark/cpu_2_cores_zoo.jsonl) are of commit COMMIT.
 """
 LEGEND = """
 px: height and width of the images; cut: largest share of the MACs that can go, %; error, loaded: of the export and of
-what was saved and loaded; analysis, forward: seconds, one thread; Torch-Pruning: its MagnitudePruner at 30 %, compared
+what was saved and loaded; analysis, forward: seconds, one thread, x86; Torch-Pruning: its MagnitudePruner at 30 %, compared
 with the dense network in which all that it removes is zero.
 """
 
@@ -498,8 +507,9 @@ def page(rows: Sequence[Row]) -> str:
     ratio = sorted(row.analysis / row.forward for row in rows if row.forward)
     longest = max(row.analysis for row in rows)
     packages = [name for name in CLASSES if any(row.package == name for row in rows)]
+    commits = ", ".join(sorted({row.commit for row in rows if row.commit}))
     parts = [
-        INTRODUCTION,
+        INTRODUCTION.replace("COMMIT", commits or "unknown"),
         *(_summary_line(package, rows) for package in packages),
         "",
         f"Largest error {figures['zoo_largest_error']:.0e}. The analysis takes "
