@@ -495,8 +495,8 @@ page. The [rows](../analysis/results/benchmark/cpu_2_cores_zoo.jsonl) are of com
 """
 LEGEND = """
 px: height and width of the images; cut: largest share of the MACs that can go, %; error, loaded: of the export and of
-what was saved and loaded; analysis, forward: seconds, one thread, x86; Torch-Pruning: its MagnitudePruner at 30 %, compared
-with the dense network in which all that it removes is zero.
+what was saved and loaded; analysis, forward: seconds, one thread, x86; Torch-Pruning: its MagnitudePruner at 30 %,
+compared with the dense network in which all that it removes is zero.
 """
 
 
