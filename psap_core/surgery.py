@@ -106,6 +106,7 @@ def cut_(
         for entries in (*group.members, *group.readers):
             places = entries.index[[*part.pruned]].flatten()
             removed[entries.tensor][entries.dim].append(places)
+    owners = _owners(model)
     sizes = defaultdict[str, dict[int, int]](dict)
     for name, by_dim in removed.items():
         path, _, key = name.rpartition(".")
@@ -118,20 +119,19 @@ def cut_(
             tensor = getattr(module, key)
             before = tensor.shape[dim]
             _cut_tensor_(tensor, dim, gone, optimizers)
-            for owner in _owners(model, tensor):
+            for owner in owners[id(tensor)]:
                 sizes[owner][before] = tensor.shape[dim]
     for owner, changes in sizes.items():
         counted = {name.rpartition(".")[2] for name in removed if name.rpartition(".")[0] == owner}
         _fit_numbers_(model.get_submodule(owner), changes, counted)
 
 
-def _owners(model: nn.Module, value: Tensor) -> list[str]:
-    """Every module that holds the tensor, under any name."""
-    owners = []
-    for owner, module in model.named_modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        if any(tensor is value for tensor in own):
-            owners.append(owner)
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The modules that hold a tensor, under any name, by the tensor's id."""
+    owners = defaultdict[int, list[str]](list)
+    for name, module in model.named_modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            owners[id(tensor)].append(name)
     return owners
 
 
