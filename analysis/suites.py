@@ -114,7 +114,7 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
 
 
 def read_suites(
-    folder: Path = EXPERIMENTS / "suites", conf: Path = EXPERIMENTS / "conf"
+    folder: Path = EXPERIMENTS / "conf" / "suite", conf: Path = EXPERIMENTS / "conf"
 ) -> list[Suite]:
     """All suites of a folder, by name. Raises DataError if a file is no suite."""
     return [read_suite(path, conf) for path in sorted(folder.glob("*.yaml"))]
@@ -181,8 +181,8 @@ def read_suite(path: Path, conf: Path = EXPERIMENTS / "conf") -> Suite:
 
 @cache
 def find_suite(name: str) -> Suite | None:
-    """The suite of that name in experiments/suites; None without such a file. Raises DataError if it is no suite."""
-    path = EXPERIMENTS / "suites" / f"{name}.yaml"
+    """The suite of that name; None without such a file. Raises DataError if it is no suite."""
+    path = EXPERIMENTS / "conf" / "suite" / f"{name}.yaml"
     return read_suite(path) if path.is_file() else None
 
 

@@ -1,6 +1,6 @@
 """How well criteria foresee what giving a filter back does: python -m analysis.utility REPORT.json OUT.png
 
-The report is one of `experiments.utility_check`. Prints the correlations and draws the picture.
+The report is one of `experiments.pulse_check`. Prints the correlations and draws the picture.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def read_report(path: Path) -> dict[str, Any]:
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is not a report of `experiments.utility_check`: measure again"
+            f"{path} is not a report of `experiments.pulse_check`: measure again"
         ) from error
     return report
 

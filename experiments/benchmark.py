@@ -63,8 +63,8 @@ def main() -> None:
     import torch  # takes seconds
 
     from experiments.benchmarks.latency import latency_table
-    from experiments.harness.devices import device_name
-    from experiments.harness.record import code_version
+    from experiments.runs.provenance import code_version
+    from experiments.training.devices import device_name
 
     has_gpu = torch.cuda.is_available()
     sections = given.sections or [

@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from experiments import train
-from experiments.harness.entry import plain_exits
-from experiments.harness.models import image_shape, open_exported
-from experiments.harness.record import read_summary
-from experiments.latency import ROUNDS, latencies_ms
+from experiments.entry import plain_exits
+from experiments.models import image_shape, open_exported
+from experiments.runs.summary import read_summary
+from experiments.suites.latency import ROUNDS, latencies_ms
 from psap_core.surgery import ScatteredBatchNorm
 
 METHODS = ("dense", "sfp", "thin", "psap")

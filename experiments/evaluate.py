@@ -16,13 +16,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.harness import data, models
-from experiments.harness.data import Normalisation
-from experiments.harness.devices import configure, reading_workers
-from experiments.harness.distributed import World
-from experiments.harness.entry import compose, entry_point, one_sentence
-from experiments.harness.loop import Accuracy, evaluate
+from experiments import data, models
+from experiments.configuration import compose, one_sentence
+from experiments.data.base import Normalisation
+from experiments.entry import entry_point
 from experiments.schema import DataConfig, EvaluateConfig, PhotographsConfig
+from experiments.training.devices import configure, reading_workers
+from experiments.training.distributed import World
+from experiments.training.loop import Accuracy, evaluate
 from psap_core import InputError
 
 

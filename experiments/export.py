@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.harness import models
-from experiments.harness.devices import configure
-from experiments.harness.distributed import World
-from experiments.harness.entry import entry_point
-from experiments.harness.record import read_summary
+from experiments import models
+from experiments.entry import entry_point
+from experiments.runs.summary import read_summary
 from experiments.schema import ExportConfig
+from experiments.training.devices import configure
+from experiments.training.distributed import World
 from psap_core import InputError, export_onnx, macs, params
 from psap_core.exported import read_plans
 

@@ -151,7 +151,7 @@ class PSAPConfig(TargetConfig):
 
 
 class Rule(StrEnum):
-    """The rule that a variant of PSAP changes; experiments/baselines/variants.py says how."""
+    """The rule that a variant of PSAP changes; experiments/methods/variants.py says how."""
 
     stage_width = "stage_width"
     permuted = "permuted"

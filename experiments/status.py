@@ -4,8 +4,8 @@ Prints its state: done, running, interrupted and when, failed, refused, incomple
 machine) or not launched. Whatever is not done or running, training's same command begins or continues. Touches nothing.
 """
 
-from experiments.harness.entry import entry_point
-from experiments.harness.record import Record, State
+from experiments.entry import entry_point
+from experiments.runs.folder import Record, State
 from experiments.schema import Config
 
 

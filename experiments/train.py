@@ -11,8 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.harness.entry import compose, entry_point
-from experiments.harness.record import Record, read_summary
+from experiments.configuration import compose
+from experiments.entry import entry_point
+from experiments.runs.folder import Record
+from experiments.runs.summary import read_summary
 from experiments.schema import Config
 from psap_core import InputError
 
@@ -34,7 +36,7 @@ def train(cfg: Config) -> Path:
         record.adopt(cfg.suite, cfg.cell)
     else:
         # A run that is done needs nothing of what this imports.
-        from experiments.training import train_here
+        from experiments.training.run import train_here
 
         train_here(cfg, record)
     return record.folder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
+from experiments.models.cifar import RESNET_BLOCKS, RESNET_WIDTHS, ResNet
 from experiments.schema import Shortcut
 
 Figures = dict[str, dict[str, Any]]

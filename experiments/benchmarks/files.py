@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmarks import Figures, figure, seconds, sgd
-from experiments.harness import checkpoint
+from experiments.training import checkpoint
 from psap_core import PSAP, export, save_exported
 
 REPETITIONS = 3

@@ -13,12 +13,12 @@ from multiprocessing import get_context
 import torch
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
-from experiments.harness.batches import Sharing
-from experiments.harness.data import Normalisation, Split, TrainingImages
-from experiments.harness.distributed import World
-from experiments.harness.seeding import seed_everything
-from experiments.harness.steps import choose_fast, make_steps
+from experiments.data.base import Normalisation, Sharing
+from experiments.data.tensor_images import Split, TrainingImages
 from experiments.schema import Fast
+from experiments.seeding import seed_everything
+from experiments.training.distributed import World
+from experiments.training.steps import choose_fast, make_steps
 
 IMAGES, BATCH, EPOCHS, RUNS, REPETITIONS = 50_000, 128, 3, 8, 3
 NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))

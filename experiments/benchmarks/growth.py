@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
-from experiments.harness import distributed
+from experiments.training import distributed
 from psap_core import PSAP
 from psap_core.groups import Scope
 

@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from experiments.benchmarks import Figures, figure, one_thread
-from experiments.harness import photographs
-from experiments.harness.batches import Sharing
-from experiments.harness.data import Normalisation
+from experiments.data import image_folder, transforms
+from experiments.data.base import Normalisation, Sharing
 from experiments.schema import OnCorrupt, PhotographsConfig
 
 SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 320, 3
@@ -61,7 +60,7 @@ def _compared(root: Path, suffix: str) -> Figures:
     cfg = PhotographsConfig(
         "imagenet", str(root), SIZE, IMAGES, 0, True, mean, std, OnCorrupt.error
     )
-    dataset = photographs.load(cfg)
+    dataset = image_folder.load(cfg)
     ours = dataset.training(
         Sharing(BATCH), NORMALISATION, seed=0, device=torch.device("cpu"), workers=1
     )
@@ -99,16 +98,16 @@ def _rate(batches: Iterable[Tensor]) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _differences(dataset: photographs.Photographs) -> list[float]:
+def _differences(dataset: image_folder.Photographs) -> list[float]:
     from torchvision.transforms.v2 import functional as TF
 
     draw = np.random.default_rng(0)
     differences = []
     for name in dataset.train.names[:COMPARED_IMAGES].tolist():
-        uniforms = draw.random(photographs.DRAWS).tolist()
+        uniforms = draw.random(transforms.DRAWS).tolist()
         with Image.open(Path(dataset.root, os.fsdecode(name))) as image:
-            left, top, width, height = photographs.crop_box(*image.size, uniforms)
-            ours = photographs.training_view(image, SIZE, uniforms, flip=False)
+            left, top, width, height = transforms.crop_box(*image.size, uniforms)
+            ours = transforms.training_view(image, SIZE, uniforms, flip=False)
         with Image.open(Path(dataset.root, os.fsdecode(name))) as image:
             plain = TF.resized_crop(image.convert("RGB"), top, left, height, width, [SIZE, SIZE])
         differences.append(

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments import models
 from experiments.benchmarks import Figures, figure, seconds, sgd
-from experiments.harness import models
 from experiments.schema import Fan, ModelConfig
 from psap_core import PrunePlan, export, export_onnx, macs
 from psap_core.allocation import filter_counts, filter_floors

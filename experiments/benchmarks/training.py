@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, one_thread, seconds, sgd
-from experiments.harness.batches import Sharing
-from experiments.harness.data import Normalisation, Split, TrainingImages, crop
+from experiments.data.base import Normalisation, Sharing
+from experiments.data.tensor_images import Split, TrainingImages, crop
 
 IMAGES, SIZE, PADDING, BATCH = 50_000, 32, 4, 128
 PIL_IMAGES, REPETITIONS, STEPS = 2_000, 5, 10

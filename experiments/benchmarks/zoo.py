@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks import Figures, figure
-from experiments.harness.record import code_version
+from experiments.runs.provenance import code_version
 from psap_core import PrunePlan, load_exported, save_exported
 from psap_core.allocation import filter_floors
 from psap_core.cost import layer_table, macs, macs_cost_model

@@ -18,7 +18,7 @@ from analysis.collect import (
     record,
     tidy,
 )
-from experiments.harness.record import CAME_LATER as LEFT_OUT
+from experiments.runs.identity import CAME_LATER as LEFT_OUT
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 

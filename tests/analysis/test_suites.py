@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from analysis.collect import DataError
 from analysis.published import read_published
 from analysis.suites import EXPERIMENTS, compose, read_suite, read_suites, setting_of
-from experiments.harness import entry
+from experiments import entry
 
 RECIPES = sorted(path.stem for path in (EXPERIMENTS / "conf" / "experiment").glob("*.yaml"))
 
@@ -15,7 +15,7 @@ RECIPES = sorted(path.stem for path in (EXPERIMENTS / "conf" / "experiment").glo
 def cells_with_new_overrides():
     """Of all suites' cells those that override something that no earlier one does, or choose another method."""
     seen = set()
-    for path in sorted((EXPERIMENTS / "suites").glob("*.yaml")):
+    for path in sorted((EXPERIMENTS / "conf" / "suite").glob("*.yaml")):
         for cell in yaml.safe_load(path.read_text())["cells"]:
             kinds = {
                 str(o) if str(o).startswith("method=") else str(o).split("=")[0]
@@ -40,7 +40,7 @@ def test_cells_are_read_as_training_reads_them(recipe, overrides):
 
 def test_all_suites_are_read_in_order_and_a_thin_network_of_a_plan_has_that_plans_target(tmp_path):
     assert [suite.name for suite in read_suites()] == sorted(
-        p.stem for p in (EXPERIMENTS / "suites").glob("*.yaml")
+        p.stem for p in (EXPERIMENTS / "conf" / "suite").glob("*.yaml")
     )
     path = tmp_path / "mine.yaml"
     path.write_text(

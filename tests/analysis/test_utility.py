@@ -107,6 +107,6 @@ def test_recorded_reports_become_pictures(tmp_path, capsys):
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(
-        DataError, match=r"x\.json is not a report of `experiments.utility_check`: measure again"
+        DataError, match=r"x\.json is not a report of `experiments.pulse_check`: measure again"
     ):
         read_report(tmp_path / "x.json")

@@ -60,9 +60,9 @@ def test_analysis_reads_files_only():
     }
 
 
-def test_wandb_is_imported_in_one_module_of_the_harness():
+def test_wandb_is_imported_in_one_module_only():
     with_wandb = [path for path in files("experiments") if "wandb" in packages(path)]
-    assert [path.parent.name for path in with_wandb] == ["harness"]
+    assert [path.parent.name for path in with_wandb] == ["training"]
 
 
 def test_commands_that_only_look_import_no_torch():

@@ -11,7 +11,7 @@ import pytest
 from analysis import build, collect, published, tables
 from experiments import suite
 from tests.analysis.runs import write_run
-from tests.harness.helpers import refusal
+from tests.helpers import refusal
 
 CELL = "{name: dense, recipe: digits_small, overrides: [method=dense]}"
 

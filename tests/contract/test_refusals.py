@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from experiments import suite, train, training
-from experiments.harness.distributed import World
-from tests.harness.helpers import refusal
-from tests.harness.photographs import sample_folder
+from experiments import suite, train
+from experiments.training import run
+from experiments.training.distributed import World
+from tests.data.photographs import sample_folder
+from tests.helpers import refusal
 
 ROOT = Path(__file__).parents[2]
 PALACE, DAISY = "n03877845", "n11939491"
@@ -60,7 +61,7 @@ class Agreeing(World):
 
 def pretend(monkeypatch, size: int) -> None:
     monkeypatch.setattr(
-        "experiments.harness.distributed.join", lambda: nullcontext(Agreeing(0, size, 0))
+        "experiments.training.distributed.join", lambda: nullcontext(Agreeing(0, size, 0))
     )
 
 
@@ -111,7 +112,7 @@ def world_size_that_does_not_divide(photographs, trained_on, monkeypatch, **_) -
 def resume_under_another_world_size(photographs, trained_on, monkeypatch, **_) -> str:
     with monkeypatch.context() as patch:
         patch.setattr(
-            training, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1
+            run, "learning_rate", lambda cfg, epoch, epochs: float("inf") if epoch else 0.1
         )
         assert "in epoch 2" in trained_on(photographs, "epochs=2")
     pretend(monkeypatch, 2)

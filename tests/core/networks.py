@@ -12,7 +12,7 @@ import torchvision
 from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
-from experiments.harness.models import RESNET_BLOCKS, RESNET_WIDTHS, VGG, VGG16_WIDTHS, ResNet
+from experiments.models.cifar import RESNET_BLOCKS, RESNET_WIDTHS, VGG, VGG16_WIDTHS, ResNet
 from experiments.schema import Shortcut
 from psap_core.groups import ChannelGroup, Scope
 

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
-from experiments.suite import read_suite
-from tests.harness.photographs import sample_folder
+from experiments.suites.spec import read_suite
+from tests.data.photographs import sample_folder
 from tests.slurm.cluster import PROGRAMS, Cluster, running_cluster, wait_until
 
 pytestmark = pytest.mark.slurm

@@ -1,1 +1,0 @@
-"""The methods that PSAP is compared with; each module says where its definition comes from."""

@@ -1,0 +1,171 @@
+"""What lies in the folders of photographs: their files, classes and sizes, kept in a cache between runs."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.runs.files import write_atomically
+from psap_core import InputError
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+FLAT_LABELS = "LOC_val_solution.csv"
+INDEX_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images of one split: names relative to the root, labels, sizes in bytes; bytes, int64 and int64 [N].
+
+    Arrays, because a list of a million names is copied into every worker as soon as its reference counts change.
+    """
+
+    names: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, index: slice | NDArray[np.int64]) -> "Files":
+        return Files(self.names[index], self.labels[index], self.sizes[index])
+
+
+class Folder(NamedTuple):
+    """When a folder was modified, in ns, and its image files: names and sizes in bytes."""
+
+    modified: int
+    names: list[str]
+    sizes: list[int]
+
+
+Index = dict[str, Folder]  # of train, val and every class folder, by the path below the root
+
+
+def read_index(root: Path) -> Index:
+    """What lies below `root`; from the cache, where no folder has been modified since."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "psap")
+    cache = folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError):
+        index = _parsed(cache.read_bytes())
+        if all((root / name).stat().st_mtime_ns == entry.modified for name, entry in index.items()):
+            return index
+    index = _scanned(root)
+    with suppress(OSError):  # without a cache the next start takes longer, and that is all
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, _serialised(index))
+    return index
+
+
+def _scanned(root: Path) -> Index:
+    index = {}
+    for split in ("train", "val"):
+        index[split], names = _scanned_folder(root / split)
+        for name in names:
+            if not re.fullmatch(r"n\d{8}", name):
+                raise InputError(
+                    f"{root / split / name} is named after no WordNet id (n and eight digits, as n01440764): "
+                    "rename it, or move it elsewhere"
+                )
+            index[f"{split}/{name}"], _ = _scanned_folder(root / split / name)
+    return index
+
+
+def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
+    """The folder's images and the names of the folders in it."""
+    # Before the scan: what changes meanwhile is seen the next time.
+    modified = folder.stat().st_mtime_ns
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(SUFFIXES):
+                images.append((entry.name, entry.stat().st_size))
+            elif entry.is_dir():
+                folders.append(entry.name)
+    images.sort()
+    return Folder(modified, [name for name, _ in images], [size for _, size in images]), sorted(
+        folders
+    )
+
+
+def _digest(index: Any) -> str:
+    return hashlib.sha256(json.dumps([INDEX_FORMAT, index]).encode()).hexdigest()
+
+
+def _serialised(index: Index) -> bytes:
+    return json.dumps({"digest": _digest(index), "index": index}).encode()
+
+
+def _parsed(data: bytes) -> Index:
+    """Raises ValueError where the cache is damaged or of another format."""
+    content = json.loads(data)
+    if not isinstance(content, dict) or content.get("digest") != _digest(content.get("index")):
+        raise ValueError
+    return {name: Folder(*entry) for name, entry in content["index"].items()}
+
+
+def class_folders(index: Index, split: str) -> list[str]:
+    return sorted(name.removeprefix(f"{split}/") for name in index if name.startswith(f"{split}/"))
+
+
+def files_by_class(root: Path, index: Index, split: str) -> tuple[Files, list[str]]:
+    """A split with a folder per class, and its classes."""
+    wnids = class_folders(index, split)
+    folders = [index[f"{split}/{wnid}"] for wnid in wnids]
+    for path, folder in zip((root / split / wnid for wnid in wnids), folders, strict=True):
+        if not folder.names:
+            raise InputError(
+                f"{path} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it"
+            )
+    if not wnids:
+        raise InputError(
+            f"{root / split} holds no images in folders per class, as in {split}/n01440764/*.JPEG"
+        )
+    names = (
+        f"{split}/{wnid}/{name}"
+        for wnid, folder in zip(wnids, folders, strict=True)
+        for name in folder.names
+    )
+    labels = np.repeat(np.arange(len(wnids)), [len(folder.names) for folder in folders])
+    return _files(names, labels, (size for folder in folders for size in folder.sizes)), wnids
+
+
+def files_by_table(root: Path, folder: Folder) -> tuple[Files, list[str]]:
+    """A validation folder as ImageNet's archive leaves it, and its classes, which a table tells."""
+    path = root / FLAT_LABELS
+    if not path.exists():
+        raise InputError(
+            f"{root / 'val'} holds its images directly: move them into a folder per class, as in val/n01440764/, or "
+            f"put {FLAT_LABELS} (columns ImageId, PredictionString) of ImageNet's Kaggle edition into {root}"
+        )
+    try:
+        with path.open(newline="") as file:
+            wnid = {
+                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)
+            }
+    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path} is damaged: it must have the columns ImageId and PredictionString"
+        ) from error
+    if missing := [name for name in folder.names if Path(name).stem not in wnid]:
+        raise InputError(
+            f"{path} does not name the class of {root / 'val' / missing[0]}: it must cover every image"
+        )
+    found = [wnid[Path(name).stem] for name in folder.names]
+    wnids = sorted(set(found))
+    labels = np.searchsorted(wnids, found)
+    return _files((f"val/{name}" for name in folder.names), labels, folder.sizes), wnids
+
+
+def _files(names: Iterable[str], labels: NDArray[np.intp], sizes: Iterable[int]) -> Files:
+    encoded = np.array([os.fsencode(name) for name in names])
+    return Files(encoded, labels.astype(np.int64), np.array(list(sizes), dtype=np.int64))

@@ -1,0 +1,1 @@
+"""Pruning methods, each a callback of the training loop: one module a method."""

@@ -1,0 +1,18 @@
+"""Dense and thin networks: nothing is pruned."""
+
+from torch import Tensor, nn
+
+from experiments.methods.base import Method
+from psap_core.cost import macs_cost_model
+from psap_core.groups import find_groups
+from psap_core.inputs import describe
+from psap_core.plan import make_plan
+
+
+class Unpruned(Method):
+    """Prunes nothing: dense and thin networks."""
+
+    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+        self.groups = find_groups(model, example_input)
+        cost = macs_cost_model(model, self.groups, example_input)
+        self.plan = make_plan(self.groups, {}, cost, describe(example_input), "all")

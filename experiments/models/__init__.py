@@ -1,0 +1,7 @@
+"""Networks and their weights: He et al.'s CIFAR ResNets and VGG-16 with BatchNorm, and torchvision's networks."""
+
+from experiments.models.build import build, widest
+from experiments.models.initialisation import initialise_
+from experiments.models.weights import image_shape, open_exported, start
+
+__all__ = ["build", "image_shape", "initialise_", "open_exported", "start", "widest"]

@@ -1,0 +1,160 @@
+"""The weights that a network starts from: fresh, published, of a file, or an exported network."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from experiments.data.base import Normalisation
+from experiments.models.build import build
+from experiments.models.torchvision_nets import TORCHVISION_WIDEST
+from experiments.runs.files import is_published
+from experiments.schema import ModelConfig, ResNetConfig, Shortcut
+from psap_core import InputError, load_exported
+from psap_core.exported import read_plans, read_spec
+
+
+def start(
+    cfg: ModelConfig, channels: int, classes: int, *, new_classifier: bool = False
+) -> tuple[nn.Module, Normalisation | None]:
+    """The network a run starts from, and the normalisation its weights expect (None: they do not say).
+
+    With `new_classifier`, dense weights for another number of classes are taken without their last linear layer.
+
+    Raises:
+        InputError: the weights cannot be read, or are of another network; an exported one may have another width.
+    """
+    if cfg.weights is None:
+        return build(cfg, channels, classes), None
+    path = Path(cfg.weights)
+    if path.is_dir():
+        exported = open_exported(path)
+        _refuse_another(path, cfg, channels, classes)
+        return exported
+    model = build(cfg, channels, classes)
+    published = is_published(cfg.weights)
+    state, normalisation = (
+        (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
+    )
+    if new_classifier:
+        name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+        own = {
+            key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")
+        }
+        if any(key in state and state[key].shape != tensor.shape for key, tensor in own.items()):
+            print(
+                f"{cfg.weights} is for another number of classes: {name!r} starts anew",
+                file=sys.stderr,
+            )
+            state |= own
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(
+            f"{cfg.weights} is of another network than {cfg.name}: {reason}"
+        ) from error
+    return model, normalisation
+
+
+def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int) -> None:
+    network = read_spec(folder)["network"]
+    theirs = network | network["model"]
+    mine: dict[str, Any] = {"name": cfg.name, "channels": channels, "classes": classes}
+    if isinstance(cfg, ResNetConfig):
+        mine["shortcut"] = Shortcut(cfg.shortcut)
+    for key, wanted in mine.items():
+        if theirs.get(key) != wanted:
+            raise InputError(
+                f"{folder} holds a network with {key}={theirs.get(key)}, this run's has {key}={wanted}"
+            )
+
+
+def _download(name: str, weights: str) -> dict[str, Tensor]:
+    """torchvision's weights, from its cache or its server."""
+    from torchvision.models import get_model_weights
+
+    choices = list(get_model_weights(name).__members__) if name in TORCHVISION_WIDEST else []
+    if weights not in choices:
+        known = ", ".join(choices) or "none"
+        raise InputError(f"model.weights={weights} is not one of torchvision's for {name}: {known}")
+    try:
+        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(
+            progress=False, check_hash=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.weights={weights} of {name} could not be downloaded: {error}"
+        ) from error
+    return state
+
+
+def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
+    """The network of a run's export folder, rebuilt from its spec alone, and its normalisation.
+
+    A run that started from an exported network keeps that one in export/start.
+    """
+    spec = read_spec(folder)
+    try:
+        network, normalisation = spec["network"], Normalisation(*map(tuple, spec["normalisation"]))
+        if len(normalisation.mean) != network["channels"]:
+            raise ValueError(f"normalisation of {len(normalisation.mean)} channels")
+        kind = ResNetConfig if "shortcut" in network["model"] else ModelConfig
+        source = folder / "start"
+        dense = (
+            open_exported(source)[0]
+            if source.exists()
+            else build(kind(**network["model"]), network["channels"], network["classes"])
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder}/spec.json does not say which network it shrinks: {reason}"
+        ) from error
+    return load_exported(folder, dense), normalisation
+
+
+def image_shape(folder: Path) -> tuple[int, ...]:
+    """Channels, height and width of the images that an exported network was pruned with."""
+    _, *shape = read_plans(folder)[-1].inputs["shape"]
+    return tuple(shape)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return _published(tensors, file.metadata() or {})
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make torch.load raise anything
+        raise InputError(
+            f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    named = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    )
+    if not named:
+        raise InputError(f"model.weights={path} is not a dictionary of named tensors")
+    return _published(state, {})
+
+
+def _published(
+    state: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], Normalisation | None]:
+    """Keys and normalisation of published weights, in our terms.
+
+    akamaster/pytorch_resnet_cifar10 saved a DataParallel wrapper with a torch that did not count batches, and
+    trained on images normalised with ImageNet's constants.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name in [name for name in state if name.endswith(".running_mean")]:
+        state.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    if "akamaster/pytorch_resnet_cifar10" in metadata.get("source", ""):
+        return state, Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return state, None

@@ -1,0 +1,1 @@
+"""Run folders: who a run is, and what it leaves behind. Imports no torch."""

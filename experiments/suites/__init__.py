@@ -1,0 +1,1 @@
+"""Suites: cells times seeds, and launching them. Imports no torch, but for `latency`."""

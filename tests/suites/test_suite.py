@@ -1,0 +1,244 @@
+"""Suites: what a file means, what a run's command is, and where a run stands."""
+
+import json
+
+import pytest
+
+from experiments import status, suite, train
+from experiments.configuration import compose
+from experiments.runs.folder import Record, State
+from experiments.suites import launch, spec
+from psap_core import InputError
+from tests.helpers import SMALL, refusal
+
+FILE = """
+title: Two methods
+seeds: [0, 3]
+cells:
+  - {name: dense, recipe: digits_resnet20, overrides: [method=dense]}
+  - {name: thin, recipe: digits_resnet20, overrides: [method=thin, target_macs_cut=0.6]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def said(main, arguments, monkeypatch, capsys) -> str:
+    monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+    main()
+    return capsys.readouterr().out
+
+
+def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
+    runs = spec.read_suite(str(file)).runs
+    assert [(run.cell.name, run.seed) for run in runs] == [
+        ("dense", 0),
+        ("dense", 3),
+        ("thin", 0),
+        ("thin", 3),
+    ]
+    shown = said(suite.main, ["show", file, 3, "epochs=2"], monkeypatch, capsys)
+    wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3"]
+    assert shown.splitlines() == [*wanted, "suite=two", "cell='thin'", "epochs=2"]
+
+
+def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, capsys):
+    extra = [
+        *(override for override in SMALL if "experiment" not in override),
+        "epochs=1",
+        f"runs_dir={tmp_path}",
+    ]
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys)
+    assert listed.endswith("two: 4 not launched\n")
+    summary = json.loads(said(suite.main, ["run", file, 3, *extra], monkeypatch, capsys))
+    assert [summary[key] for key in ("method", "seed", "suite", "cell")] == [
+        "thin",
+        3,
+        "two",
+        "thin",
+    ]
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
+    assert [line.split()[-1] for line in listed[:-1]] == [
+        "launched",
+        "launched",
+        "launched",
+        "done",
+    ]
+    assert listed[-1] == "two: 1 done, 3 not launched"
+    run = spec.read_suite(str(file), extra).run(3)
+    assert said(status.main, run.overrides, monkeypatch, capsys) == "done\n"
+    again = file.with_name("again.yaml")
+    again.write_text(FILE)
+    listed = said(suite.main, ["status", again, *extra], monkeypatch, capsys).splitlines()
+    assert listed[3].endswith("done: in the table of two, and in no other")
+    planned = said(suite.main, ["plan", file, *extra], monkeypatch, capsys).splitlines()
+    assert planned[3].endswith(f"{run.record.folder}")
+
+
+def test_where_a_run_stands(tmp_path):
+    cfg = compose("train", [*SMALL, f"runs_dir={tmp_path}"])
+    record = Record(cfg)
+    assert record.state is State.not_launched
+    record.begin(cfg, {"device": "a GPU"})
+    assert Record(cfg).state is State.running
+    record.close()
+    assert record.state is State.incomplete
+    record.interrupt()
+    assert record.state is State.interrupted
+    first = record.interrupted_at
+    record.interrupt()
+    assert record.interrupted_at != first
+    record.fail("no reason")
+    assert (record.state, record.error) == (State.failed, "no reason")
+    record.begin(cfg, {"device": "a GPU"})
+    record.close()
+    assert record.state is State.incomplete
+    record.finish()
+    assert record.state is State.done
+
+
+def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, monkeypatch):
+    """A job that only asks whether it was interrupted would be requeued for ever."""
+    record = Record(compose("train", [*SMALL, f"runs_dir={tmp_path}"]))
+    record.begin(
+        compose("train", [*SMALL, f"runs_dir={tmp_path}"]),
+        {"device": "CPU", "data_sha256": "of other data"},
+    )
+    record.interrupt()
+    record.close()
+    assert "began with the data of" in refusal(
+        train.main, [*SMALL, f"runs_dir={tmp_path}"], monkeypatch
+    )
+    assert record.state is State.failed
+
+
+def test_one_run_that_cannot_be_looked_for_hides_no_other(tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "weights.safetensors"
+    (tmp_path / "two.yaml").write_text(
+        FILE.replace("method=dense", f"method=dense, model.weights={weights}")
+    )
+    extra = [tmp_path / "two.yaml", f"runs_dir={tmp_path / 'runs'}"]
+    planned = said(suite.main, ["plan", *extra], monkeypatch, capsys).splitlines()
+    assert planned[0].endswith(f"model.weights={weights} cannot be read: No such file or directory")
+    listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
+    assert "refused: model.weights=" in listed[0]
+    assert listed[-1] == "two: 2 refused, 2 not launched"
+    assert [run.cell.name for run in launch.pending(spec.read_suite(str(extra[0]), extra[1:]))] == [
+        "thin",
+        "thin",
+    ]
+
+
+def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypatch, capsys):
+    file.write_text(FILE.replace("target_macs_cut=0.6", "target_macs_cut=0.9999"))
+    extra = [
+        str(file),
+        *(word for word in SMALL if "experiment" not in word),
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
+    refused = refusal(suite.main, ["run", extra[0], "3", *extra[1:]], monkeypatch)
+    listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
+    assert listed[3].endswith(f"refused: {refused}")
+    assert listed[-1] == "two: 1 refused, 3 not launched"
+
+
+def test_a_run_lives_in_one_suite_only():
+    homes: dict[tuple[str, int], list[str]] = {}
+    for path in sorted(spec.SUITES.glob("*.yaml")):
+        for run in spec.read_suite(path.stem).runs:
+            homes.setdefault((str(spec.content(run.cell)), run.seed), []).append(
+                f"{path.stem}: {run.cell.name}"
+            )
+    assert [found for found in homes.values() if len(found) > 1] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(path.stem for path in spec.SUITES.glob("*.yaml")))
+def test_every_cell_trains(name, tiny):
+    """Two iterations each: two epochs of one batch."""
+    cells = spec.read_suite(name).cells
+    recipes = {cell.name: cell.recipe for cell in cells}
+    for cell in sorted(cells, key=lambda cell: cell.plan_of is not None):  # plans first
+        extra = tiny(cell.recipe, epochs=2, train_images=12, batch_size=8)
+        (run, *_) = [run for run in spec.read_suite(name, extra).runs if run.cell == cell]
+        folder = train.run(run.overrides)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (summary["suite"], summary["cell"], summary["epochs"]) == (name, cell.name, 2)
+        assert recipes[summary["cell"]] == folder.parts[-3]
+
+
+def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys):
+    def listed(*options):
+        lines = said(suite.main, ["plan", file, *options], monkeypatch, capsys).splitlines()
+        return [line.split()[:4] for line in lines]
+
+    assert listed("--cells", "th*", "--seeds", "3") == [["3", "thin", "seed", "3"]]
+    assert listed("--seeds", "3,3") == [["1", "dense", "seed", "3"], ["3", "thin", "seed", "3"]]
+    status = said(
+        suite.main, ["status", file, "--cells", "*n*e", f"runs_dir={tmp_path}"], monkeypatch, capsys
+    )
+    assert status.endswith("two: 2 not launched\n")
+    printed = said(
+        suite.main, ["launch", file, "--launcher", "print", "--cells", "dense"], monkeypatch, capsys
+    )
+    assert [line.split("method=")[1].split()[0] for line in printed.splitlines()] == ["dense"] * 2
+    for option, sentence in (
+        ("--cells=dens", "--cells='dens' fits no cell of two"),
+        ("--seeds=0,1", "--seeds=0,1: the seeds of two are 0,3, not '1'"),
+        ("--seeds=", "not ''"),
+    ):
+        assert sentence in refusal(suite.main, ["plan", str(file), option], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "is no suite"),
+        (FILE.split("cells")[0] + "cells: []", "each at least one"),
+        (FILE.replace("title: Two methods", ""), "it has no 'title'"),
+        (
+            FILE.replace("[method=dense]", "[method=thin_plan], plan_of: psap"),
+            "from 'psap', which is no cell",
+        ),
+        (FILE.replace("[0, 3]", "[]"), "each at least one"),
+        (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
+        (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
+        (FILE.replace("name: thin", "name: dense"), "twice"),
+        (
+            FILE.replace("[method=dense]", "[method=thin_plan], plan_of: dense"),
+            "which is no cell or takes one itself",
+        ),
+        (
+            FILE.replace("method=dense", "method=thin, target_macs_cut=0.6"),
+            "cells 'dense' and 'thin' train the same",
+        ),
+        (FILE.replace("name: thin", 'name: "it\'s"'), "must be words of letters"),
+        (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
+        (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
+        (FILE + "more: 1", "and nothing else"),
+        (FILE + "effects: {pruning: [[dense, wide]]}", "what an effect compares, is no cell"),
+        (FILE + "effects: {pruning: [[dense, thin, dense]]}", "an effect has pairs of cells"),
+        (FILE + "effects: {pruning: []}", "an effect has pairs of cells"),
+        (FILE + "effects: {pruning: [de]}", "an effect has pairs of cells"),
+        (FILE + "effects: {pruning: [[dense, thin]]}", "its `reference`"),
+        (FILE + "effects: [dense]", "is no suite"),
+        ("seeds: [", "is no suite"),
+    ],
+)
+def test_a_file_that_is_no_suite(content, sentence, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        spec.read_suite(str(path))
+
+
+def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
+    said = refusal(suite.main, ["show", str(file), "4"], monkeypatch)
+    assert "run 4 does not exist: the suite has runs 0 to 3" in said
+    assert "must be one of ablation_table, cifar10_table" in refusal(
+        suite.main, ["status", "nothing"], monkeypatch
+    )

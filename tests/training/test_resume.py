@@ -1,0 +1,199 @@
+"""Interrupted == uninterrupted, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import train
+from experiments.configuration import compose
+from experiments.methods.base import Callback
+from experiments.runs.folder import Record
+from experiments.training import run
+from experiments.training.signals import Interrupted, StopSignals
+from psap_core import InputError
+from tests.helpers import small, state_of
+
+KILLS = [
+    ("dense", "mid-epoch"),
+    ("dense", "half a checkpoint written"),
+    ("dense", "export done, summary not"),
+    ("sfp", "mid-epoch"),
+    ("sfp", "weights zeroed, plan not saved"),
+    ("sfp", "half a checkpoint written"),
+    ("psap", "mid-epoch"),
+    ("psap", "in a pulse"),
+    ("psap", "logged, no checkpoint yet"),
+    ("psap", "half a checkpoint written"),
+    ("psap coupled", "mid-epoch"),
+    ("psap coupled", "in a pulse"),
+    ("sfp coupled", "mid-epoch"),
+]
+
+
+def run_of(folder: Path, method: str) -> list[str]:
+    """Overrides of a small run of a method, with its scope if it is given: `psap coupled`."""
+    name, *scope = method.split()
+    return small(folder, name, *(f"method.scope={each}" for each in scope))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {
+        method: state_of(train.run(run_of(folder, method)))
+        for method in {method for method, _ in KILLS}
+    }
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Folder of runs for each of KILLS, in which a run was killed."""
+    folders = {kill: tmp_path_factory.mktemp("killed") for kill in KILLS}
+    runs = [[point, run_of(folder, method)] for (method, point), folder in folders.items()]
+    subprocess.run(
+        [sys.executable, "-m", "tests.training.killed_runs", json.dumps(runs)], check=True
+    )
+    return folders
+
+
+@pytest.mark.parametrize(("method", "point"), KILLS)
+def test_killed_and_continued_equals_uninterrupted(method, point, killed, uninterrupted):
+    folder = train.run(run_of(killed[method, point], method))
+    assert state_of(folder) == uninterrupted[method]
+    sessions = json.loads((folder / "manifest.json").read_text())["sessions"]
+    assert len(sessions) == 2
+
+
+@pytest.mark.parametrize(("method", "number"), [("sfp", signal.SIGTERM), ("psap", signal.SIGINT)])
+def test_a_signal_stops_after_the_step_and_the_same_command_continues(
+    method, number, tmp_path, uninterrupted, monkeypatch
+):
+    steps = 0
+
+    def after_step(self):
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Callback, "after_step", after_step)
+        with pytest.raises(Interrupted):
+            train.run(small(tmp_path, method))
+    assert steps == 7
+    assert state_of(train.run(small(tmp_path, method))) == uninterrupted[method]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
+    received = []
+
+    def keep_pressing():
+        with StopSignals() as signals:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                received.append(signals.received)
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_pressing()
+    assert received == [True]
+
+
+def test_a_ctrl_c_after_the_last_step_ends_what_comes_next():
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_default_generators_continue_too(tmp_path, monkeypatch):
+    """What draws from torch's default generator in every step draws the same numbers after a resume."""
+    steps, stop_at = 0, 7
+
+    def after_step(self):
+        nonlocal steps
+        steps += 1
+        torch.rand(3)
+        if steps == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Callback, "after_step", after_step)
+    with pytest.raises(Interrupted):
+        train.run(small(tmp_path / "stopped", "dense"))
+    continued = state_of(train.run(small(tmp_path / "stopped", "dense")))
+    stop_at = 0
+    assert continued == state_of(train.run(small(tmp_path / "whole", "dense")))
+
+
+def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
+    folder = train.run(small(tmp_path, "dense", "epochs=1"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["train", *small(tmp_path, "dense", "epochs=1")])
+    train.main()
+    assert json.loads(capsys.readouterr().out) == json.loads((folder / "summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_second_process_is_refused(tmp_path, monkeypatch):
+    cfg = compose("train", small(tmp_path, "dense"))
+    first, second = Record(cfg), Record(cfg)
+    first.begin(cfg, {})
+    with pytest.raises(InputError, match="another process"):
+        second.begin(cfg, {})
+    monkeypatch.setattr(
+        run, "Tracker", lambda *_: pytest.fail("tracked before the folder was locked")
+    )
+    with pytest.raises(InputError, match="another process"):
+        train.run(small(tmp_path, "dense"))
+
+
+def test_the_manifest_names_every_device_of_a_run(tmp_path):
+    record = Record(cfg := compose("train", small(tmp_path, "dense")))
+    for device in ("a GPU", "x86_64 CPU, 2 cores", "a GPU"):
+        record.begin(cfg, {"device": device})
+        record.close()
+    assert (
+        json.loads((record.folder / "manifest.json").read_text())["device"]
+        == "a GPU; x86_64 CPU, 2 cores"
+    )
+
+
+def started(runs_dir, method):
+    """A process that trains, whose first epoch is done."""
+    command = [sys.executable, "-m", "experiments.train", *small(runs_dir, method)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    first_epoch = process.stderr.readline()  # the first line comes when the first epoch is done
+    assert "epoch 1/4" in first_epoch
+    return process
+
+
+@pytest.fixture(scope="module")
+def seconds_left(tmp_path_factory):
+    """Method to the seconds from its first epoch's end to its process's, undisturbed."""
+    seconds = {}
+    for method in ("dense", "sfp", "psap"):
+        process = started(tmp_path_factory.mktemp("undisturbed"), method)
+        began = time.perf_counter()
+        process.communicate()
+        seconds[method] = time.perf_counter() - began
+    return seconds
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(20))
+def test_random_kills(number, tmp_path, uninterrupted, seconds_left):
+    """SIGKILL at a random moment after the first epoch; then the run is continued to its end."""
+    method = ("dense", "sfp", "psap")[number % 3]
+    process = started(tmp_path, method)
+    time.sleep(random.Random(number).uniform(0, 0.7) * seconds_left[method])
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert state_of(train.run(small(Path(tmp_path), method))) == uninterrupted[method]
