@@ -35,10 +35,10 @@ check: $(READY) ## format, lint and types
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
 
-tables: $(READY) ## analysis/tables, from the recorded results and what others published
+tables: $(READY) ## analysis/reports/tables, from the recorded results and what others published
 	@$(IN_VENV) -m analysis.build tables
 
-figures: $(READY) ## analysis/figures, from the recorded results
+figures: $(READY) ## analysis/reports/figures, from the recorded results
 	@$(IN_VENV) -m analysis.build figures
 
 verify: $(READY) ## each cell's accuracy beside the best comparable published one, and beside its goal

@@ -1,7 +1,7 @@
 """Everything that is made of recorded results and published figures.
 
-python -m analysis.build tables       analysis/tables/<suite>.{md,tex,csv}, and <suite>_findings.md of studies
-python -m analysis.build figures      analysis/figures
+python -m analysis.build tables       analysis/reports/tables/<suite>.{md,tex,csv}, and <suite>_findings.md of studies
+python -m analysis.build figures      analysis/reports/figures
 python -m analysis.build verify       each cell's accuracy beside the best comparable published one, and beside its goal
 """
 
@@ -13,12 +13,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, plain_exits, scan
 from analysis.findings import write_findings
 from analysis.published import PEERS, read_published
-from analysis.suites import Suite, read_suites
+from analysis.recorded import read_results
+from analysis.results import RESULTS
+from analysis.suites import PlannedSuite, plan_suites
 from analysis.tables import Table, make_table, write_tables
+from experiments.exits import plain_exits
 
+REPORTS = Path(__file__).parent / "reports"
 COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
 RULE = (
     "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none). Published: the best figure "
@@ -44,7 +47,7 @@ def verdicts(table: Table) -> pd.DataFrame:
     return pd.DataFrame(compared)
 
 
-def goals(suite: Suite, table: Table) -> pd.DataFrame:
+def goals(suite: PlannedSuite, table: Table) -> pd.DataFrame:
     """One row per cell that has a goal: suite, cell, goal, published, ours, difference, n, all as text."""
     ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").set_index("cell")
     rows = []
@@ -109,14 +112,6 @@ def _verdict(row: dict[str, Any], published: float | None) -> str:
     return "above" if row["top1_low"] > published else "below"
 
 
-def recorded_runs(results: Path) -> list[Run]:
-    """All recorded runs. Raises DataError, which names the file, if one is damaged."""
-    runs, errors = scan(results)
-    if errors:
-        raise errors[0]
-    return list(runs.values())
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,22 +119,25 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("what", choices=["tables", "figures", "verify"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
-        "--out", type=Path, help="folder to write to; analysis/tables or analysis/figures if absent"
+        "--out",
+        type=Path,
+        help="folder to write to; analysis/reports/tables or analysis/reports/figures if absent",
     )
+    parser.add_argument("--pdf", action="store_true", help="figures as .pdf, too")
     given = parser.parse_args(arguments)
-    out = given.out or Path(__file__).parent / given.what
-    with plain_exits(DataError, OSError):
-        runs = recorded_runs(given.results)
+    out = given.out or REPORTS / given.what
+    with plain_exits():
+        runs = read_results(given.results, pulses=given.what == "figures")
         if given.what == "figures":
             from analysis import growth, plots, utility  # the others need none of what they import
 
-            written = plots.write_figures(runs, out, given.results)
+            written = plots.write_figures(runs, out, given.results, pdf=given.pdf)
             written += growth.write_growth(given.results, out / "benchmark")
             written += utility.write_pictures(given.results, out / "utility")
             print("\n".join(map(str, written)) or "no recorded run: no figure")
             return
         published = read_published()
-        suites = read_suites()
+        suites = plan_suites()
         tables = [make_table(suite, runs, published) for suite in suites]
         if given.what == "tables":
             print(

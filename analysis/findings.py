@@ -14,9 +14,12 @@ from statistics import fmean, stdev
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
+from analysis.collect import read_runs
+from analysis.results import RESULTS, Run, named, training_hours
 from analysis.stats import f_limit, student_half_width
-from analysis.suites import Suite, read_suites, runs_of_cells
+from analysis.suites import PlannedSuite, plan_suites, runs_of_cells
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 NOTES = (
     "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test. Seeds vary "
@@ -112,7 +115,7 @@ class Study:
         left_out: which runs claim to be the suite's and are not, and why.
     """
 
-    suite: Suite
+    suite: PlannedSuite
     runs: Mapping[str, Mapping[int, Run]]
     accuracy: Mapping[str, Mapping[int, float]]
     differences: Mapping[str, Difference | None]
@@ -124,7 +127,7 @@ class Study:
     left_out: Sequence[str]
 
 
-def compare(suite: Suite, runs: Iterable[Run]) -> Study:
+def compare(suite: PlannedSuite, runs: Iterable[Run]) -> Study:
     """What the runs of a suite with a reference say of its cells.
 
     Raises:
@@ -212,8 +215,8 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
     notes = [note.format(**facts) for note in NOTES]
     if every:
         notes.append(
-            f"Hardware: {named(run.manifest['device'] for run in every)}; training: "
-            f"{training_hours(every)} in all; commits: {named(run.commit for run in every)}."
+            f"Hardware: {named(run.provenance.device for run in every)}; training: "
+            f"{training_hours(every)} in all; commits: {named(run.provenance.commit for run in every)}."
         )
     return pd.DataFrame(rows), notes + [f"Left out: {why}." for why in study.left_out]
 
@@ -221,7 +224,7 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
 def effect_rows(study: Study) -> pd.DataFrame:
     """One row per effect, as text."""
     top1 = {
-        name: {seed: run.summary["top1"] for seed, run in runs.items()}
+        name: {seed: run.summary.top1 for seed, run in runs.items()}
         for name, runs in study.runs.items()
     }
     rows = []
@@ -283,8 +286,8 @@ def _standing(runs: Mapping[int, Run], accuracy: Mapping[int, float]) -> dict[st
         return {"accuracy [%]": "not run"}
     return {
         "accuracy [%]": f"{fmean(accuracy.values()):.2f}{_plus_minus(accuracy.values())}",
-        "test [%]": f"{fmean(run.summary['top1'] for run in runs.values()):.2f}",
-        "MACs cut [%]": f"{100 * fmean(run.summary['macs_cut'] for run in runs.values()):.1f}",
+        "test [%]": f"{fmean(run.summary.top1 for run in runs.values()):.2f}",
+        "MACs cut [%]": f"{100 * fmean(run.summary.macs_cut for run in runs.values()):.1f}",
     }
 
 
@@ -318,11 +321,11 @@ def _pruned(run: Run) -> dict[str, set[int]]:
 
 def _validation(run: Run) -> float:
     """The last epoch's accuracy on the validation images."""
-    if not run.config["data"].get("validation_images"):
+    if not run.identity["data"].get("validation_images"):
         raise DataError(
             f"{run.cell}, seed {run.seed} of {run.suite} was trained without validation images"
         )
-    if run.config["model"].get("weights"):
+    if run.identity["model"].get("weights"):
         raise DataError(
             f"{run.cell}, seed {run.seed} of {run.suite} starts from weights that may have seen its validation images"
         )
@@ -339,7 +342,7 @@ def markdown(study: Study) -> str:
     )
 
 
-def write_findings(suites: Iterable[Suite], runs: Sequence[Run], out: Path) -> list[Path]:
+def write_findings(suites: Iterable[PlannedSuite], runs: Sequence[Run], out: Path) -> list[Path]:
     """Write <suite>_findings.md of each suite that has a reference."""
     written = []
     for suite in suites:
@@ -356,8 +359,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("suite")
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError):
-        suites = {suite.name: suite for suite in read_suites()}
+    with plain_exits():
+        suites = {suite.name: suite for suite in plan_suites()}
         if given.suite not in suites:
             raise DataError(
                 f"there is no suite {given.suite!r}: it must be one of {', '.join(suites)}"

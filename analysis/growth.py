@@ -9,7 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.collect import DataError, plain_exits
+from analysis.plots import save
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 WHATS = {
     "depth": "layers of the network",
@@ -86,8 +88,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError, OSError, ValueError):
-        growth(_read_figures(given.report)).savefig(given.out)
+    with plain_exits():
+        save(growth(_read_figures(given.report)), given.out)
 
 
 if __name__ == "__main__":

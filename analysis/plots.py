@@ -30,10 +30,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_run
 from analysis.findings import Difference, Study, compare
 from analysis.published import read_published, usable
+from analysis.results import RESULTS, Run, named, read_run
 from analysis.suites import find_suite, runs_of_suite, setting_of, target_of
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
@@ -82,7 +84,7 @@ REACH = (
 ONE_CUT = 0.2  # percentage points: marks of cuts that are closer stand side by side
 
 
-class NothingToDrawError(ValueError):
+class NothingToDrawError(DataError):
     """What the runs lack, in a few words."""
 
 
@@ -114,7 +116,7 @@ class Cell:
 
     def values(self, name: str) -> list[float]:
         """A value of summary.json, by seed."""
-        return [run.summary[name] for run in self.runs]
+        return [getattr(run.summary, name) for run in self.runs]
 
     def plans(self) -> list[list[dict[str, Any]]]:
         """The layers of the final plans: name, filters, pruned; nothing for methods that make no plan."""
@@ -133,13 +135,13 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.cell or f"{run.method} {run.summary['config_hash']}", []).append(run)
+        groups.setdefault(run.cell or f"{run.method} {run.summary.config_hash}", []).append(run)
     places = {}
     for name, (run, *_) in groups.items():
-        method = NO_PROTECTION if run.config["method"].get("protection") is False else run.method
+        method = NO_PROTECTION if run.identity["method"].get("protection") is False else run.method
         target = target_of(run)
         if target is None and run.method != "dense":
-            target = round(run.summary["macs_cut"], 3)
+            target = round(run.summary.macs_cut, 3)
         places[name] = (method, _network(run), None if run.method == "dense" else target)
     counts = Counter(places.values())
     spare = cycle(SPARE_STYLES)
@@ -157,7 +159,7 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
 
 
 def _network(run: Run) -> str:
-    setting, images = setting_of(run.config), run.summary["train_images"]
+    setting, images = setting_of(run.identity), run.summary.train_images
     small = (
         "" if setting.full_size else f"\nsmall set-up: {setting.image_size} px, {images:,} images"
     )
@@ -194,8 +196,8 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
     figure, panels = _grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
         group = _within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
-        low = min(run.summary["top1"] for cell in group for run in cell.runs)
-        if published is not None and (setting := setting_of(group[0].runs[0].config)).full_size:
+        low = min(run.summary.top1 for cell in group for run in cell.runs)
+        if published is not None and (setting := setting_of(group[0].runs[0].identity)).full_size:
             rows = usable(published, setting).dropna(subset=["pruned_top1", "flops_reduction_pct"])
             low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
             shown = rows[rows["pruned_top1"] >= low]
@@ -329,7 +331,7 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     says what lies below.
     """
     images, found = (
-        "validation" if runs[0].config["data"]["validation_images"] > 0 else "test",
+        "validation" if runs[0].identity["data"]["validation_images"] > 0 else "test",
         cells(runs),
     )
     figure = _over_epochs(found, "eval/top1", f"top-1 on the {images} images [%]")
@@ -376,9 +378,7 @@ def _over_epochs(of: Sequence[Cell], key: str, label: str) -> Figure:
             step = max(1, len(values) // 8)  # few markers, none above another's
             axes.plot(values.mean(axis=1), markevery=(2 * number % step, step), **cell.style)
             _draw_band(axes, values.index, values.T, cell)
-        axes.set(
-            xlabel="epochs completed", ylabel=label, xlim=(0, group[0].runs[0].summary["epochs"])
-        )
+        axes.set(xlabel="epochs completed", ylabel=label, xlim=(0, group[0].runs[0].summary.epochs))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, of)
     return figure
@@ -680,8 +680,10 @@ def read_latencies(path: Path) -> dict[str, Any]:
     return latencies
 
 
-def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> list[Path]:
-    """Write out/<suite>/<figure>.png and .pdf, byte for byte the same for the same runs; print what is left out.
+def write_figures(
+    runs: Sequence[Run], out: Path, results: Path = RESULTS, *, pdf: bool = False
+) -> list[Path]:
+    """Write out/<suite>/<figure>.png, with `pdf` as .pdf too, the same bytes for the same runs; print what is left out.
 
     The runs are those of the suite's table. A run outside a suite counts to a suite of its recipe's name. Latencies
     are read from results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged, or a
@@ -689,7 +691,7 @@ def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> li
     """
     suites: dict[str, list[Run]] = {}
     for run in runs:
-        suites.setdefault(run.suite or run.config["name"], []).append(run)
+        suites.setdefault(run.suite or run.recipe, []).append(run)
     figures: dict[Path, Figure | str] = {}
     for suite, claimed in suites.items():
         members, left_out = runs_of_suite(suite, claimed)
@@ -703,25 +705,24 @@ def write_figures(runs: Sequence[Run], out: Path, results: Path = RESULTS) -> li
             print(f"{path.parent.name}: {figure}")
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, no_dates in (
-            (".png", {"Software": None}),
-            (".pdf", {"CreationDate": None, "Producer": None}),
-        ):
-            written.append(path.with_suffix(suffix))
-            figure.savefig(written[-1], metadata=no_dates)
+        written.append(path.with_suffix(".png"))
+        figure.savefig(written[-1], metadata={"Software": None})
+        if pdf:
             figure.set_layout_engine("none")  # the second file keeps the places of the first
+            written.append(path.with_suffix(".pdf"))
+            figure.savefig(written[-1], metadata={"CreationDate": None, "Producer": None})
     return written
 
 
 def what_happened(runs: Sequence[Run]) -> Figure:
     """One page that explains a comparison: what PSAP measured, what it removed, how all runs learned.
 
-    Raises ValueError unless exactly one of the runs is PSAP's.
+    Raises DataError unless exactly one of the runs is PSAP's.
     """
     of_psap = [run for run in runs if run.method == "psap"]
     if len(of_psap) != 1:
-        raise ValueError(f"the picture needs exactly one run of psap, not {len(of_psap)}")
-    psap, setting = of_psap[0], setting_of(of_psap[0].config)
+        raise DataError(f"the picture needs exactly one run of psap, not {len(of_psap)}")
+    psap, setting = of_psap[0], setting_of(of_psap[0].identity)
     figure = Figure(figsize=(11, 8.4), layout="constrained")
     axes = figure.subplot_mosaic(
         [["sparsity", "ratio"], ["cut", "accuracy"], ["filters", "accuracy"]],
@@ -729,7 +730,7 @@ def what_happened(runs: Sequence[Run]) -> Figure:
     )
     figure.suptitle(
         f"{setting.network_title} on {setting.dataset_title}: PSAP removes "
-        f"{psap.summary['macs_cut']:.0%} of the MACs while it trains (seed {psap.summary['seed']})"
+        f"{psap.summary.macs_cut:.0%} of the MACs while it trains (seed {psap.summary.seed})"
     )
     for panel, quantity, unit in (
         ("sparsity", "weight_sparsity_ratio", "share of small weights"),
@@ -806,19 +807,19 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
             linestyle=style["linestyle"],
             linewidth=1.3,
         )
-    ranked = sorted(runs, key=lambda run: run.summary["top1"])
+    ranked = sorted(runs, key=lambda run: run.summary.top1)
     for place, run in enumerate(ranked):
         axes.plot(
             epochs * (1.05 + 0.06 * place),
-            run.summary["top1"],
+            run.summary.top1,
             **styles[run.method] | {"markersize": 8},
-            label=f"{run.method}: {run.summary['top1']:.1f} % at {run.summary['macs_cut']:.0%} cut",
+            label=f"{run.method}: {run.summary.top1:.1f} % at {run.summary.macs_cut:.0%} cut",
         )
     axes.axvline(epochs * 1.02, color="#999999", linewidth=0.8)
     second_half = min(run.metrics["eval/top1"].iloc[len(run.metrics) // 2 :].min() for run in runs)
-    low = min(second_half, ranked[0].summary["top1"])
+    low = min(second_half, ranked[0].summary.top1)
     axes.set_ylim(max(0, low - 0.4 * (100 - low)), 101.5)  # room for the legend below the curves
-    curves = "validation" if runs[0].config["data"]["validation_images"] > 0 else "test"
+    curves = "validation" if runs[0].identity["data"]["validation_images"] > 0 else "test"
     axes.set_title("5  Accuracy: while training, and of the exported network")
     axes.set_xlabel(f"epochs completed (lines: {curves} images; markers: test images)")
     axes.set_ylabel("top-1 [%]")
@@ -829,6 +830,14 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     )
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, in the format of its suffix. Raises DataError where there is no such format."""
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be drawn: {error}") from error
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -836,8 +845,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.png")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError, OSError, ValueError):
-        what_happened([read_run(folder) for folder in given.runs]).savefig(given.out)
+    with plain_exits():
+        save(what_happened([read_run(folder) for folder in given.runs]), given.out)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import DataError
 from analysis.suites import Setting
+from experiments.runs.files import DataError
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 TEXTS = ("dataset", "model", "method", "source_url", "source_note")

@@ -15,19 +15,21 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import RESULTS, DataError, Run, named, plain_exits, read_runs, training_hours
+from analysis.collect import read_runs
 from analysis.published import read_published, usable
+from analysis.results import RESULTS, Run, named, training_hours
 from analysis.stats import Estimate, estimate, paired_difference
 from analysis.suites import (
     PUBLISHED_PIXELS,
-    Cell,
+    PlannedCell,
+    PlannedSuite,
     Setting,
-    Suite,
-    has_default_switches,
-    read_suites,
+    plan_suites,
     refuse_different,
     runs_of_cells,
 )
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
 SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
@@ -106,7 +108,7 @@ class Table:
     notes: list[str]
 
 
-def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Table:
+def make_table(suite: PlannedSuite, runs: Iterable[Run], published: pd.DataFrame) -> Table:
     """The table of all cells of a suite, whether they were run or not; of other suites, only dense runs count.
 
     Raises DataError if two runs are of the same cell and seed, or runs to be averaged of different configurations.
@@ -126,7 +128,7 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
         beside: dict[str, Mapping[int, Run]] = {
             cell.setting.method: of_cells[cell.name]
             for cell in reversed(cells)
-            if cell.setting.method in BESIDE and has_default_switches(cell)
+            if cell.setting.method in BESIDE and cell.has_default_switches
         }
         if "dense" not in beside:
             own_runs = [run for cell in cells for run in of_cells[cell.name].values()]
@@ -151,10 +153,10 @@ def make_table(suite: Suite, runs: Iterable[Run], published: pd.DataFrame) -> Ta
     )
 
 
-def _sections(suite: Suite) -> dict[Setting, list[Cell]]:
+def _sections(suite: PlannedSuite) -> dict[Setting, list[PlannedCell]]:
     """Cells by what they train, how long and to which target; dense ones stand in all sections of their network."""
 
-    def key(cell: Cell, target: float | None) -> Setting:
+    def key(cell: PlannedCell, target: float | None) -> Setting:
         return replace(cell.setting, method="", target=target)
 
     keys = dict.fromkeys(key(cell, cell.target) for cell in suite.cells)
@@ -181,13 +183,11 @@ def _dense_elsewhere(section: str, ours: Sequence[Run], runs: Iterable[Run]) -> 
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """What was trained on what and how, but for the method; nothing is known of runs of older versions."""
-    return {
-        key: value for key, value in (run.manifest.get("identity") or {}).items() if key != "method"
-    }
+    """What was trained on what and how, but for the method."""
+    return {key: value for key, value in run.identity.items() if key != "method"}
 
 
-def _dense_key(cell: Cell, section: Setting) -> Setting | None:
+def _dense_key(cell: PlannedCell, section: Setting) -> Setting | None:
     if cell.setting.method != "dense":
         return None
     return replace(cell.setting, method="", target=section.target)
@@ -232,9 +232,9 @@ def _incomparable(section: Setting) -> str | None:
 
 
 def _ours(
-    cell: Cell,
+    cell: PlannedCell,
     runs: Mapping[int, Run],
-    suite: Suite,
+    suite: PlannedSuite,
     section: Setting,
     beside: Mapping[str, Mapping[int, Run]],
 ) -> dict[str, Any]:
@@ -273,13 +273,13 @@ def _ours(
         "params": fmean(_values(runs, "params").values()),
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
-        "commits": named(run.commit for run in runs.values()),
-        "devices": named(run.manifest["device"] for run in runs.values()),
+        "commits": named(run.provenance.commit for run in runs.values()),
+        "devices": named(run.provenance.device for run in runs.values()),
     }
 
 
 def _values(runs: Mapping[int, Run], name: str) -> dict[int, Any]:
-    return {seed: run.summary.get(name) for seed, run in runs.items()}
+    return {seed: getattr(run.summary, name) for seed, run in runs.items()}
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -321,7 +321,7 @@ def _published(section: Setting, published: pd.DataFrame) -> list[dict[str, Any]
     return [{k: v for k, v in row.items() if k in COLUMNS} for row in rows.to_dict("records")]
 
 
-def _excluded(suite: Suite, published: pd.DataFrame) -> list[str]:
+def _excluded(suite: PlannedSuite, published: pd.DataFrame) -> list[str]:
     """The published rows of the table's networks that cannot be used, and why."""
     comparable = [cell.setting for cell in suite.cells if cell.setting.full_size]
     networks = {(setting.dataset_title, setting.model_title) for setting in comparable}
@@ -333,12 +333,12 @@ def _excluded(suite: Suite, published: pd.DataFrame) -> list[str]:
     ]
 
 
-def _head(suite: Suite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
+def _head(suite: PlannedSuite, of_cells: Mapping[str, Mapping[int, Run]]) -> str:
     runs = [run for by_seed in of_cells.values() for run in by_seed.values()]
     every = len(suite.cells) * len(suite.seeds)
     epochs = ", ".join(map(str, sorted({cell.setting.epochs for cell in suite.cells})))
-    devices = named(run.manifest["device"] for run in runs) or "none"
-    commits = named(run.commit for run in runs) or "none"
+    devices = named(run.provenance.device for run in runs) or "none"
+    commits = named(run.provenance.commit for run in runs) or "none"
     return (
         f"{len(suite.seeds)} seed{'s' * (len(suite.seeds) > 1)} per cell; epochs: {epochs}; "
         f"runs: {len(runs)} of {every}, {every - len(runs)} not run; training: {training_hours(runs)} in all; "
@@ -457,8 +457,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError, OSError):
-        suites = {suite.name: suite for suite in read_suites()}
+    with plain_exits():
+        suites = {suite.name: suite for suite in plan_suites()}
         if unknown := [name for name in given.suites if name not in suites]:
             raise DataError(
                 f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}"

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.collect import DataError, plain_exits
-from analysis.plots import STYLE
+from analysis.plots import STYLE, save
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 CRITERIA: dict[str, dict[str, Any]] = {
     "utility": {"color": "#D55E00", "marker": "o", "label": "utility (eq. 5)"},
@@ -149,9 +150,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)
-    with plain_exits(DataError, OSError, ValueError):
+    with plain_exits():
         report = read_report(given.report)
-        picture(report).savefig(given.out)
+        save(picture(report), given.out)
     print(correlations(pd.DataFrame(report["filters"])).to_markdown(floatfmt=".2f"))
 
 

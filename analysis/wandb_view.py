@@ -15,7 +15,8 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2.interface import LinePlot
 
-from analysis.collect import plain_exits
+from experiments.exits import plain_exits
+from experiments.runs.files import DataError
 
 # Section -> panel title -> metric keys, or one regular expression over the keys of all layers.
 SECTIONS: dict[str, dict[str, list[Any] | str]] = {
@@ -110,13 +111,16 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         print(json.dumps(description(workspace), indent=1))
         return
-    with plain_exits(wandb.Error):
+    with plain_exits():
         if not wandb.login(prompt=False):
-            raise wandb.Error(
+            raise DataError(
                 "nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view"
             )
-        workspace.entity = workspace.entity or wandb.Api().default_entity or ""
-        workspace.save()  # type: ignore[no-untyped-call]
+        try:
+            workspace.entity = workspace.entity or wandb.Api().default_entity or ""
+            workspace.save()  # type: ignore[no-untyped-call]
+        except wandb.Error as error:
+            raise DataError(f"W&B says: {' '.join(str(error).split())}") from error
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from experiments import train
-from experiments.entry import plain_exits
+from experiments.exits import plain_exits
 from experiments.models import image_shape, open_exported
 from experiments.runs.summary import read_summary
 from experiments.suites.latency import ROUNDS, latencies_ms
@@ -137,14 +137,14 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
         rows.append(
             Row(
                 method=method,
-                top1=summary["top1"],
-                macs=summary["macs"],
-                macs_cut=summary["macs_cut"],
-                params=summary["params"],
+                top1=summary.top1,
+                macs=summary.macs,
+                macs_cut=summary.macs_cut,
+                params=summary.params,
                 latency_ms=one_ms[method],
                 latency_batch_ms=batch_ms[method],
-                train_seconds=summary["train_seconds"],
-                export_max_relative_error=summary["export_max_relative_error"],
+                train_seconds=summary.train_seconds,
+                export_max_relative_error=summary.export_max_relative_error,
             )
         )
         modules = list(networks[method].modules())

@@ -1,10 +1,8 @@
-"""From a command line to a function with a typed configuration, and from an exception to one sentence."""
+"""From a command line to a function with a typed configuration."""
 
 import functools
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import hydra
@@ -13,29 +11,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
-from experiments.configuration import CONF, one_sentence, typed
-from experiments.training.signals import Interrupted
+from experiments.configuration import CONF, typed
+from experiments.exits import one_sentence, plain_exits
 from psap_core import InputError
-
-EXIT_REFUSED = 2
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
-
-
-@contextmanager
-def plain_exits() -> Iterator[None]:
-    """What is meant for a person leaves as `error: <sentence>`, exit code 2; an interrupted run with 75."""
-    try:
-        yield
-    except Interrupted:
-        print("interrupted: the same command continues this run", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except (InputError, OSError) as error:
-        rank = os.environ.get("RANK", "0")
-        print(
-            f"{'error' if rank == '0' else f'error on rank {rank}'}: {one_sentence(error)}",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_REFUSED)
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[], None]]:

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from experiments import data, models
-from experiments.configuration import compose, one_sentence
+from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
+from experiments.exits import one_sentence
 from experiments.schema import DataConfig, EvaluateConfig, PhotographsConfig
 from experiments.training.devices import configure, reading_workers
 from experiments.training.distributed import World

@@ -42,9 +42,11 @@ def check(cfg: ExportConfig) -> Path:
     small, _ = models.open_exported(folder)
     shape = models.image_shape(folder)
     found = {"macs": macs(small, torch.zeros(1, *shape)), "params": params(small)}
-    if differing := [key for key, value in found.items() if summary[key] != value]:
+    if differing := [key for key, value in found.items() if getattr(summary, key) != value]:
         key = differing[0]
-        raise InputError(f"{folder} has {found[key]} {key}, the run's summary says {summary[key]}")
+        raise InputError(
+            f"{folder} has {found[key]} {key}, the run's summary says {getattr(summary, key)}"
+        )
     print(f"{folder}: {found['macs']:,} MACs, {found['params']:,} parameters, as in summary.json")
     if cfg.onnx:
         path = folder / "model.onnx"

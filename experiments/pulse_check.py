@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from experiments import data, models, seeding
 from experiments.configuration import compose
 from experiments.data.base import Normalisation, Sharing, SplitName
-from experiments.entry import plain_exits
+from experiments.exits import plain_exits
 from experiments.methods.base import BatchesOf, Callback, Method, Metrics
 from experiments.methods.registry import make_method
 from experiments.runs.provenance import code_version

@@ -8,7 +8,7 @@
 `python -m experiments.suite run <suite> <index>`     train one run, here
 `python -m experiments.suite latency <suite>`         measure the exported networks of its finished runs, here
 
-A suite is a name in experiments/conf/suite, or a path of such a file. Overrides after these arguments hold for
+A suite is a name in experiments/conf/suites, or a path of such a file. Overrides after these arguments hold for
 every run; tables leave out runs whose data, model, method or optim are not those of the suite's file. The
 index counts the seeds of the first cell, then those of the second. Of a part of a suite: `plan`, `status` and
 `launch` take `--cells 'resnet20 *54'` and `--seeds 0,1`.
@@ -17,40 +17,41 @@ index counts the seeds of the first cell, then those of the second. Of a part of
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
-from experiments.entry import plain_exits
+from experiments.exits import plain_exits
 from experiments.runs.summary import read_summary
 from experiments.suites.overview import print_plan, print_status
-from experiments.suites.spec import Suite, read_suite
+from experiments.suites.runs import SuiteRuns, runs_of
 
 
-def _launch(suite: Suite, launcher: str, jobs: int | None, devices: str | None) -> None:
+def _launch(runs: SuiteRuns, launcher: str, jobs: int | None, devices: str | None) -> None:
     from experiments.suites import launch
 
     match launcher:
         case "local":
             gpus = devices.split(",") if devices else []
-            sys.exit(launch.local(suite, max(1, len(gpus)) if jobs is None else jobs, gpus))
+            sys.exit(launch.local(runs, max(1, len(gpus)) if jobs is None else jobs, gpus))
         case "slurm":
-            launch.slurm(suite)
+            launch.slurm(runs)
         case "print":
-            launch.to_print(suite)
+            launch.to_print(runs)
 
 
-def _show(suite: Suite, index: int) -> None:
-    print("\n".join(suite.run(index).overrides))
+def _show(runs: SuiteRuns, index: int) -> None:
+    print("\n".join(runs[index].overrides))
 
 
-def _run(suite: Suite, index: int) -> None:
+def _run(runs: SuiteRuns, index: int) -> None:
     from experiments import train
 
-    print(json.dumps(read_summary(train.run(suite.run(index).overrides))))
+    print(json.dumps(asdict(read_summary(train.run(runs[index].overrides)))))
 
 
-def _latency(suite: Suite) -> None:
+def _latency(runs: SuiteRuns) -> None:
     from experiments.suites.latency import suite_latencies
 
-    print(json.dumps(suite_latencies(suite), indent=1))
+    print(json.dumps(suite_latencies(runs), indent=1))
 
 
 def _parser(suite_name: str | None) -> argparse.ArgumentParser:
@@ -95,30 +96,30 @@ def _parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[s
     return given, overrides
 
 
-def _obey(suite: Suite, given: argparse.Namespace) -> None:
+def _obey(runs: SuiteRuns, given: argparse.Namespace) -> None:
     match given.command:
         case "plan":
-            print_plan(suite)
+            print_plan(runs)
         case "status":
-            print_status(suite)
+            print_status(runs)
         case "launch":
-            _launch(suite, given.launcher, given.jobs, given.devices)
+            _launch(runs, given.launcher, given.jobs, given.devices)
         case "show":
-            _show(suite, given.index)
+            _show(runs, given.index)
         case "run":
-            _run(suite, given.index)
+            _run(runs, given.index)
         case "latency":
-            _latency(suite)
+            _latency(runs)
 
 
 def main(suite_name: str | None = None) -> None:
     """The command; an artefact's entry point names its suite, everybody else gives one."""
     given, overrides = _parsed(_parser(suite_name))
     with plain_exits():
-        suite = read_suite(suite_name or given.suite, overrides)
+        runs = runs_of(suite_name or given.suite, overrides)
         if "cells" in given:
-            suite = suite.choose(given.cells, given.seeds)
-        _obey(suite, given)
+            runs = runs.choose(given.cells, given.seeds)
+        _obey(runs, given)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and leave 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from experiments.configuration import compose
@@ -46,7 +47,7 @@ def train(cfg: Config) -> Path:
 def main(cfg: Config) -> None:
     folder = train(cfg)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(json.dumps(read_summary(folder)))
+        print(json.dumps(asdict(read_summary(folder))))
 
 
 if __name__ == "__main__":

@@ -491,7 +491,7 @@ Randomly initialised networks, everything per channel drawn at random, scope `co
 are removed, and the exported network must compute what the masked one does, to 1e-9 in float64; so must what was saved
 and loaded again. `python -m experiments.benchmark zoo` tries them all
 ([zoo.py](../experiments/benchmarks/zoo.py)), `python -m experiments.benchmarks.zoo --page docs/networks.md` writes this
-page. The [rows](../analysis/results/benchmark/cpu_2_cores_zoo.jsonl) are of commit COMMIT.
+page. The [rows](../analysis/recorded/benchmark/cpu_2_cores_zoo.jsonl) are of commit COMMIT.
 """
 LEGEND = """
 px: height and width of the images; cut: largest share of the MACs that can go, %; error, loaded: of the export and of

@@ -9,6 +9,10 @@ from typing import Any
 from psap_core import InputError
 
 
+class DataError(InputError):
+    """A file of a run is missing, damaged or of another run."""
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the content at once and durably; the previous content stands until the new one is whole."""
     temporary = path.with_name(path.name + ".tmp")
@@ -34,7 +38,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in a file, which has at least these keys.
 
     Raises:
-        InputError: it is damaged. A missing file is FileNotFoundError.
+        DataError: it is damaged. A missing file is FileNotFoundError.
     """
     return parse_json(path.read_bytes(), path, *keys)
 
@@ -44,11 +48,11 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path} is damaged: it is no JSON ({error})") from error
+        raise DataError(f"{path} is damaged: it is no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it holds no JSON object")
+        raise DataError(f"{path} is damaged: it holds no JSON object")
     if missing := [key for key in keys if key not in content]:
-        raise InputError(f"{path} is damaged: it has no {missing[0]!r}")
+        raise DataError(f"{path} is damaged: it has no {missing[0]!r}")
     return content
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from experiments.runs.files import parse_json, read_json, write_atomically
 from experiments.runs.identity import config_hash, identity
 from experiments.runs.provenance import code_version, versions
-from experiments.runs.summary import read_summary
+from experiments.runs.summary import RunSummary, read_summary
 from experiments.schema import Config
 from psap_core import InputError
 
@@ -192,8 +193,8 @@ class Record:
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"epoch_{epochs_done:04d}.json", text.encode())
 
-    def save_summary(self, summary: Mapping[str, Any]) -> None:
-        self._write_json("summary.json", summary)
+    def save_summary(self, summary: RunSummary) -> None:
+        self._write_json("summary.json", summary.to_json())
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
@@ -220,11 +221,11 @@ class Record:
     def adopt(self, suite: str | None, cell: str | None) -> None:
         """Say of a finished run that was trained for no table for which one it counts."""
         summary = read_summary(self.folder)
-        if suite is not None and summary.get("suite") is None:
+        if suite is not None and summary.suite is None:
             config = OmegaConf.load(self.folder / "config.yaml")
             config.update({"suite": suite, "cell": cell})
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-            self.save_summary(summary | {"suite": suite, "cell": cell})
+            self.save_summary(replace(summary, suite=suite, cell=cell))
 
     def _forget_ending(self) -> None:
         for ending in ("interrupted", "failed"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,32 +18,44 @@ from experiments.schema import (
 )
 
 # Settings that came after runs were recorded, with the value that those runs had. An identity leaves out this value, so
-# that the hash of a configuration stays what it was; analysis/collect.py knows them, too.
+# that the hash of a configuration stays what it was.
 CAME_LATER: dict[type[MethodConfig], dict[str, Any]] = {
     UniformConfig: {"scope": Scope.all},
     PSAPConfig: {"round_to": 1},
 }
 
 
-def identity(cfg: Config) -> dict[str, Any]:
-    """What changes the result: weights by content, another run by its own identity, no path, seed or machine."""
+def settings(cfg: Config) -> dict[str, Any]:
+    """What changes the result; weights and another run by their paths."""
     method = asdict(cfg.method)
-    if isinstance(cfg.method, ThinPlanConfig):
-        method["run"] = Path(cfg.method.run).parent.name
-    for kind, settings in CAME_LATER.items():
+    for kind, later in CAME_LATER.items():
         if isinstance(cfg.method, kind):
-            for name, value in settings.items():
+            for name, value in later.items():
                 if method[name] == value:
                     del method[name]
     return {
         "epochs": cfg.epochs,
         "data": {key: value for key, value in asdict(cfg.data).items() if key != "root"},
-        "model": asdict(cfg.model) | {"weights": weights_digest(cfg.model.weights)},
+        "model": asdict(cfg.model),
         "method": method,
         "optim": asdict(cfg.optim),
     }
 
 
+def identity(cfg: Config) -> dict[str, Any]:
+    """What changes the result: weights by content, another run by its own identity, no path, seed or machine."""
+    content = settings(cfg)
+    content["model"]["weights"] = weights_digest(cfg.model.weights)
+    if isinstance(cfg.method, ThinPlanConfig):
+        content["method"]["run"] = Path(cfg.method.run).parent.name
+    return content
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Eight hex digits over an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def config_hash(cfg: Config) -> str:
     """Eight hex digits over a run's identity."""
-    return hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    return digest(identity(cfg))

@@ -1,17 +1,130 @@
-"""What a finished run says of itself."""
+"""What a finished run says of itself: summary.json, as training writes it and everybody else reads it."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.files import read_json
+from experiments.runs.checks import (
+    AMOUNT,
+    AT_LEAST_1,
+    PERCENT,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Check,
+    of_type,
+    optional,
+)
+from experiments.runs.files import DataError, read_json
 from psap_core import InputError
 
+FORMAT = 1
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run."""
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished run's result.
+
+    Attributes:
+        train_images, test_images: how many images it trained on, and was tested on.
+        suite, cell: the table and its row that the run is for; None: no table.
+        start_top1: of the weights that the run began with; None: it began with fresh ones.
+        top1, top5: of the exported network on the test images, in percent.
+        masked_top1: of the network in training, before the plan is applied for good, in percent.
+        macs, params: of the exported network.
+        macs_cut: share of the dense network's MACs that went.
+        export_max_relative_error: max|a - b| / max|a| of both networks' outputs.
+        train_macs: forward MACs of the network in training times images seen; a training step costs three times it.
+        train_seconds, prune_seconds: of training, and of the pruning steps in it.
+    """
+
+    dataset: str
+    image_size: int
+    train_images: int
+    model: str
+    method: str
+    epochs: int
+    seed: int
+    suite: str | None
+    cell: str | None
+    start_top1: float | None
+    top1: float
+    top5: float
+    masked_top1: float
+    test_images: int
+    macs: int
+    macs_cut: float
+    params: int
+    export_max_relative_error: float
+    train_macs: int
+    train_seconds: float
+    prune_seconds: float
+    config_hash: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+CHECKS: dict[str, Check] = {
+    "dataset": TEXT,
+    "image_size": WHOLE,
+    "train_images": WHOLE,
+    "model": TEXT,
+    "method": TEXT,
+    "epochs": AT_LEAST_1,
+    "seed": of_type(int),
+    "suite": optional(TEXT),
+    "cell": optional(TEXT),
+    "start_top1": optional(PERCENT),
+    "top1": PERCENT,
+    "top5": PERCENT,
+    "masked_top1": PERCENT,
+    "test_images": WHOLE,
+    "macs": WHOLE,
+    "macs_cut": SHARE,
+    "params": WHOLE,
+    "export_max_relative_error": AMOUNT,
+    "train_macs": AMOUNT,
+    "train_seconds": AMOUNT,
+    "prune_seconds": AMOUNT,
+    "config_hash": TEXT,
+}
+
+
+def parse_summary(content: Mapping[str, Any], path: Path) -> RunSummary:
+    """The summary that was found in a file.
+
+    Raises:
+        DataError: a newer version wrote it, or a value is missing or cannot be.
+    """
+    refuse_impossible(content, {"format": optional(WHOLE)}, path)  # a newer one may lack the rest
+    if (content.get("format") or 0) > FORMAT:
+        raise DataError(f"{path} was written by a newer version of this suite: update")
+    refuse_impossible(content, CHECKS, path)
+    values: dict[str, Any] = {field.name: content.get(field.name) for field in fields(RunSummary)}
+    return RunSummary(**values)
+
+
+def refuse_impossible(content: Mapping[str, Any], checks: Mapping[str, Check], path: Path) -> None:
+    """Raise DataError where a value is missing or cannot be."""
+    for name, check in checks.items():
+        if check(content.get(name)):
+            continue
+        what = f"it has no {name!r}"
+        if name in content:
+            what = f"{name} cannot be {content[name]!r:.60}"
+        raise DataError(f"{path} is damaged: {what}; copy the run again")
+
+
+def read_summary(folder: Path) -> RunSummary:
+    """That of a finished run's folder."""
+    path = folder / "summary.json"
     try:
-        return read_json(folder / "summary.json", "macs", "params")
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{folder} is not the folder of a finished run: it has no summary.json"
         ) from error
+    return parse_summary(content, path)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.models import image_shape, open_exported
 from experiments.runs.provenance import code_version
-from experiments.suites.spec import Suite, SuiteRun
+from experiments.suites.runs import SuiteRun, SuiteRuns
 from experiments.training.devices import device_name
 from psap_core import InputError
 
@@ -35,18 +35,18 @@ def latencies_ms(networks: Mapping[Name, nn.Module], images: Tensor) -> dict[Nam
     return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
-def suite_latencies(suite: Suite) -> dict[str, Any]:
+def suite_latencies(suite_runs: SuiteRuns) -> dict[str, Any]:
     """Latency of every finished run's exported network, one image at a time: cell name to seed to milliseconds.
 
     Raises:
         InputError: no run is done.
     """
     groups: dict[tuple[int, ...], list[SuiteRun]] = defaultdict(list)
-    for run in suite.runs:
+    for run in suite_runs.all:
         if run.record.done:
             groups[image_shape(run.record.folder / "export")].append(run)
     if not groups:
-        raise InputError(f"no run of {suite.name} is done: launch it first")
+        raise InputError(f"no run of {suite_runs.suite.name} is done: launch it first")
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for shape, runs in groups.items():
         networks = {

@@ -15,66 +15,67 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from experiments.entry import EXIT_INTERRUPTED
+from experiments.exits import EXIT_INTERRUPTED, Interrupted
 from experiments.runs.folder import State
 from experiments.suites.overview import print_status
-from experiments.suites.spec import Suite, SuiteRun
+from experiments.suites.runs import SuiteRun, SuiteRuns
 from experiments.training.progress import SuiteProgress
-from experiments.training.signals import Interrupted
 from psap_core import InputError
 
 POLL_SECONDS = 0.5
 SCRIPT = "slurm/cifar10_table.sh"
 
 
-def pending(suite: Suite) -> list[SuiteRun]:
+def pending(runs: SuiteRuns) -> list[SuiteRun]:
     """The chosen runs that a launch has to do something about, those that take another's plan behind it.
 
     Raises:
         InputError: a run takes the plan of another one that is neither done nor chosen.
     """
-    chosen = suite.chosen
-    runs = [run for run in chosen if run.refusal is None and run.record.state is not State.running]
-    runs = [run for run in runs if not run.counts]
-    for run in runs:
+    chosen = runs.chosen
+    open_runs = [
+        run for run in chosen if run.refusal is None and run.record.state is not State.running
+    ]
+    open_runs = [run for run in open_runs if not run.counts]
+    for run in open_runs:
         if run.plan_of is not None and run.plan_of not in chosen and not run.plan_of.record.done:
             raise InputError(
                 f"{run} takes the plan of {run.plan_of}, which is not done: choose that, too"
             )
-    return sorted(runs, key=lambda run: run.plan_of is not None)
+    return sorted(open_runs, key=lambda run: run.plan_of is not None)
 
 
-def to_print(suite: Suite) -> None:
+def to_print(runs: SuiteRuns) -> None:
     """Print the training command of every pending run."""
-    for run in pending(suite):
+    for run in pending(runs):
         print(shlex.join(["python", "-m", "experiments.train", *run.overrides]))
 
 
-def slurm(suite: Suite) -> None:
+def slurm(runs: SuiteRuns) -> None:
     """Submit the pending runs as a job array, and those that take another's plan as one behind it.
 
     Raises:
         InputError: there is no sbatch, it refuses, or an earlier submission of the suite is not over.
     """
-    name = f"psap-{suite.name}"
+    name = f"psap-{runs.suite.name}"
     queued = sorted(
         set(_slurm("squeue", "--me", "--noheader", "--format=%A", f"--name={name}").split())
     )
     if queued:
         raise InputError(
-            f"jobs of {suite.name} are queued or running: wait for them, or scancel {' '.join(queued)}"
+            f"jobs of {runs.suite.name} are queued or running: wait for them, or scancel {' '.join(queued)}"
         )
     earlier: list[str] = []
-    for runs in (
-        [r for r in pending(suite) if not r.plan_of],
-        [r for r in pending(suite) if r.plan_of],
-    ):
-        if runs:
-            array = ",".join(str(run.index) for run in runs)
+    waiting = pending(runs)
+    own = [run for run in waiting if run.plan_of is None]
+    behind_others = [run for run in waiting if run.plan_of is not None]
+    for part in (own, behind_others):
+        if part:
+            array = ",".join(str(run.index) for run in part)
             behind = [f"--dependency=afterany:{earlier[0]}"] if earlier else []
             options = ["--parsable", f"--job-name={name}", *behind, f"--array={array}"]
-            earlier = [_slurm("sbatch", *options, SCRIPT, suite.source, *suite.extra)]
-            print(f"job {earlier[0]}: {len(runs)} runs of {suite.name}")
+            earlier = [_slurm("sbatch", *options, SCRIPT, runs.source, *runs.extra)]
+            print(f"job {earlier[0]}: {len(part)} runs of {runs.suite.name}")
 
 
 def _slurm(*command: str) -> str:
@@ -90,7 +91,7 @@ def _slurm(*command: str) -> str:
     return done.stdout.strip()
 
 
-def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
+def local(runs: SuiteRuns, jobs: int, devices: Sequence[str]) -> int:
     """Train the pending runs in this machine's processes, `jobs` at a time; returns 1 unless all chosen ones are done.
 
     Raises:
@@ -99,7 +100,7 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
     """
     if jobs < 1:
         raise InputError(f"--jobs={jobs} must be at least 1")
-    waiting = pending(suite)
+    waiting = pending(runs)
     free = [devices[slot % len(devices)] if devices else None for slot in range(jobs)]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     training: dict[subprocess.Popen[bytes], tuple[SuiteRun, str | None]] = {}
@@ -127,13 +128,13 @@ def local(suite: Suite, jobs: int, devices: Sequence[str]) -> int:
             raise Interrupted from None
         finally:  # whatever ends the launcher lets its runs write their checkpoints
             _stop(training)
-    print_status(suite)
-    return 0 if all(run.state is State.done for run in suite.chosen) else 1
+    print_status(runs)
+    return 0 if all(run.state is State.done for run in runs.chosen) else 1
 
 
 def log_file(run: SuiteRun) -> Path:
     """Where a run that is trained here writes what it says."""
-    folder = Path(run.config.runs_dir) / "logs" / run.suite.name
+    folder = Path(run.config.runs_dir) / "logs" / run.runs.suite.name
     return folder / f"{run.cell.name.replace(' ', '_')}-seed{run.seed}.log"
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from experiments.exits import Interrupted
 from experiments.methods.base import Callback, Metrics
 from experiments.training.distributed import World
-from experiments.training.signals import Interrupted
 from experiments.training.steps import Steps
 from psap_core import InputError
 

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments import data, models, seeding
-from experiments.configuration import one_sentence
 from experiments.data import Dataset, Photographs
 from experiments.data.base import Normalisation, Sharing, SplitName, TrainingData
+from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Method, Metrics
 from experiments.methods.registry import make_method
 from experiments.methods.thin import starting_network
 from experiments.runs.folder import Record
+from experiments.runs.summary import RunSummary
 from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
 from experiments.training import checkpoint, distributed
 from experiments.training.devices import configure, device_name, has_bfloat16, reading_workers
@@ -26,7 +27,7 @@ from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, Loop, Position, evaluate
 from experiments.training.optim import learning_rate, make_optimizer
 from experiments.training.progress import RunProgress
-from experiments.training.signals import Interrupted, StopSignals
+from experiments.training.signals import StopSignals
 from experiments.training.steps import Steps, choose_fast, make_steps
 from experiments.training.tracking import Tracker
 from psap_core import InputError, PrunePlan, export, export_error, macs, params, save_exported
@@ -273,7 +274,7 @@ def _finish(training: _Training, tracker: Tracker | None, position: Position) ->
     start_top1 = _start_top1(training)
     if tracker is not None:
         summary = _save_results(training, small, exported, masked, start_top1, position)
-        tracker.finish(training.record.rows(), summary)
+        tracker.finish(training.record.rows(), asdict(summary))
         training.record.finish()
     training.world.wait()
 
@@ -296,7 +297,7 @@ def _save_results(
     masked: Accuracy,
     start_top1: float | None,
     position: Position,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Write the exported network and the summary; returns the latter."""
     cfg = training.cfg
     record = training.record
@@ -307,31 +308,31 @@ def _save_results(
     _save_exported(
         record.folder / "export", training.network, small, plan, training.normalisation, dataset
     )
-    summary = {
-        "dataset": cfg.data.name,
-        "image_size": dataset.image_shape[2],
-        "train_images": len(training.images),
-        "model": cfg.model.name,
-        "method": cfg.method.name,
-        "epochs": cfg.epochs,
-        "seed": cfg.seed,
-        "suite": cfg.suite,
-        "cell": cfg.cell,
-        "start_top1": start_top1,
-        "top1": exported.top1,
-        "top5": exported.top5,
-        "masked_top1": masked.top1,
-        "test_images": exported.images,
-        "macs": small_macs,
-        "macs_cut": 1 - small_macs / dense_macs,
-        "params": params(small),
-        "export_max_relative_error": export_error(training.model, small, plan),
+    summary = RunSummary(
+        dataset=cfg.data.name,
+        image_size=dataset.image_shape[2],
+        train_images=len(training.images),
+        model=cfg.model.name,
+        method=cfg.method.name,
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        suite=cfg.suite,
+        cell=cfg.cell,
+        start_top1=start_top1,
+        top1=exported.top1,
+        top5=exported.top5,
+        masked_top1=masked.top1,
+        test_images=exported.images,
+        macs=small_macs,
+        macs_cut=1 - small_macs / dense_macs,
+        params=params(small),
+        export_max_relative_error=export_error(training.model, small, plan),
         # Forward MACs of the network in training times images seen; a training step costs three times it.
-        "train_macs": macs(training.model, training.example) * len(training.images) * cfg.epochs,
-        "train_seconds": position.seconds,
-        "prune_seconds": sum(row.get("psap/step_seconds", 0.0) for row in record.rows()),
-        "config_hash": record.config_hash,
-    }
+        train_macs=macs(training.model, training.example) * len(training.images) * cfg.epochs,
+        train_seconds=position.seconds,
+        prune_seconds=sum(row.get("psap/step_seconds", 0.0) for row in record.rows()),
+        config_hash=record.config_hash,
+    )
     record.save_summary(summary)
     return summary
 

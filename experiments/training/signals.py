@@ -5,10 +5,6 @@ import sys
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """A signal asked for a checkpoint; it is written and the run can be continued by the same command."""
-
-
 class StopSignals:
     """While entered, SIGTERM, SIGUSR1 and a first Ctrl-C only set `received`; the loop asks after every step.
 

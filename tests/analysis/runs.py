@@ -1,15 +1,19 @@
 """Run folders with made-up but plausible content, for the tests of what reads them."""
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
+
+from experiments.configuration import CONF, compose
+from experiments.runs.identity import digest, settings
 
 LAYERS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32}
 DENSE_MACS, DENSE_PARAMS = 40_000_000, 270_000
 PRUNING = ("sfp", "fpgm", "l1", "l2", "random", "psap")
+METHOD_RUN = "/data/somebody/runs/cifar10_resnet20/0123abcd/seed0"
 PULSE_SUSPENDED = {
     "filters": [0, 3, 5],
     "utility": [0.2, -0.1, 0.01],
@@ -34,15 +38,16 @@ def write_run(
     protection: bool = True,
     train_images: int | None = None,
     target: float | None = None,
-    optim: float = 0.1,
+    lr: float | None = None,
     width: float = 1.0,
     validation_images: int | None = None,
+    method_changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished run; all paths in it are below /data/somebody.
 
     A pruning method's steps are at epochs 1 to 4. psap's prune (epoch + l) / 10 of layer number l, measure the
     utilities PULSE_SUSPENDED in every layer (utility growing with the epoch), and restore filter 0. The target is
-    the cut, where no other is given.
+    the cut, where no other is given. `method_changes` are settings of the method that its configuration has not.
     """
     (folder / "plans").mkdir(parents=True)
     cut = 0.0 if method == "dense" else macs_cut
@@ -61,46 +66,36 @@ def write_run(
             _write_json(folder / "pulses" / f"epoch_{epoch:04d}.json", dict.fromkeys(LAYERS, pulse))
     if validation_images is None:
         validation_images = 180 if dataset == "digits" else 0
-    config: dict[str, Any] = {
-        "name": recipe or f"{dataset}_{model}",
-        "epochs": epochs,
-        "seed": seed,
-        "suite": suite,
-        "cell": cell,
-        "target_macs_cut": macs_cut,
-        "runs_dir": "/data/somebody/runs",
-        "data": {
-            "name": dataset,
-            "root": "/data/somebody/data",
-            "image_size": image_size,
-            "train_images": train_images,
-            "validation_images": validation_images,
-        },
-        "model": {
-            "name": model,
-            "width": width,
-            "weights": weights and f"/data/somebody/weights/{weights}",
-        },
-        "method": {"name": method},
-        "optim": {"made_up": optim},
-        "runtime": {"device": "auto"},
-        "tracking": {"mode": "offline", "project": "psap"},
+    overrides = [
+        *_recipe(recipe, dataset, model, pretrained=weights is not None),
+        f"method={method}",
+        f"epochs={epochs}",
+        f"seed={seed}",
+        f"target_macs_cut={macs_cut if target is None else target}",
+        f"data.image_size={image_size}",
+        f"data.train_images={'null' if train_images is None else train_images}",
+        f"data.validation_images={validation_images}",
+        f"model.width={width}",
+        f"suite={suite or 'null'}",
+        f"cell='{cell}'" if cell else "cell=null",
+        "runs_dir=/data/somebody/runs",
+        "data.root=/data/somebody/data",
+    ]
+    optional = {
+        "optim.lr": lr,
+        "model.weights": weights and f"/data/somebody/weights/{weights}",
+        "method.run": METHOD_RUN if method == "thin_plan" else None,
+        "method.protection": False if method == "psap" and not protection else None,
     }
-    if target is not None or method not in ("dense", "thin_plan"):
-        config["method"]["target_macs_cut"] = macs_cut if target is None else target
-    if method == "psap":
-        config["method"]["protection"] = protection
-    if method == "thin_plan":
-        config["method"]["run"] = "/data/somebody/runs/cifar10_resnet20/0123abcd/seed0"
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    identity = json.loads(
-        json.dumps({key: config[key] for key in ("epochs", "data", "model", "method", "optim")})
-    )
-    del identity["data"]["root"]
+    overrides += [f"{key}={value}" for key, value in optional.items() if value is not None]
+    cfg = compose("train", overrides)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    identity = json.loads(json.dumps(settings(cfg)))
     identity["model"]["weights"] = weights and "sha256 of the weights"
     if method == "thin_plan":
-        identity["method"]["run"] = "digest of the plan"
-    config_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        identity["method"]["run"] = "0123abcd"
+    identity["method"] |= method_changes or {}
+    config_hash = digest(identity)
     session = {
         "started": "2025-01-01T00:00:00Z",
         "command": ["python", "/data/somebody/train.py"],
@@ -149,6 +144,14 @@ def write_run(
     _write_json(folder / "summary.json", summary)
     (folder / "done").touch()
     return folder
+
+
+def _recipe(recipe: str | None, dataset: str, model: str, *, pretrained: bool) -> list[str]:
+    """Of a recipe that there is, or of a made-up name with its data and network."""
+    name = recipe or f"{dataset}_{model}{'_pretrained' if pretrained else ''}"
+    if (Path(CONF) / "experiment" / f"{name}.yaml").is_file():
+        return [f"experiment={name}"]
+    return [f"name={name}", f"data={dataset}", f"model={model}"]
 
 
 def _row(method: str, epoch: int, top1: float, cut: float) -> dict[str, float]:

@@ -6,18 +6,25 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from analysis.collect import RESULTS, read_runs
 from analysis.findings import compare
+from analysis.recorded import read_suite_runs
+from analysis.results import RESULTS, Run
 from analysis.stats import estimate, paired_difference, student_half_width
 from analysis.suites import find_suite, runs_of_cells
 from analysis.utility import LAYER, correlations, read_report
 
-STUDIES = "small_defaults", "small_study"  # eight fresh seeds, and the three before
+STUDIES = "cifar16_defaults", "cifar16_study"  # eight fresh seeds, and the three before
 
 
 @pytest.fixture(scope="module")
 def studies():
-    return [compare(find_suite(name), read_runs(RESULTS / name)) for name in STUDIES]
+    return [compare(find_suite(name), read_suite_runs(RESULTS / name)) for name in STUDIES]
+
+
+def short_run(cell: str) -> Run:
+    """The run from a pretrained network; it has one seed."""
+    runs = read_suite_runs(RESULTS / "cifar10_short_comparison")
+    return next(run for run in runs if run.cell == cell)
 
 
 def kept(run):
@@ -67,28 +74,30 @@ def test_adaptive_ratios_over_all_eleven_seeds(studies):
 @pytest.mark.parametrize(
     ("cell", "first", "last"),
     [
-        ("psap_54", 0.03, 0.20),
-        ("psap_without_protection_54", 0.03, 0.22),
-        ("psap_one_step_54", 0.03, 0.18),
-        ("l1_54", 0.50, 0.19),
-        ("sfp_54", 0.03, 1.79),
+        ("psap 54", 0.03, 0.20),
+        ("psap without protection 54", 0.03, 0.22),
+        ("psap one step 54", 0.03, 0.18),
+        ("l1 54", 0.50, 0.19),
+        ("sfp 54", 0.03, 1.79),
     ],
 )
 def test_training_losses_from_a_pretrained_network(cell, first, last):
-    (run,) = read_runs(RESULTS / "short_table" / cell)
+    run = short_run(cell)
     losses = run.metrics["train/loss"]
     assert (round(losses.iloc[0], 2), round(losses.iloc[-1], 2)) == (first, last)
 
 
 def test_sfp_changes_its_choice_from_a_pretrained_network():
-    (run,) = read_runs(RESULTS / "short_table" / "sfp_54")
+    run = short_run("sfp 54")
     assert (run.metrics["psap/mask_churn"].iloc[1:3] > 0.5).all()
 
 
 def test_three_of_twelve_differences_of_the_small_table_stand_after_correction():
-    of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
+    of_cells, _ = runs_of_cells(
+        find_suite("cifar16_comparison"), read_suite_runs(RESULTS / "cifar16_comparison")
+    )
     top1 = {
-        name: {seed: run.summary["top1"] for seed, run in runs.items()}
+        name: {seed: run.summary.top1 for seed, run in runs.items()}
         for name, runs in of_cells.items()
     }
     others = ("thin", "thin_plan", "l1", "fpgm", "sfp", "psap without protection")
@@ -112,12 +121,14 @@ def test_three_of_twelve_differences_of_the_small_table_stand_after_correction()
 
 
 def test_before_its_export_fpgms_difference_at_85_stands_too():
-    of_cells, _ = runs_of_cells(find_suite("small_table"), read_runs(RESULTS / "small_table"))
+    of_cells, _ = runs_of_cells(
+        find_suite("cifar16_comparison"), read_suite_runs(RESULTS / "cifar16_comparison")
+    )
 
     def masked_to_psap(cut):
-        masked = {seed: run.summary["masked_top1"] for seed, run in of_cells[f"fpgm {cut}"].items()}
+        masked = {seed: run.summary.masked_top1 for seed, run in of_cells[f"fpgm {cut}"].items()}
         return paired_difference(
-            masked, {seed: run.summary["top1"] for seed, run in of_cells[f"psap {cut}"].items()}
+            masked, {seed: run.summary.top1 for seed, run in of_cells[f"psap {cut}"].items()}
         )
 
     found = {cut: masked_to_psap(cut) for cut in (54, 85)}
@@ -168,7 +179,7 @@ def test_the_utility_foresees_the_loss_where_psap_looks_too():
 
 
 def test_layers_of_the_pretrained_network_differ():
-    (run,) = read_runs(RESULTS / "short_table" / "psap_54")
+    run = short_run("psap 54")
     sparsity = run.metrics.filter(like="layer/weight_sparsity_ratio/").dropna().iloc[-1]
     assert (round(sparsity.min(), 2), round(sparsity.max(), 2)) == (0.37, 0.62)
     ratios = [len(layer["pruned"]) / layer["filters"] for layer in run.plan["layers"]]

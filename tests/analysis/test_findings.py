@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.collect import DataError, read_run
 from analysis.findings import (
     Spread,
     compare,
@@ -17,8 +16,10 @@ from analysis.findings import (
     write_findings,
 )
 from analysis.plots import draw_study
+from analysis.results import read_run
 from analysis.stats import student_half_width
-from analysis.suites import Cell, Suite, setting_of
+from analysis.suites import PlannedCell, PlannedSuite, setting_of
+from experiments.runs.files import DataError
 from tests.analysis.runs import write_run
 
 ACCURACY = {"psap": [90, 91, 95], "thin": [80, 81, 86], "without protection": [90.5, 90, 95.2]}
@@ -45,20 +46,26 @@ def study(tmp_path):
                     )
                 )
             )
-    settings = {run.cell: setting_of(run.config) for run in runs}
-    settings["never"] = settings["psap"]
+    identities = {run.cell: run.identity for run in runs}
+    identities["never"] = identities["psap"]
     cells = tuple(
-        Cell(name, setting, setting.target, against="psap" if name != "psap" else None)
-        for name, setting in settings.items()
+        PlannedCell(
+            name,
+            setting_of(identity),
+            setting_of(identity).target,
+            identity,
+            against="psap" if name != "psap" else None,
+        )
+        for name, identity in identities.items()
     )
-    return Suite("study", "A study", (0, 1, 2), cells, "psap"), runs
+    return PlannedSuite("study", "A study", (0, 1, 2), cells, "psap"), runs
 
 
 def run_of(run, top1):
     """The run with another accuracy."""
-    moved = top1 - run.summary["top1"]
+    moved = top1 - run.summary.top1
     metrics = run.metrics.assign(**{"eval/top1": run.metrics["eval/top1"] + moved})
-    return replace(run, summary=run.summary | {"top1": top1}, metrics=metrics)
+    return replace(run, summary=replace(run.summary, top1=top1), metrics=metrics)
 
 
 def test_cells_are_compared_with_the_reference_on_validation_images_seed_by_seed(study):
@@ -145,7 +152,7 @@ def test_the_picture_tells_no_interval_and_nothing_to_compare_with_from_not_run(
 def test_a_verdict_holds_for_all_intervals_of_its_kind_together(study):
     suite, runs = study
     close = [
-        run_of(run, top1=run.summary["top1"] + 8.2) if run.cell == "thin" else run for run in runs
+        run_of(run, top1=run.summary.top1 + 8.2) if run.cell == "thin" else run for run in runs
     ]
     thin = next(cell for cell in suite.cells if cell.name == "thin")
     more = replace(suite, cells=(*suite.cells, replace(thin, name="thinner")))
@@ -178,13 +185,15 @@ def test_a_cell_may_be_compared_with_another_one_than_the_reference(study):
 def test_an_effect_is_the_mean_of_its_pairs(study):
     suite, runs = study
     again = [
-        replace(run, summary=run.summary | {"cell": "never"}) for run in runs if run.cell == "psap"
+        replace(run, summary=replace(run.summary, cell="never"))
+        for run in runs
+        if run.cell == "psap"
     ]
     again = [
-        run_of(run, top1=run.summary["top1"] + move)
+        run_of(run, top1=run.summary.top1 + move)
         for run, move in zip(again, (1, 2, 4), strict=True)
     ]
-    again = [replace(run, summary=run.summary | {"top1": run.summary["top1"] + 3}) for run in again]
+    again = [replace(run, summary=replace(run.summary, top1=run.summary.top1 + 3)) for run in again]
     effects = {
         "inside": [("psap", "without protection"), ("never", "without protection")],
         "outside": [("thin", "psap")],
@@ -274,8 +283,8 @@ def test_a_cell_whose_residuals_are_beyond_the_others_has_its_own_spread(study):
     cells = [replace(suite.cells[0], name=name, against="psap") for name in move]
     made = [
         run_of(
-            replace(run, summary=run.summary | {"cell": name}),
-            run.summary["top1"] + moves[run.seed],
+            replace(run, summary=replace(run.summary, cell=name)),
+            run.summary.top1 + moves[run.seed],
         )
         for name, moves in move.items()
         for run in runs
@@ -300,12 +309,12 @@ def test_a_cell_whose_residuals_are_beyond_the_others_has_its_own_spread(study):
 
 def test_a_run_of_another_configuration_than_its_cells_is_left_out(study):
     suite, runs = study
-    cells = [
-        replace(c, config={"method": {"alpha": 4.0}}) if "without" in c.name else c
-        for c in suite.cells
-    ]
-    for run in runs:
-        run.config["method"]["alpha"] = 1.0
+    cells = []
+    for cell in suite.cells:
+        if "without" in cell.name:
+            method = {**cell.settings["method"], "alpha": 4.0}
+            cell = replace(cell, settings={**cell.settings, "method": method})
+        cells.append(cell)
     rows, notes = findings(compare(replace(suite, cells=tuple(cells)), runs))
     assert rows.set_index("cell").loc["without protection", "n"] == "0 of 3"
     reason = "without protection, seed 0: it was not trained as the suite says (method.alpha 1.0, not 4.0)"
@@ -326,7 +335,7 @@ def test_without_two_runs_of_a_cell_there_is_no_interval(study):
 
 def test_only_a_study_has_findings(study, tmp_path):
     suite, runs = study
-    plain = Suite(suite.name, suite.title, suite.seeds, suite.cells)
+    plain = PlannedSuite(suite.name, suite.title, suite.seeds, suite.cells)
     assert write_findings([plain], runs, tmp_path) == []
     assert [path.name for path in write_findings([suite, plain], runs, tmp_path)] == [
         "study_findings.md"
@@ -340,20 +349,20 @@ def test_a_run_without_validation_images_is_refused(tmp_path):
     run = read_run(
         write_run(tmp_path / "other", "psap", dataset="cifar10", suite="study", cell="psap")
     )
-    cells = (Cell("psap", setting_of(run.config), None),)
+    cells = (PlannedCell("psap", setting_of(run.identity), None, run.identity),)
     with pytest.raises(
         DataError, match="psap, seed 0 of study was trained without validation images"
     ):
-        compare(Suite("study", "A study", (0,), cells, "psap"), [run])
+        compare(PlannedSuite("study", "A study", (0,), cells, "psap"), [run])
 
 
 def test_a_run_from_weights_that_may_have_seen_the_validation_images_is_refused(tmp_path):
     run = read_run(
         write_run(tmp_path / "run", "psap", weights="trained", suite="study", cell="psap")
     )
-    cells = (Cell("psap", setting_of(run.config), None),)
+    cells = (PlannedCell("psap", setting_of(run.identity), None, run.identity),)
     with pytest.raises(
         DataError,
         match="psap, seed 0 of study starts from weights that may have seen its validation",
     ):
-        compare(Suite("study", "A study", (0,), cells, "psap"), [run])
+        compare(PlannedSuite("study", "A study", (0,), cells, "psap"), [run])

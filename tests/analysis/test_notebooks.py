@@ -1,6 +1,5 @@
 """Every notebook runs from its first cell to its last, with recorded runs and without."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -8,24 +7,26 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from analysis.build import REPORTS
+from analysis.collect import record
 from analysis.plots import FIGURES
 from tests.analysis.runs import write_run
 from tests.limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
-CHOSEN = [re.search(r'"SUITE = \\"(\w+)\\"', path.read_text()).group(1) for path in NOTEBOOKS]
-STUDY = "small_study"
-(SUITE,) = {*CHOSEN} - {STUDY}
+SUITE, STUDY, FRESH = "cifar16_comparison", "cifar16_study", "cifar16_defaults"
+SHOWN = ("how_psap_compares", "what_psap_decides")  # which read SUITE
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A copy of the folder analysis without results, tables and figures, beside the suites."""
-    made = shutil.ignore_patterns("results", "tables", "figures", "__pycache__")
+    """A copy of the folder analysis without what is recorded and built, beside the suites."""
+    made = shutil.ignore_patterns("recorded", "reports", "__pycache__")
     shutil.copytree(ROOT / "analysis", tmp_path / "analysis", ignore=made)
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    (tmp_path / "analysis" / "results").mkdir()
+    for package in ("experiments", "psap_core"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    (tmp_path / "analysis" / "recorded").mkdir()
     monkeypatch.delenv("PYTHONPATH", raising=False)
     return tmp_path / "analysis"
 
@@ -53,37 +54,29 @@ def execute(folder):
     ), images
 
 
-def test_notebooks_show_what_was_recorded(workplace):
-    how = {
-        "suite": SUITE,
-        "dataset": "cifar10",
-        "image_size": 16,
-        "train_images": 10000,
-        "epochs": 30,
-    }
-    how["macs_cut"] = 0.54
+def test_notebooks_show_what_was_recorded(workplace, tmp_path):
+    runs = tmp_path / "runs"
+    how = {"recipe": "cifar10_small", "dataset": "cifar10", "image_size": 16}
+    how |= {"train_images": 10000, "epochs": 30}
+    of_suite = how | {"suite": SUITE, "macs_cut": 0.54}
     for cell in ("dense", "psap 54", "psap without protection 54"):
-        folder = workplace / "results" / SUITE / cell.replace(" ", "_") / "seed0"
-        write_run(
-            folder, cell.split()[0], cell=cell, protection="without" not in cell, top1=61.23, **how
-        )
-    write_run(folder.with_name("seed99"), "psap", cell=cell, protection=False, seed=99, **how)
-    how |= {"macs_cut": 0.85, "validation_images": 10000}
-    for method, top1 in (("psap", 61.0), ("thin", 59.5)):
-        write_run(
-            workplace / "results" / STUDY / method / "seed0",
-            method,
-            cell=method,
-            top1=top1,
-            **how | {"suite": STUDY},
-        )
+        protection = "without" not in cell
+        method = cell.split()[0]
+        write_run(runs / cell, method, cell=cell, top1=61.23, protection=protection, **of_suite)
+    write_run(runs / "foreign", "psap", cell=cell, protection=False, seed=99, **of_suite)
+    of_study = how | {"recipe": "cifar10_small_study", "macs_cut": 0.85}
+    of_study |= {"validation_images": 10000}
+    for suite, seed in ((STUDY, 0), (FRESH, 3)):
+        for method, top1 in (("psap", 61.0), ("thin", 59.5)):
+            where = runs / suite / method
+            write_run(where, method, cell=method, seed=seed, top1=top1, suite=suite, **of_study)
+    record(runs, workplace / "recorded")
     texts, images = execute(workplace / "notebooks")
-    assert images == len(FIGURES)
-    assert texts.count(f"{SUITE}: 3 finished runs") == CHOSEN.count(SUITE) - 1
-    assert texts.count(f"{cell}, seed 99: the suite has no such cell and seed") == CHOSEN.count(
-        SUITE
-    )
+    assert images == len(FIGURES) + 1  # the differences of two studies
+    assert texts.count(f"{SUITE}: 3 finished runs") == len(SHOWN)
+    assert texts.count(f"{cell}, seed 99: the suite has no such cell and seed") == len(SHOWN)
     assert f"{STUDY}: 2 finished runs" in texts
+    assert f"{FRESH}: 2 finished runs" in texts
     assert "| psap      | -1.50 " in texts
     assert texts.count("| 1 of 5 | 61.23 ") == 4  # in the table; dense in both of its sections
 
@@ -91,14 +84,15 @@ def test_notebooks_show_what_was_recorded(workplace):
 def test_without_results_notebooks_say_not_run(workplace):
     texts, images = execute(workplace / "notebooks")
     assert images == 0
-    assert texts.count(f"{SUITE}: not run") == CHOSEN.count(SUITE) - 1
+    assert texts.count(f"{SUITE}: not run") == len(SHOWN)
     assert f"{STUDY}: not run" in texts
     assert "runs: 0 of 75, 75 not run" in texts
-    assert texts.count("is left out: not run") == len(FIGURES)
+    assert texts.count("is left out: not run") == len(FIGURES) + 1
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("01_tables", SUITE), ("07_study", f"{STUDY}_findings")]
+    ("name", "table"),
+    [("how_psap_compares", SUITE), ("which_parts_matter", f"{STUDY}_findings")],
 )
 def test_a_notebook_shows_the_committed_table(name, table):
     notebook = nbformat.read(ROOT / "analysis" / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -106,7 +100,7 @@ def test_a_notebook_shows_the_committed_table(name, table):
         output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     ]
     shown = [output["data"].get("text/markdown") for output in outputs if "data" in output]
-    committed = (ROOT / "analysis" / "tables" / f"{table}.md").read_text()
+    committed = (REPORTS / "tables" / f"{table}.md").read_text()
     assert committed.strip() in [text.strip() for text in shown if text]
 
 
@@ -114,7 +108,9 @@ def test_a_notebook_shows_the_committed_table(name, table):
 def test_a_notebook_is_committed_executed_thin_and_without_a_machines_paths(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert 2 <= len(code) <= 5
+    told = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for part in ("**Asked.**", "**How to read it.**", "**What follows.**"):
+        assert any(part in cell.source for cell in told), part
     assert all(cell.execution_count for cell in code)
     outputs = str([cell.outputs for cell in code])
     assert str(ROOT) not in outputs

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from analysis import plots
-from analysis.collect import DataError, NotFinishedError, read_run
 from analysis.plots import FIGURES, NO_PROTECTION, SPARE_STYLES, STYLES, cells, what_happened
 from analysis.published import read_published
+from analysis.results import NotFinishedError, read_run
 from analysis.suites import find_suite, runs_of_suite
 from analysis.tables import make_table
+from experiments.runs.files import DataError
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}
@@ -173,7 +174,7 @@ def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_ha
         ("psap", 0.54),
     ]
     (of_suite,) = cells(
-        [make("thin_plan", suite="small_table", cell="thin_plan 85", macs_cut=0.80)]
+        [make("thin_plan", suite="cifar16_comparison", cell="thin_plan 85", macs_cut=0.80)]
     )
     assert of_suite.target == 0.85
 
@@ -262,7 +263,7 @@ def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows
     (axes,) = plots.accuracy_against_macs(runs, PUBLISHED).axes
     ours = {line.get_color(): line for line in axes.lines if line.get_fillstyle() == "full"}
     for cell in cells(runs):
-        mean = np.mean([run.summary["top1"] for run in cell.runs])
+        mean = np.mean([run.summary.top1 for run in cell.runs])
         expected = (54, mean) if cell.target else mean
         drawn = ours[cell.style["color"]]
         np.testing.assert_allclose(
@@ -360,7 +361,7 @@ def test_all_our_marks_lie_within_the_panel(make):
     figure = plots.accuracy_against_macs(runs)
     figure.draw_without_rendering()
     (axes,) = figure.axes
-    tops = [run.summary["top1"] for run in runs]
+    tops = [run.summary.top1 for run in runs]
     assert axes.get_ylim()[0] < min(tops)
     assert axes.get_ylim()[1] > max(tops)
     for line in axes.lines:
@@ -456,7 +457,8 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
         json.dumps(latencies(psap={"0": 1.0}))
     )
     first, second = (
-        plots.write_figures(runs, tmp_path / name, tmp_path / "results") for name in ("a", "b")
+        plots.write_figures(runs, tmp_path / name, tmp_path / "results", pdf=True)
+        for name in ("a", "b")
     )
     names = {*FIGURES, "accuracy_against_latency"} - {"study_differences"}  # the suite is no study
     expected = {f"table/{name}.{kind}" for name in names for kind in ("png", "pdf")}
@@ -466,30 +468,37 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
 
 
 def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, capsys):
-    of_suite = {"suite": "demo_table", "macs_cut": 0.6, "width": 0.5}
+    of_suite = {
+        "suite": "digits_demo",
+        "recipe": "digits_small",
+        "macs_cut": 0.6,
+        "width": 0.5,
+    }
     runs = [make("psap", cell="psap", seed=seed, **of_suite) for seed in (0, 1, 99)]
     runs += [
         make("psap", cell="psap", seed=2, **of_suite | {"epochs": 5}),
         make("psap", cell="gone", **of_suite),
     ]
-    kept, left_out = runs_of_suite("demo_table", runs)
+    kept, left_out = runs_of_suite("digits_demo", runs)
     assert [run.seed for run in kept] == [0, 1]
-    table = make_table(find_suite("demo_table"), runs, read_published())
+    table = make_table(find_suite("digits_demo"), runs, read_published())
     assert [f"Left out: {why}." for why in left_out] == [
         note for note in table.notes if note.startswith("Left out")
     ]
     plots.write_figures(runs, tmp_path / "all", tmp_path)
     said = capsys.readouterr().out
-    assert all(f"demo_table: left out: {why}\n" in said for why in left_out)
+    assert all(f"digits_demo: left out: {why}\n" in said for why in left_out)
     plots.write_figures(kept, tmp_path / "kept", tmp_path)
     for path in (tmp_path / "kept").rglob("*.png"):
-        assert path.read_bytes() == (tmp_path / "all" / "demo_table" / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "all" / "digits_demo" / path.name).read_bytes()
+    mixed = [
+        make("thin_plan", cell="thin_plan", seed=seed, method_changes={"run": plan}, **of_suite)
+        for seed, plan in ((0, "01234567"), (1, "89abcdef"))
+    ]
     with pytest.raises(
-        DataError, match="cell psap of suite demo_table has runs of different configurations"
+        DataError, match="cell thin_plan of suite digits_demo has runs of different configurations"
     ):
-        plots.write_figures(
-            [*kept, make("psap", cell="psap", seed=2, optim=0.2, **of_suite)], tmp_path / "mixed"
-        )
+        plots.write_figures([*kept, *mixed], tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
 
 
@@ -570,7 +579,7 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
 
 def test_a_method_without_a_style_of_its_own_can_stand_beside_psap(tmp_path):
     runs = [read_run(write_run(tmp_path / "psap", "psap"))]
-    runs.append(replace(runs[0], summary=runs[0].summary | {"method": "psap_variant"}))
+    runs.append(replace(runs[0], summary=replace(runs[0].summary, method="psap_variant")))
     (accuracy,) = (
         axes for axes in what_happened(runs).axes if axes.get_title(loc="left").startswith("5")
     )

@@ -13,10 +13,13 @@ import pytest
 
 from analysis import build, tables
 from analysis.build import goals, verdicts
-from analysis.collect import DataError, read_run, read_runs, record
+from analysis.collect import read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
-from analysis.suites import read_suite
+from analysis.results import read_run
+from analysis.suites import plan_suite
 from analysis.tables import display, make_table, markdown, to_csv, write_tables
+from experiments.runs.files import DataError
+from experiments.suites.spec import read_suite
 from tests.analysis.runs import write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,7 +56,7 @@ def write_sample_runs(root):
 
 
 def golden_table(root):
-    return make_table(read_suite(SUITE), read_runs(root), read_published())
+    return make_table(plan_suite(read_suite(str(SUITE))), read_runs(root), read_published())
 
 
 @pytest.fixture
@@ -68,10 +71,9 @@ def table(root):
 
 
 def test_cells_are_compared_with_psap_as_it_is_by_default(root, table):
-    suite = read_suite(SUITE)
+    suite = plan_suite(read_suite(str(SUITE)))
     (psap,) = (cell for cell in suite.cells if cell.name == "resnet20 psap 54")
-    config = {**psap.config, "method": psap.config["method"] | {"protection": False}}
-    variant = replace(psap, name="resnet20 psap without protection 54", config=config)
+    variant = replace(psap, name="resnet20 psap without protection 54", has_default_switches=False)
     changed = make_table(
         replace(suite, cells=(variant, *suite.cells)), read_runs(root), read_published()
     )
@@ -140,7 +142,7 @@ def test_cells_that_were_not_run_and_partly_run_show(rows, table):
 def test_a_run_that_is_not_of_the_suites_cell_is_left_out_and_named(table):
     assert (
         "Left out: resnet20 sfp 54, seed 0: it was not trained as the suite says "
-        "(target 0.5, not 0.54; epochs 5, not 8)." in table.notes
+        "(epochs 5, not 8; method.target_macs_cut 0.5, not 0.54)." in table.notes
     )
     assert "Left out: resnet20 sfp 99, seed 0: the suite has no such cell and seed." in table.notes
 
@@ -154,15 +156,17 @@ def test_two_runs_of_one_cell_and_seed_are_refused(root):
 
 
 def test_runs_of_one_cell_with_different_configurations_are_refused(root):
-    shutil.rmtree(root / "resnet20_dense" / "seed2")
-    write_run(root / "other", "dense", cell="resnet20 dense", seed=2, optim=0.2, **COMMON)
+    """As networks of plans that another training of another plan made."""
+    cell, how = "resnet20 thin_plan 54", {"macs_cut": 0.54, "method_changes": {"run": "89abcdef"}}
+    write_run(root / "other", "thin_plan", cell=cell, seed=2, **how, **COMMON)
     first, other = (
-        read_run(root / name).summary["config_hash"] for name in ("resnet20_dense/seed0", "other")
+        read_run(root / name).summary.config_hash
+        for name in ("resnet20_thin_plan_54/seed1", "other")
     )
     with pytest.raises(DataError) as caught:
         golden_table(root)
     assert str(caught.value) == (
-        f"cell resnet20 dense of suite golden_table has runs of different configurations: {first} (seeds 0, 1) and "
+        f"cell {cell} of suite golden_table has runs of different configurations: {first} (seed 1) and "
         f"{other} (seed 2): move those that do not belong away"
     )
 
@@ -176,9 +180,13 @@ def mine(tmp_path):
 
     def table(*cells):
         (tmp_path / "mine.yaml").write_text(
-            "seeds: [0, 1]\ncells:\n" + "".join(CELL % cell for cell in cells)
+            "title: mine\nseeds: [0, 1]\ncells:\n" + "".join(CELL % cell for cell in cells)
         )
-        return make_table(read_suite(tmp_path / "mine.yaml"), read_runs(tmp_path), read_published())
+        return make_table(
+            plan_suite(read_suite(str(tmp_path / "mine.yaml"))),
+            read_runs(tmp_path),
+            read_published(),
+        )
 
     return table
 
@@ -189,16 +197,29 @@ OTHER = COMMON | {"suite": "other", "cell": "dense"}
 
 def test_dense_runs_of_another_suite_count_if_they_trained_the_same(tmp_path, mine):
     write_run(tmp_path / "a", "psap", cell="a", top1=90.0, **MINE)
-    write_run(tmp_path / "lr", "dense", top1=80.0, optim=0.2, **OTHER)
+    write_run(tmp_path / "lr", "dense", top1=80.0, lr=0.2, **OTHER)
     write_run(tmp_path / "long", "dense", top1=80.0, epochs=9, **OTHER)
     assert pd.isna(mine(("a", "psap", 8)).rows["base_top1"][0])
     write_run(tmp_path / "same", "dense", top1=92.0, **OTHER)
     assert mine(("a", "psap", 8)).rows["base_top1"][0] == 92.0
-    write_run(tmp_path / "another", "dense", top1=93.0, seed=1, protection=False, **OTHER)
+    write_run(
+        tmp_path / "another",
+        "dense",
+        top1=93.0,
+        seed=1,
+        **OTHER,
+    )
     write_run(tmp_path / "b", "psap", cell="a", top1=91.0, seed=1, **MINE)
     assert mine(("a", "psap", 8)).rows["base_top1"][0] == 92.5
     shutil.rmtree(tmp_path / "another")
-    write_run(tmp_path / "another", "dense", top1=93.0, seed=1, target=0.1, **OTHER)
+    write_run(
+        tmp_path / "another",
+        "dense",
+        top1=93.0,
+        seed=1,
+        method_changes={"target_macs_cut": 0.1},
+        **OTHER,
+    )
     with pytest.raises(
         DataError,
         match=r"the dense network of .*, 8 epochs, 54 % .* has runs of different configurat",
@@ -280,14 +301,14 @@ def test_a_smaller_set_up_has_no_published_rows_and_says_so(tmp_path, override):
     cell = (
         "- {name: a, recipe: cifar10_resnet20, overrides: [method=psap, target_macs_cut=0.54, %s]}"
     )
-    (tmp_path / "mine.yaml").write_text(f"seeds: [0]\ncells:\n  {cell % override}\n")
-    table = make_table(read_suite(tmp_path / "mine.yaml"), [], read_published())
+    (tmp_path / "mine.yaml").write_text(f"title: mine\nseeds: [0]\ncells:\n  {cell % override}\n")
+    table = make_table(plan_suite(read_suite(str(tmp_path / "mine.yaml"))), [], read_published())
     assert list(table.rows["kind"]) == ["ours"]
     assert [note for note in table.notes if note.startswith("No published rows: ")]
 
 
 def test_without_runs_everything_is_not_run():
-    table = make_table(read_suite(SUITE), [], read_published())
+    table = make_table(plan_suite(read_suite(str(SUITE))), [], read_published())
     ours = table.rows[table.rows["kind"] == "ours"]
     assert (ours["top1_n"] == 0).all()
     assert (
@@ -346,7 +367,7 @@ def test_verdicts_rest_on_students_interval(tmp_path, mine, top1, verdict):
 
 
 def test_goals_stand_beside_the_mean_of_what_was_run(table):
-    found = goals(read_suite(SUITE), table).drop(columns="suite").to_dict("list")
+    found = goals(plan_suite(read_suite(str(SUITE))), table).drop(columns="suite").to_dict("list")
     assert found == {
         "cell": ["resnet20 psap 54", "resnet20 sfp 54"],
         "goal": ["91.30", "90.00"],
@@ -403,7 +424,7 @@ def test_published_methods_are_peers_of_ours():
 
 def test_usable_rows_are_of_the_same_data_and_network_and_not_excluded():
     published = read_published()
-    setting = read_suite(SUITE).cells[0].setting
+    setting = plan_suite(read_suite(str(SUITE))).cells[0].setting
     found = usable(published, setting)
     assert set(zip(found["dataset"], found["model"], strict=True)) == {("CIFAR-10", "ResNet-20")}
     assert "FPGM-mix 40%" not in set(found["method"])
@@ -491,7 +512,8 @@ def test_commands_without_runs_show_and_write_every_cell_as_not_run(tmp_path, ru
 def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     facts = {"dataset": "cifar10", "image_size": 32, "epochs": 200, "suite": "from_scratch_table"}
     write_run(tmp_path / "runs", "dense", cell="resnet20 dense", top1=92.5, **facts)
-    (place,), _ = record(tmp_path / "runs", tmp_path / "results")
+    record(tmp_path / "runs", tmp_path / "results")
+    place = tmp_path / "results" / "from_scratch_table"
     code, out, _ = run(build, "verify", "--results", tmp_path / "results")
     assert code == 0
     assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
@@ -502,14 +524,12 @@ def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
     assert re.search(
         r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out
     )
-    (place / "summary.json").write_text("{")
+    (place / "configs.yaml").write_text("{")
     code, _, err = run(build, "verify", "--results", tmp_path / "results")
     assert (code, err) == (
         2,
-        f"error: {place / 'summary.json'} is damaged: it cannot be read; copy the run again\n",
+        f"error: {place / 'configs.yaml'} is damaged: it cannot be read; restore it from the repository\n",
     )
-    (place / "done").unlink()
-    assert run(build, "verify", "--results", tmp_path / "results")[0] == 2
 
 
 @pytest.mark.parametrize("module", ["analysis.tables", "analysis.build"])
@@ -522,7 +542,7 @@ def test_the_modules_are_commands(module):
 
 def test_committed_tables_are_what_the_recorded_results_give(tmp_path):
     build.main(["tables", "--out", str(tmp_path)])
-    committed = Path(build.__file__).with_name("tables")
+    committed = build.REPORTS / "tables"
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
         p.name: p.read_text() for p in committed.iterdir()
     }

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from analysis.collect import read_run
+from analysis.results import read_run
 from tests.analysis.runs import LAYERS, write_run
 
 wandb_view = pytest.importorskip("analysis.wandb_view", reason="wandb is not installed")

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,20 +45,45 @@ def test_experiments_import_the_core_and_nothing_else_of_ours():
     assert set.union(*map(packages, files("experiments"))) & OURS == {"experiments", "psap_core"}
 
 
-def test_analysis_reads_files_only():
-    forbidden = {
-        "torch",
-        "torchvision",
-        "wandb",
-        "wandb_workspaces",
-        "psap_core",
-        "experiments",
-        "tests",
-    }
-    used = {path.name: packages(path) & forbidden for path in files("analysis")}
-    assert {name: found for name, found in used.items() if found} == {
-        "wandb_view.py": {"wandb", "wandb_workspaces"}
-    }
+def test_analysis_knows_runs_and_suites_and_no_torch():
+    """Of the experiments it sees what a run leaves behind and what a suite is; nothing that trains."""
+    allowed = ("experiments.runs", "experiments.suites", "experiments.exits")
+    for path in files("analysis"):
+        ours = {name for name in imports(path) if name.split(".")[0] in ("experiments", "tests")}
+        assert all(name.startswith(allowed) for name in ours), path
+        heavy = packages(path) & {"torch", "torchvision", "psap_core"}
+        assert not heavy, path
+    with_wandb = [path.name for path in files("analysis") if "wandb" in packages(path)]
+    assert with_wandb == ["wandb_view.py"]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_there_is_no_import_circle():
+    """Modules, and the rooms of experiments; a package's face does not count as importing what it offers."""
+    modules = {module_name(path): path for room in OURS - {"tests"} for path in files(room)}
+    arrows = {name: imports(path) & modules.keys() - {name} for name, path in modules.items()}
+    order = tuple(TopologicalSorter(arrows).static_order())  # raises CycleError, which names it
+    assert {*order} == modules.keys()
+    rooms: dict[str, set[str]] = {}
+    for name, others in arrows.items():
+        mine = room_of(name)
+        rooms.setdefault(mine, set()).update(room_of(other) for other in others)
+    for mine, others in rooms.items():
+        others.discard(mine)
+    assert {*TopologicalSorter(rooms).static_order()} >= {"experiments.data", "experiments.runs"}
+
+
+def room_of(module: str) -> str:
+    """The folder in experiments that a module lies in, or itself; psap_core and analysis as wholes."""
+    package, *rest = module.split(".")
+    if package != "experiments":
+        return package
+    in_a_folder = rest and (ROOT / package / rest[0]).is_dir()
+    return f"{package}.{rest[0]}" if in_a_folder else module
 
 
 def test_wandb_is_imported_in_one_module_only():
@@ -66,9 +92,15 @@ def test_wandb_is_imported_in_one_module_only():
 
 
 def test_commands_that_only_look_import_no_torch():
-    """Help, finished runs, and where the runs of a suite stand."""
-    commands = ("train", "status", "suite", "launch", "benchmark")
-    modules = ", ".join(f"experiments.{command}" for command in commands)
+    """Help, finished runs, where the runs of a suite stand, tables and figures."""
+    modules = ", ".join(
+        [
+            *(f"experiments.{name}" for name in ("train", "status", "suite", "benchmark")),
+            *(module_name(path) for path in files("experiments/runs")),
+            *(f"experiments.suites.{name}" for name in ("spec", "runs", "launch", "overview")),
+            *("analysis.build", "analysis.collect", "analysis.plots", "analysis.growth"),
+        ]
+    )
     heavy = {"torch", "torchvision", "sklearn", "wandb"}
     code = f"import sys, psap_core.errors, {modules}; print({{*sys.modules}} & {heavy})"
     done = subprocess.run(

@@ -37,8 +37,8 @@ def suite_of(folder: Path, *cells: str) -> Path:
 
 
 def a_run(folder: Path, **changes: Any) -> Path:
-    """The parent of a demo_table run's folder, with changes to its summary."""
-    written = write_run(folder / "runs" / "dense", "dense", suite="demo_table", cell="dense")
+    """The parent of a digits_demo run's folder, with changes to its summary."""
+    written = write_run(folder / "runs" / "dense", "dense", suite="digits_demo", cell="dense")
     summary = written / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | changes))
     return folder / "runs"
@@ -58,13 +58,13 @@ def hash_of_another_configuration(folder, said, **_) -> str:
     runs = a_run(folder)
     config = runs / "dense" / "config.yaml"
     config.write_text(config.read_text().replace("made_up: 0.1", "made_up: 0.2"))
-    return said(tables.main, "demo_table", "--runs", runs)
+    return said(tables.main, "digits_demo", "--runs", runs)
 
 
 def half_written_run(folder, said, **_) -> str:
     runs = a_run(folder)
     (runs / "dense" / "metrics.jsonl").unlink()
-    return said(tables.main, "demo_table", "--runs", runs)
+    return said(tables.main, "digits_demo", "--runs", runs)
 
 
 def damaged_results(folder, said, **_) -> str:
@@ -87,7 +87,7 @@ def broken_published_row(folder, said, monkeypatch) -> str:
 
 
 def no_runs_to_tabulate(folder, said, **_) -> str:
-    return said(tables.main, "demo_table", "--runs", folder)
+    return said(tables.main, "digits_demo", "--runs", folder)
 
 
 def no_runs_to_record(folder, said, **_) -> str:
@@ -104,7 +104,7 @@ def no_runs_to_record(folder, said, **_) -> str:
         (damaged_results, "summary.json is damaged: top1 cannot be 900; copy the run again"),
         (newer_results, "summary.json was written by a newer version of this suite: update"),
         (broken_published_row, "published.csv, line 2: year is 'year 20"),
-        (no_runs_to_tabulate, "holds no finished run of demo_table"),
+        (no_runs_to_tabulate, "holds no finished run of digits_demo"),
         (no_runs_to_record, "holds no finished run of a suite"),
     ],
 )

@@ -22,7 +22,13 @@ REPORTED = {
 
 
 def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path, capsys):
-    tiny = [f"runs_dir={tmp_path}", "epochs=1", "tracking.mode=disabled"]
+    tiny = [
+        f"runs_dir={tmp_path}",
+        "epochs=1",
+        "model.width=0.25",
+        "data.train_images=320",
+        "tracking.mode=disabled",
+    ]
     out = demo.run(tiny)
     rows = json.loads((out / "report.json").read_text())
     assert [row["method"] for row in rows] == list(METHODS)

@@ -193,6 +193,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_two_ranks_train_the_small_network(tmp_path) -> None:
     ranks = [
         subprocess.Popen(

@@ -765,7 +765,13 @@ def test_three_rounds_are_loaded_in_one_call(tmp_path, scope: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk, C2f", "transposed, U-Net", "two inputs, a backbone called twice", "uint8"]
+    "name",
+    [
+        pytest.param("chunk, C2f", marks=pytest.mark.long),
+        "transposed, U-Net",
+        pytest.param("two inputs, a backbone called twice", marks=pytest.mark.long),
+        "uint8",
+    ],
 )
 def test_onnx_takes_any_batch_height_and_width(tmp_path, name: str) -> None:
     pytest.importorskip("onnxscript")

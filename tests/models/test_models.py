@@ -141,7 +141,7 @@ class Coupled:
         return self.model.get_submodule(f"layer{stage}.0.shortcut").weight
 
 
-@pytest.fixture(params=["resnet20", "resnet56"])
+@pytest.fixture(params=["resnet20", pytest.param("resnet56", marks=pytest.mark.long)])
 def coupled(request):
     torch.manual_seed(0)
     return Coupled(models.build(replace(RESNET20, name=request.param, width=0.5), 3, 10))
@@ -241,7 +241,7 @@ def test_a_state_of_an_earlier_epoch_brings_its_shortcuts_back():
 
 
 @pytest.mark.parametrize("cfg", [RESNET20, VGG16])
-@pytest.mark.parametrize("target", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("target", [0.0, 0.6])
 def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
     thin = thin_model(cfg, target, 3, 10, 32)
     cost = network_macs(3, 10, 32)
@@ -250,6 +250,7 @@ def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
     assert target == 0 or cost(wider) > (1 - target) * cost(cfg)
 
 
+@pytest.mark.long
 def test_widths_are_rounded_so_that_a_little_more_factor_is_a_little_more_network():
     """Rounded down, all three stages would grow at once wherever the first one does."""
     cost = network_macs(3, 10, 32)
@@ -374,7 +375,7 @@ def test_torchvisions_networks_have_their_published_sizes(name, giga_macs, param
     assert params(model) == parameters
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.long)])
 def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisation(name):
     torch.manual_seed(0)
     cfg = replace(TORCHVISION, name=name)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from experiments import suite, train
-from experiments.suites import latency, spec
+from experiments.suites import latency
 from experiments.suites.latency import latencies_ms
+from experiments.suites.runs import runs_of
 from tests.helpers import SMALL, refusal
 
 FILE = """
@@ -42,7 +43,7 @@ def test_finished_runs_of_a_suite_are_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.yaml").write_text(FILE)
     words = ["latency", str(tmp_path / "one.yaml"), *SMALL[1:], "epochs=1", f"runs_dir={tmp_path}"]
     assert "no run of one is done" in refusal(suite.main, words, monkeypatch)
-    train.run(spec.read_suite(words[1], words[2:]).run(1).overrides)
+    train.run(runs_of(words[1], words[2:])[1].overrides)
     monkeypatch.setattr("sys.argv", ["command", *words])
     suite.main()
     said = json.loads(capsys.readouterr().out)

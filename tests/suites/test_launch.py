@@ -14,10 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import suite, train
-from experiments.entry import EXIT_INTERRUPTED
+from experiments.exits import EXIT_INTERRUPTED
 from experiments.runs.folder import Record, State
 from experiments.runs.summary import read_summary
-from experiments.suites import launch, overview, spec
+from experiments.suites import launch, overview
+from experiments.suites.runs import SuiteRun, SuiteRuns, runs_of
 from psap_core import InputError
 from tests.helpers import refusal
 from tests.limits import HANG_SECONDS
@@ -40,23 +41,23 @@ SMALL = [
 
 
 @pytest.fixture
-def read(tmp_path) -> Callable[..., spec.Suite]:
+def read(tmp_path) -> Callable[..., SuiteRuns]:
     """The suite of some cells, with runs below tmp_path."""
 
-    def read(cells: str = CELLS, *extra: str) -> spec.Suite:
+    def read(cells: str = CELLS, *extra: str) -> SuiteRuns:
         (tmp_path / "small.yaml").write_text(cells)
-        return spec.read_suite(
+        return runs_of(
             str(tmp_path / "small.yaml"), [*SMALL, f"runs_dir={tmp_path / 'runs'}", *extra]
         )
 
     return read
 
 
-def states(runs: spec.Suite) -> dict[str, State]:
-    return {run.cell.name: run.record.state for run in runs.runs}
+def states(runs: SuiteRuns) -> dict[str, State]:
+    return {run.cell.name: run.record.state for run in runs.all}
 
 
-def sessions(run: spec.SuiteRun) -> int:
+def sessions(run: SuiteRun) -> int:
     return len(json.loads((run.record.folder / "manifest.json").read_text())["sessions"])
 
 
@@ -70,7 +71,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 @pytest.mark.long
 def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path):
     runs = read(CELLS, "epochs=12")
-    thin_plan, psap, dense = runs.runs
+    thin_plan, psap, dense = runs.all
     command = [
         sys.executable,
         "-m",
@@ -88,7 +89,7 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
             command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def trains(run: spec.SuiteRun, epochs: int) -> bool:
+    def trains(run: SuiteRun, epochs: int) -> bool:
         metrics = run.record.metrics
         return metrics.exists() and metrics.read_bytes().count(b"\n") >= epochs
 
@@ -200,7 +201,7 @@ def test_slurm_gets_one_array_and_behind_it_the_runs_that_take_a_plan(read, sbat
 
 def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take_them(read, capsys):
     runs = read()
-    thin_plan, psap, dense = runs.runs
+    thin_plan, psap, dense = runs.all
     launch.to_print(runs)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("method=")[1].split()[0] for line in printed] == [
@@ -222,11 +223,11 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
 
 
 def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(read, monkeypatch):
-    (dense,) = read(CELLS.split("  - {name: thin")[0] + CELLS.split("\n")[-2], "epochs=1").runs
+    (dense,) = read(CELLS.split("  - {name: thin")[0] + CELLS.split("\n")[-2], "epochs=1").all
     train.run([word for word in dense.overrides if not word.startswith(("suite=", "cell="))])
     summary = read_summary(dense.record.folder)
     assert (summary["suite"], dense.counts) == (None, False)
-    assert launch.local(dense.suite, 1, []) == 0
+    assert launch.local(dense.runs, 1, []) == 0
     assert read_summary(dense.record.folder) == summary | {"suite": "small", "cell": "dense"}
     config = OmegaConf.load(dense.record.folder / "config.yaml")
     assert (config.suite, config.cell) == ("small", "dense")
@@ -234,9 +235,9 @@ def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(re
 
 
 def test_how_a_run_ended_that_another_launcher_trains_or_has_done(read, tmp_path):
-    run = read(
-        "".join(CELLS.partition("  - {name: psap")[1:]).join([CELLS.split("  - ")[0], ""])
-    ).runs[0]
+    run = read("".join(CELLS.partition("  - {name: psap")[1:]).join([CELLS.split("  - ")[0], ""]))[
+        0
+    ]
     launch.log_file(run).parent.mkdir(parents=True)
     launch.log_file(run).touch()
     other = Record(run.config)

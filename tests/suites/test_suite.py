@@ -8,6 +8,7 @@ from experiments import status, suite, train
 from experiments.configuration import compose
 from experiments.runs.folder import Record, State
 from experiments.suites import launch, spec
+from experiments.suites.runs import runs_of
 from psap_core import InputError
 from tests.helpers import SMALL, refusal
 
@@ -34,7 +35,7 @@ def said(main, arguments, monkeypatch, capsys) -> str:
 
 
 def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
-    runs = spec.read_suite(str(file)).runs
+    runs = runs_of(str(file)).all
     assert [(run.cell.name, run.seed) for run in runs] == [
         ("dense", 0),
         ("dense", 3),
@@ -69,7 +70,7 @@ def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, c
         "done",
     ]
     assert listed[-1] == "two: 1 done, 3 not launched"
-    run = spec.read_suite(str(file), extra).run(3)
+    run = runs_of(str(file), extra)[3]
     assert said(status.main, run.overrides, monkeypatch, capsys) == "done\n"
     again = file.with_name("again.yaml")
     again.write_text(FILE)
@@ -127,7 +128,7 @@ def test_one_run_that_cannot_be_looked_for_hides_no_other(tmp_path, monkeypatch,
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
     assert "refused: model.weights=" in listed[0]
     assert listed[-1] == "two: 2 refused, 2 not launched"
-    assert [run.cell.name for run in launch.pending(spec.read_suite(str(extra[0]), extra[1:]))] == [
+    assert [run.cell.name for run in launch.pending(runs_of(str(extra[0]), extra[1:]))] == [
         "thin",
         "thin",
     ]
@@ -148,23 +149,23 @@ def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypa
 
 def test_a_run_lives_in_one_suite_only():
     homes: dict[tuple[str, int], list[str]] = {}
-    for path in sorted(spec.SUITES.glob("*.yaml")):
-        for run in spec.read_suite(path.stem).runs:
-            homes.setdefault((str(spec.content(run.cell)), run.seed), []).append(
-                f"{path.stem}: {run.cell.name}"
+    for name in spec.suite_names():
+        for run in runs_of(name).all:
+            homes.setdefault((str(spec.trained(run.cell)), run.seed), []).append(
+                f"{name}: {run.cell.name}"
             )
     assert [found for found in homes.values() if len(found) > 1] == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", sorted(path.stem for path in spec.SUITES.glob("*.yaml")))
+@pytest.mark.parametrize("name", spec.suite_names())
 def test_every_cell_trains(name, tiny):
     """Two iterations each: two epochs of one batch."""
     cells = spec.read_suite(name).cells
     recipes = {cell.name: cell.recipe for cell in cells}
     for cell in sorted(cells, key=lambda cell: cell.plan_of is not None):  # plans first
         extra = tiny(cell.recipe, epochs=2, train_images=12, batch_size=8)
-        (run, *_) = [run for run in spec.read_suite(name, extra).runs if run.cell == cell]
+        (run, *_) = [run for run in runs_of(name, extra).all if run.cell == cell]
         folder = train.run(run.overrides)
         summary = json.loads((folder / "summary.json").read_text())
         assert (summary["suite"], summary["cell"], summary["epochs"]) == (name, cell.name, 2)
@@ -198,14 +199,17 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
     ("content", "sentence"),
     [
         ("[]", "is no suite"),
-        (FILE.split("cells")[0] + "cells: []", "each at least one"),
-        (FILE.replace("title: Two methods", ""), "it has no 'title'"),
+        (FILE.split("cells")[0] + "cells: []", "at least one cell"),
+        (
+            FILE.replace("title: Two methods", ""),
+            "it has cells, seeds, title, perhaps effects and reference",
+        ),
         (
             FILE.replace("[method=dense]", "[method=thin_plan], plan_of: psap"),
             "from 'psap', which is no cell",
         ),
-        (FILE.replace("[0, 3]", "[]"), "each at least one"),
-        (FILE.replace("[0, 3]", "[0.5]"), "a list of integers"),
+        (FILE.replace("[0, 3]", "[]"), "at least one cell and one seed"),
+        (FILE.replace("[0, 3]", "[0.5]"), "a seed is an integer"),
         (FILE.replace("[0, 3]", "[0, 0]"), "twice"),
         (FILE.replace("name: thin", "name: dense"), "twice"),
         (
@@ -220,11 +224,15 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
         (FILE + "more: 1", "and nothing else"),
-        (FILE + "effects: {pruning: [[dense, wide]]}", "what an effect compares, is no cell"),
+        *(
+            (FILE.replace("name: dense", f"name: dense, goal: {goal}"), "is no top-1 in percent")
+            for goal in ("high", "true", "0.92", "912", ".nan", "'91'")
+        ),
+        (FILE + "effects: {pruning: [[dense, wide]]}", "'wide', which it compares, is no cell"),
         (FILE + "effects: {pruning: [[dense, thin, dense]]}", "an effect has pairs of cells"),
         (FILE + "effects: {pruning: []}", "an effect has pairs of cells"),
         (FILE + "effects: {pruning: [de]}", "an effect has pairs of cells"),
-        (FILE + "effects: {pruning: [[dense, thin]]}", "its `reference`"),
+        (FILE + "effects: {pruning: [[dense, thin]]}", "needs a reference"),
         (FILE + "effects: [dense]", "is no suite"),
         ("seeds: [", "is no suite"),
     ],
@@ -234,6 +242,20 @@ def test_a_file_that_is_no_suite(content, sentence, tmp_path):
     path.write_text(content)
     with pytest.raises(InputError, match=sentence):
         spec.read_suite(str(path))
+
+
+def test_a_study_compares_cells_with_its_reference_or_with_what_they_name_and_has_effects(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: mine\nseeds: [5]\nreference: a\neffects: {pruning: [[a, b], [c, b]]}\ncells:\n"
+        "  - {name: a, recipe: cifar10_small, overrides: [method=psap]}\n"
+        "  - {name: b, recipe: cifar10_small, overrides: [method=dense]}\n"
+        "  - {name: c, recipe: cifar10_small, overrides: [method=l1], against: b}\n"
+    )
+    suite = spec.read_suite(str(path))
+    against = [(cell.name, cell.against) for cell in suite.cells]
+    assert against == [("a", None), ("b", "a"), ("c", "b")]
+    assert suite.effects == {"pruning": [("a", "b"), ("c", "b")]}
 
 
 def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):

@@ -131,6 +131,7 @@ def continue_to_the_end(runs_dir: Path, uninterrupted: dict) -> None:
     assert state_of(folder_of(runs_dir)) == uninterrupted
 
 
+@pytest.mark.long
 def test_a_killed_rank(tmp_path, uninterrupted) -> None:
     kill_one(tmp_path, random.Random(0))
     continue_to_the_end(tmp_path, uninterrupted)

@@ -14,10 +14,11 @@ import torch
 
 from experiments import train
 from experiments.configuration import compose
+from experiments.exits import Interrupted
 from experiments.methods.base import Callback
 from experiments.runs.folder import Record
 from experiments.training import run
-from experiments.training.signals import Interrupted, StopSignals
+from experiments.training.signals import StopSignals
 from psap_core import InputError
 from tests.helpers import small, state_of
 
@@ -141,6 +142,7 @@ def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
 
 
 def test_a_second_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.runs.folder.LOCK_SECONDS", 0.1)
     cfg = compose("train", small(tmp_path, "dense"))
     first, second = Record(cfg), Record(cfg)
     first.begin(cfg, {})

@@ -153,6 +153,7 @@ def test_a_cuda_graph_trains_as_eager_steps(monkeypatch):
     )  # kernels round anew at every call, and training amplifies it
 
 
+@pytest.mark.long
 def test_compiled_steps_train_as_eager_ones():
     def losses(compiled):
         torch.manual_seed(0)

@@ -1,0 +1,316 @@
+"""Finished runs as tables and figures see them, from run folders or from what is recorded of a suite."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from experiments.runs.checks import (
+    AT_LEAST_1,
+    NUMBER,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Check,
+    list_of,
+    mapping_with,
+    of_type,
+    optional,
+    truth,
+)
+from experiments.runs.files import DataError
+from experiments.runs.identity import digest
+from experiments.runs.provenance import Provenance, provenance_of
+from experiments.runs.summary import RunSummary, parse_summary, refuse_impossible
+
+RESULTS = Path(__file__).parent / "recorded"
+WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
+PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
+# What is needed of the files of a run.
+IDENTITY = {
+    "epochs": AT_LEAST_1,
+    "model": mapping_with({"name": TEXT}),
+    "data": mapping_with(
+        {
+            "name": TEXT,
+            "image_size": WHOLE,
+            "train_images": optional(WHOLE),
+            "validation_images": WHOLE,
+        }
+    ),
+    "method": mapping_with({"name": TEXT, "target_macs_cut": optional(SHARE)}),
+}
+MANIFEST: dict[str, Check] = {
+    "config_hash": TEXT,
+    "seed": of_type(int),
+    "device": TEXT,
+    "identity": mapping_with(IDENTITY),
+    "sessions": list_of(mapping_with({"started": TEXT, "commit": optional(TEXT)}), least=1),
+    "world_size": AT_LEAST_1,
+    "autocast": TEXT,
+    "compile": truth,
+    "data_sha256": TEXT,
+    "versions": of_type(dict),
+}
+CONFIG: dict[str, Check] = {"name": TEXT, "seed": of_type(int)}
+PLAN: dict[str, Check] = {
+    "layers": list_of(
+        mapping_with({"name": TEXT, "filters": AT_LEAST_1, "pruned": list_of(WHOLE)}), least=1
+    )
+}
+PULSE: dict[str, Check] = {
+    "filters": list_of(WHOLE),
+    "utility": list_of(NUMBER),
+    "standard_error": list_of(NUMBER),
+    "restored": list_of(WHOLE),
+}
+TIDY_COLUMNS = [*RunSummary.__dataclass_fields__, "commit", "device"]
+
+
+class NotFinishedError(DataError):
+    """The folder of a run that has not finished."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        recipe: name of what it was configured by.
+        identity: what changes its result, as experiments.runs.identity says; `config_hash` is taken over it.
+        metrics: one row per completed epoch (the index), one column per key of metrics.jsonl, in the order in
+            which the keys first appear; NaN where an epoch has no value.
+        plan: the final plan; None for methods that make none.
+        pulses: one row per filter that stood suspended during a pulse: epoch, layer, filter, utility,
+            standard_error, restored (bool). Empty without pulses.
+    """
+
+    recipe: str
+    summary: RunSummary
+    identity: Mapping[str, Any]
+    provenance: Provenance
+    metrics: pd.DataFrame
+    plan: dict[str, Any] | None
+    pulses: pd.DataFrame
+
+    @property
+    def suite(self) -> str | None:
+        return self.summary.suite
+
+    @property
+    def cell(self) -> str | None:
+        return self.summary.cell
+
+    @property
+    def seed(self) -> int:
+        return self.summary.seed
+
+    @property
+    def method(self) -> str:
+        return self.summary.method
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """A quantity by epoch (rows; those that have a value) and layer: the metrics `layer/<quantity>/<layer>`."""
+        if quantity == "prune_ratio":
+            return self._prune_ratios()
+        prefix = f"layer/{quantity}/"
+        columns = [name for name in self.metrics if name.startswith(prefix)]
+        named_by_layer = self.metrics[columns].rename(
+            columns=lambda name: name.removeprefix(prefix)
+        )
+        return named_by_layer.dropna(how="all")
+
+    def _prune_ratios(self) -> pd.DataFrame:
+        """From the filters that are kept: recorded runs have nothing that follows from others."""
+        layers = self.plan["layers"] if self.plan is not None else []
+        filters = pd.Series({layer["name"]: layer["filters"] for layer in layers}, dtype=float)
+        kept = self.layers("kept")
+        return 1 - kept / filters[kept.columns]
+
+
+# ---------------------------------------------------------------------------- run folders
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        NotFinishedError: the run has not finished.
+        DataError: a file is missing or damaged, was edited by hand, belongs to another run, or has a newer format.
+    """
+    if not (folder / "done").is_file():
+        raise NotFinishedError(
+            f"{folder} is not the folder of a finished run: it has no file `done`"
+        )
+    summary = parse_summary(_content(folder / "summary.json"), folder / "summary.json")
+    manifest = _content(folder / "manifest.json", MANIFEST)
+    config = _content(folder / "config.yaml", CONFIG)
+    _refuse_mixed(folder, summary, config, manifest)
+    plans = sorted((folder / "plans").glob("epoch_*.json"))
+    if not plans and summary.method not in WITHOUT_PLAN:
+        raise DataError(f"{folder} is half-written: it has no plan in plans/; copy it again")
+    return Run(
+        recipe=config["name"],
+        summary=summary,
+        identity=manifest["identity"],
+        provenance=provenance_of(manifest, (config.get("runtime") or {}).get("threads")),
+        metrics=_metrics(folder / "metrics.jsonl", summary.epochs),
+        plan=_content(plans[-1], PLAN) if plans else None,
+        pulses=_pulses(sorted((folder / "pulses").glob("epoch_*.json"))),
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path.parent} is half-written: {path.name} is missing; copy it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; copy the run again") from error
+
+
+def _content(path: Path, checks: Mapping[str, Check] = {}) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file, whose values pass the checks of their names."""
+    data = _bytes(path)
+    try:
+        content: Any = yaml.safe_load(data) if path.suffix == ".yaml" else json.loads(data)
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is damaged: it cannot be read; copy the run again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no names and values; copy the run again")
+    refuse_impossible(content, checks, path)
+    return content
+
+
+def _refuse_mixed(
+    folder: Path, summary: RunSummary, config: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Refuse files that were edited, or that belong to different runs."""
+    edited = f"{folder} was edited by hand or mixed from two runs"
+    for name, ours, theirs, file in (
+        ("config_hash", summary.config_hash, manifest["config_hash"], "manifest.json"),
+        ("seed", summary.seed, manifest["seed"], "manifest.json"),
+        ("seed", summary.seed, config["seed"], "config.yaml"),
+        ("suite", summary.suite, config.get("suite"), "config.yaml"),
+        ("cell", summary.cell, config.get("cell"), "config.yaml"),
+        ("epochs", summary.epochs, manifest["identity"]["epochs"], "manifest.json"),
+        ("method", summary.method, manifest["identity"]["method"]["name"], "manifest.json"),
+        ("dataset", summary.dataset, manifest["identity"]["data"]["name"], "manifest.json"),
+        ("model", summary.model, manifest["identity"]["model"]["name"], "manifest.json"),
+    ):
+        if ours != theirs:
+            raise DataError(
+                f"{edited}: {name} is {ours} in summary.json and {theirs} in {file}; copy or train it again"
+            )
+    found = digest(manifest["identity"])
+    if found != manifest["config_hash"]:
+        raise DataError(
+            f"{edited}: config_hash is {manifest['config_hash']} and the identity in manifest.json has {found}; "
+            "copy or train it again"
+        )
+
+
+def _metrics(path: Path, epochs: int) -> pd.DataFrame:
+    lines = _bytes(path).splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+        for row in rows:
+            if not isinstance(row, dict) or not all(map(optional(NUMBER), row.values())):
+                raise ValueError
+        metrics = pd.DataFrame(rows).set_index("epoch")
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is damaged: a line is no epoch's values; copy the run again"
+        ) from error
+    refuse_incomplete(metrics, epochs, path)
+    return metrics
+
+
+def refuse_incomplete(metrics: pd.DataFrame, epochs: int, path: Path) -> None:
+    """Raise DataError where an epoch, or its accuracy, is missing."""
+    if "eval/top1" not in metrics or metrics["eval/top1"].isna().any():
+        raise DataError(f"{path} is damaged: an epoch has no 'eval/top1'; copy the run again")
+    if list(metrics.index) != list(range(1, epochs + 1)):
+        raise DataError(
+            f"{path} is damaged: it does not hold epochs 1 to {epochs}; copy the run again"
+        )
+
+
+def _pulses(paths: Sequence[Path]) -> pd.DataFrame:
+    rows = []
+    for path in paths:
+        content = _content(path)
+        try:
+            epoch = int(path.stem.removeprefix("epoch_"))
+            for layer, pulse in content.items():
+                if not mapping_with(PULSE)(pulse):
+                    raise ValueError
+                columns = zip(
+                    pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True
+                )
+                rows += [
+                    (epoch, layer, *values, values[0] in pulse["restored"]) for values in columns
+                ]
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: it holds no pulse; copy the run again") from error
+    return pulse_frame(rows)
+
+
+def pulse_frame(rows: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
+    """Rows of PULSE_COLUMNS as a frame."""
+    kinds = {"epoch": int, "filter": int, "utility": float, "standard_error": float}
+    return pd.DataFrame(rows, columns=PULSE_COLUMNS).astype({**kinds, "restored": bool})
+
+
+def scan(root: Path) -> tuple[dict[Path, Run], list[DataError]]:
+    """The run folders below a folder, in the order of suite, cell, seed and path, and what cannot be read."""
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}")
+    runs, errors = {}, []
+    markers = [
+        path for name in ("manifest.json", "summary.json", "done") for path in root.rglob(name)
+    ]
+    for folder in sorted({marker.parent for marker in markers}):
+        try:
+            runs[folder] = read_run(folder)
+        except DataError as error:
+            errors.append(error)
+    ordered = sorted(runs, key=lambda folder: order(runs[folder]))
+    return {folder: runs[folder] for folder in ordered}, errors
+
+
+def order(run: Run) -> tuple[str, str, int]:
+    """By suite, cell and seed."""
+    return run.suite or "", run.cell or "", run.seed
+
+
+# ---------------------------------------------------------------------------- several runs
+
+
+def training_hours(runs: Iterable[Run]) -> str:
+    """How long they trained, each on its own clock, with all that shared its device; evaluation is not in it."""
+    return f"{sum(run.summary.train_seconds for run in runs) / 3600:.1f} h"
+
+
+def named(names: Iterable[str]) -> str:
+    """All different ones, in one line."""
+    return ", ".join(sorted(set(names)))
+
+
+def tidy(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, with TIDY_COLUMNS; accuracies in percent, macs_cut a share."""
+    rows = [
+        {
+            **asdict(run.summary),
+            "commit": run.provenance.commit,
+            "device": run.provenance.device,
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(rows, columns=TIDY_COLUMNS)
