@@ -5,8 +5,9 @@
 PYTHON ?= python3
 READY := .venv/.ready
 IN_VENV := .venv/bin/python
+BUILD_PAGES := NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs build --strict
 
-.PHONY: help setup demo test test-long test-slurm check tables figures verify bench clean
+.PHONY: help setup demo test test-long test-slurm check docs tables figures verify bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -30,10 +31,14 @@ test-slurm: $(READY) ## the cluster's job scripts on a private Slurm, which root
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge >/dev/null; }
 	@$(IN_VENV) -m pytest -m slurm -n 2 tests/slurm
 
-check: $(READY) ## format, lint and types
+check: $(READY) ## format, lint, types, and the pages without warnings
 	@$(IN_VENV) -m ruff format --check .
 	@$(IN_VENV) -m ruff check .
 	@$(IN_VENV) -m mypy
+	@$(BUILD_PAGES)
+
+docs: $(READY) ## the pages as HTML in build/docs, without warnings
+	@$(BUILD_PAGES)
 
 tables: $(READY) ## analysis/reports/tables, from the recorded results and what others published
 	@$(IN_VENV) -m analysis.build tables

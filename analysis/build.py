@@ -1,6 +1,7 @@
 """Everything that is made of recorded results and published figures.
 
-python -m analysis.build tables       analysis/reports/tables/<suite>.{md,tex,csv}, and <suite>_findings.md of studies
+python -m analysis.build tables       analysis/reports/tables/<suite>.{md,tex,csv}, <suite>_findings.md of studies,
+                                      and the tables in README.md and docs/
 python -m analysis.build figures      analysis/reports/figures
 python -m analysis.build verify       each cell's accuracy beside the best comparable published one, and beside its goal
 """
@@ -9,107 +10,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.findings import write_findings
-from analysis.published import PEERS, read_published
+from analysis.pages import PAGES, ROOT, Sources, write_page
+from analysis.published import read_published
 from analysis.recorded import read_results
 from analysis.results import RESULTS
 from analysis.suites import PlannedSuite, plan_suites
 from analysis.tables import Table, make_table, write_tables
+from analysis.verdicts import GOALS_RULE, RULE, goals, verdicts
 from experiments.exits import plain_exits
 
 REPORTS = Path(__file__).parent / "reports"
-COMPARED_WITH_ALL = ("psap", "dense")  # not only with published figures of their own method
-RULE = (
-    "Verdicts: where Student's 95 % interval of the mean over seeds lies (n = 1 has none). Published: the best figure "
-    "of the same method (of any for PSAP, the best base for dense) at a comparable cut, whose start is stated."
-)
-GOALS_RULE = (
-    "Goals: mean top-1 in percent over a cell's seeds, last epoch, exported network; n says how many have run. "
-    "Published: as above."
-)
-
-
-def verdicts(table: Table) -> pd.DataFrame:
-    """One row per cell: suite, cell, published, ours, difference, verdict, n, commit, all as text.
-
-    The published figure is the best one of the same method (of any for PSAP, the best base for dense) at a
-    comparable cut, whose start is stated. The verdict says where Student's 95 % interval of our mean lies.
-    """
-    ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").to_dict("records")
-    compared = [
-        {"suite": table.name, "cell": row["cell"], **_beside_published(row, table.rows)}
-        for row in ours
-    ]
-    return pd.DataFrame(compared)
-
-
-def goals(suite: PlannedSuite, table: Table) -> pd.DataFrame:
-    """One row per cell that has a goal: suite, cell, goal, published, ours, difference, n, all as text."""
-    ours = table.rows[table.rows["kind"] == "ours"].drop_duplicates("cell").set_index("cell")
-    rows = []
-    for cell in suite.cells:
-        if cell.goal is not None:
-            row = ours.loc[cell.name]
-            ran = not pd.isna(row["top1"])
-            rows.append(
-                {
-                    "suite": suite.name,
-                    "cell": cell.name,
-                    "goal": f"{cell.goal:.2f}",
-                    "published": _beside_published(row.to_dict(), table.rows)["published"],
-                    "ours": f"{row['top1']:.2f}" if ran else "not run",
-                    "difference": f"{row['top1'] - cell.goal:+.2f}" if ran else "",
-                    "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _beside_published(row: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
-    best = _best(row, rows[(rows["section"] == row["section"]) & rows["start_stated"].eq(True)])
-    ran = not pd.isna(row["top1"])
-    difference = None if best is None or not ran else row["top1"] - best[0]
-    return {
-        "published": "none comparable" if best is None else f"{best[0]:.2f} {best[1]}",
-        "ours": f"{row['top1']:.2f}" if ran else "",
-        "difference": "" if difference is None else f"{difference:+.2f}",
-        "verdict": _verdict(row, None if best is None else best[0]),
-        "n": f"{row['top1_n']:.0f} of {row['seeds']:.0f}",
-        "commit": row["commits"] if ran else "",
-    }
-
-
-def _best(row: dict[str, Any], published: pd.DataFrame) -> tuple[float, str] | None:
-    """The accuracy to compare with, and whose it is."""
-    column = "base_top1" if row["method_name"] == "dense" else "top1"
-    if column == "base_top1" and row["start"] == "pretrained":  # ours trained on from there
-        return None
-    if row["method_name"] not in COMPARED_WITH_ALL:
-        ours = row["method"] if row["method"] in PEERS else row["method_name"]
-        published = published[published["peer"] == ours]
-    usable = published.dropna(subset=[column])
-    if usable.empty:
-        return None
-    best = usable.loc[usable[column].idxmax()]
-    return float(best[column]), f"{best['method']} ({best['year']:.0f})" + (
-        " base" if column == "base_top1" else ""
-    )
-
-
-def _verdict(row: dict[str, Any], published: float | None) -> str:
-    if pd.isna(row["top1"]):
-        return "not run"
-    if published is None:
-        return "nothing to compare with"
-    if row["top1_n"] == 1:
-        return "one run, no interval"
-    if row["top1_low"] <= published <= row["top1_high"]:
-        return "within the interval"
-    return "above" if row["top1_low"] > published else "below"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -129,9 +43,11 @@ def main(arguments: Sequence[str]) -> None:
     with plain_exits():
         runs = read_results(given.results, pulses=given.what == "figures")
         if given.what == "figures":
-            from analysis import growth, plots, utility  # the others need none of what they import
+            # The others need none of what these import.
+            from analysis import figures
+            from analysis.figures import growth, utility
 
-            written = plots.write_figures(runs, out, given.results, pdf=given.pdf)
+            written = figures.write_figures(runs, out, given.results, pdf=given.pdf)
             written += growth.write_growth(given.results, out / "benchmark")
             written += utility.write_pictures(given.results, out / "utility")
             print("\n".join(map(str, written)) or "no recorded run: no figure")
@@ -139,19 +55,25 @@ def main(arguments: Sequence[str]) -> None:
         published = read_published()
         suites = plan_suites()
         tables = [make_table(suite, runs, published) for suite in suites]
-        if given.what == "tables":
-            print(
-                "\n".join(
-                    map(str, [*write_tables(tables, out), *write_findings(suites, runs, out)])
-                )
-            )
-        else:
-            aimed_at = map(goals, suites, tables)
-            parts = [
-                f"{pd.concat(frames).to_markdown(index=False, tablefmt='simple', disable_numparse=True)}\n\n{rule}"
-                for frames, rule in ((map(verdicts, tables), RULE), (aimed_at, GOALS_RULE))
-            ]
-            print("\n\n".join(parts))
+        if given.what == "verify":
+            _print_verdicts(suites, tables)
+            return
+        written = [*write_tables(tables, out), *write_findings(suites, runs, out)]
+        if given.out is None:
+            by_name = {table.name: table for table in tables}
+            sources = Sources({s.name: s for s in suites}, runs, by_name, given.results)
+            for page in PAGES:
+                write_page(ROOT / page, sources)
+                written.append(ROOT / page)
+        print("\n".join(map(str, written)))
+
+
+def _print_verdicts(suites: Sequence[PlannedSuite], tables: Sequence[Table]) -> None:
+    aimed_at = map(goals, suites, tables)
+    for frames, rule in ((map(verdicts, tables), RULE), (aimed_at, GOALS_RULE)):
+        rows = pd.concat(frames)
+        text = rows.to_markdown(index=False, tablefmt="simple", disable_numparse=True)
+        print(f"{text}\n\n{rule}\n")
 
 
 if __name__ == "__main__":

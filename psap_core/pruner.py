@@ -50,7 +50,8 @@ class PruneStep:
         proposed: filters that stood suspended during the pulse, earlier ones included.
         restored: filters given back, exactly.
         utility: proposed filter to (mean, standard error) of eq. 5; empty without a pulse.
-        grad_norm_live, grad_norm_suspended: mean norm of the silencers' gradient in the pulse; empty without one.
+        grad_norm_live: mean norm of the live silencers' gradient in the pulse; empty without one.
+        grad_norm_suspended: the same of the suspended ones.
         mask_churn: filters whose state this step changed, as a share of all filters.
         seconds: duration of the step, pulse included.
     """
@@ -524,7 +525,9 @@ def report(
     Args:
         model: any network that runs; it is left as it is.
         example_input: an input batch: a tensor, or a tuple or dictionary of what forward takes.
-        scope, exclude, zero_preserving: as for PSAP.
+        scope: as for PSAP, and so are the following.
+        exclude: names of modules to leave alone.
+        zero_preserving: operations that map 0 to 0, channel by channel.
     """
     search = search_groups(
         model, example_input, scope=scope, exclude=exclude, zero_preserving=zero_preserving

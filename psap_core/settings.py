@@ -31,9 +31,12 @@ class Settings:
         protection: whether the pulse chooses what comes back; without it the norms decide.
         pulse_batches: K of eq. 5, >= 2.
         margin: filters proposed beyond those needed, as a share of a group's pruned filters, in [0, 1].
-        min_filters, min_filter_share: a group keeps at least max(min_filters, ceil(min_filter_share * O)).
+        min_filters: a group of O filters keeps at least max(min_filters, ceil(min_filter_share * O)).
+        min_filter_share: see min_filters.
         round_to: groups of at least twice as many filters keep a multiple of this, or all; 8 suits tensor cores.
-        start, ramp_end, freeze: completed epochs (int) or shares of total_epochs (float).
+        start: the first pruning step, in completed epochs (int) or as a share of total_epochs (float).
+        ramp_end: when the whole cut is asked for.
+        freeze: the last step, after which the plan is final.
         interval: epochs between steps.
 
     Raises:

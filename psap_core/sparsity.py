@@ -18,7 +18,8 @@ class FilterRows:
 
     Attributes:
         rows: [filters, ...], of a plain convolution its weight [O, I, kH, kW].
-        fan_in, fan_out: of the layer, as in its initialisation.
+        fan_in: inputs of a filter, as in the layer's initialisation.
+        fan_out: the same of its outputs.
     """
 
     rows: Tensor

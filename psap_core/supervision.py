@@ -26,7 +26,7 @@ class Supervision:
 
     Attributes:
         utility: group to suspended filter to (mean, standard error) over the batches of
-            u_f = -<dL/ds_f, (s_f)_saved>, s_f all that silences the filter: of a convolution with its own BatchNorm
+            `u_f = -<dL/ds_f, (s_f)_saved>`, s_f all that silences the filter: of a convolution with its own BatchNorm
             (gamma, beta). It is the first-order loss reduction of giving the filter back.
         grad_norm_live: group to the mean over batches and live filters of ||dL/ds_f||.
         grad_norm_suspended: the same over suspended filters; groups without any are absent.

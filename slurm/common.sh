@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the job scripts share. They source it at the repository's root, inside a job, and call `train` last.
-# slurm/README.md says what the exit codes mean and who sends which signal.
+# docs/slurm.md says what the exit codes mean and who sends which signal.
 
 refuse() {
   echo "error: $*" >&2

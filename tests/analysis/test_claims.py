@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
+from analysis.figures.utility import LAYER, correlations, read_report
 from analysis.findings import compare
 from analysis.recorded import read_suite_runs
 from analysis.results import RESULTS, Run
 from analysis.stats import estimate, paired_difference, student_half_width
 from analysis.suites import find_suite, runs_of_cells
-from analysis.utility import LAYER, correlations, read_report
 
 STUDIES = "cifar16_defaults", "cifar16_study"  # eight fresh seeds, and the three before
 

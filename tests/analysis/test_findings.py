@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.figures.study import draw_study
 from analysis.findings import (
     Spread,
     compare,
@@ -15,7 +16,6 @@ from analysis.findings import (
     shared_spread,
     write_findings,
 )
-from analysis.plots import draw_study
 from analysis.results import read_run
 from analysis.stats import student_half_width
 from analysis.suites import PlannedCell, PlannedSuite, setting_of

@@ -6,7 +6,7 @@ import pytest
 
 from analysis import build
 from analysis.collect import DataError
-from analysis.growth import PARTS, WHATS, growth, main
+from analysis.figures.growth import PARTS, WHATS, growth, main
 
 FIGURES = {
     f"growth_{what}_{amount}_{part}_seconds": {"median": 2.0 * amount, "spread": [1, 3], "n": 1}
@@ -56,7 +56,7 @@ def test_a_report_without_growth_is_refused(tmp_path, capsys):
     command = [
         sys.executable,
         "-m",
-        "analysis.growth",
+        "analysis.figures.growth",
         str(tmp_path / "report.json"),
         str(tmp_path / "growth.png"),
     ]

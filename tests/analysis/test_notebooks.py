@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 from analysis.build import REPORTS
 from analysis.collect import record
-from analysis.plots import FIGURES
+from analysis.figures import FIGURES
 from tests.analysis.runs import write_run
 from tests.limits import HANG_SECONDS
 

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import build
 from analysis.collect import DataError
-from analysis.utility import CRITERIA, correlations, main, picture, read_report
+from analysis.figures.utility import CRITERIA, correlations, main, picture, read_report
 
 
 def filters(seed=0, epoch=5, layers=(("a", 4), ("b", 3))):

@@ -98,7 +98,7 @@ def test_commands_that_only_look_import_no_torch():
             *(f"experiments.{name}" for name in ("train", "status", "suite", "benchmark")),
             *(module_name(path) for path in files("experiments/runs")),
             *(f"experiments.suites.{name}" for name in ("spec", "runs", "launch", "overview")),
-            *("analysis.build", "analysis.collect", "analysis.plots", "analysis.growth"),
+            *("analysis.build", "analysis.collect", "analysis.figures"),
         ]
     )
     heavy = {"torch", "torchvision", "sklearn", "wandb"}

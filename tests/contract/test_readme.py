@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.configuration import compose
+from experiments.suites.spec import suite_names
 from psap_core import macs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
-    "docs/cost.md",
-    "docs/networks.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
     "psap_core/METHOD.md",
-    "slurm/README.md",
     "analysis/notebooks/README.md",
 ]
 README = (ROOT / "README.md").read_text()
@@ -31,13 +32,15 @@ CI = (ROOT / ".ci" / "run").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_every_make_target_named_exists():
-    named = set(re.findall(r"(?:^|`|\s)make ([a-z-]+)", "\n".join([*code_blocks("bash"), CI])))
-    named |= set(re.findall(r"`[^`\n]*make ([a-z-]+)[^`\n]*`", README))
+    named = set(
+        re.findall(r"(?:^|`|\s)make ([a-z-]+)", "\n".join([*code_blocks("bash", TEXTS), CI]))
+    )
+    named |= set(re.findall(r"`[^`\n]*make ([a-z-]+)[^`\n]*`", TEXTS))
     assert {"demo", "test", "check"} <= named <= TARGETS
 
 
@@ -88,10 +91,21 @@ def test_only_ci_knows_where_the_shared_data_lies():
         )
 
 
-def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
-    (block,) = [block for block in code_blocks("python") if "PSAP(" in block]
-    torch.manual_seed(0)
-    model = nn.Sequential(
+def test_the_readme_is_of_one_screen():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_command_line_is_one_that_its_program_takes():
+    """Keys of recipes, choices of suites: a run is composed, nothing is trained."""
+    for line in re.findall(r"(?:python|torchrun \S+) -m experiments\.train ([^#`\n]*)", TEXTS):
+        compose("train", [word for word in shlex.split(line) if "<" not in word])
+    suites = re.findall(r"experiments\.suite \w+ (\w+)", TEXTS)
+    assert {*suites} - {"SUITE"} <= {*suite_names()}
+    assert suites
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
@@ -102,6 +116,34 @@ def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
         nn.Flatten(),
         nn.Linear(16, 4),
     )
+
+
+def test_the_quickstart_word_for_word(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = network()
+    names = {
+        "model": model,
+        "make_model": network,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        "criterion": nn.CrossEntropyLoss(),
+        "loader": [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(4)],
+        "folder": tmp_path,
+    }
+    blocks = code_blocks("python", (ROOT / "docs" / "quickstart.md").read_text())
+    for block in blocks:
+        exec(compile(block, "quickstart.md", "exec"), names)
+    assert "of the MACs can be cut" in capsys.readouterr().out
+    example = names["loader"][0][0][:1]
+    assert macs(names["model"], example) <= 0.5 * macs(network(), example)
+    assert torch.equal(names["again"].eval()(example), names["model"].eval()(example))
+    assert (tmp_path / "small.onnx").is_file()
+
+
+def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
+    (block,) = [block for block in code_blocks("python") if "PSAP(" in block]
+    torch.manual_seed(0)
+    model = network()
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(4)]
     names = {
         "model": model,

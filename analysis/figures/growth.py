@@ -1,4 +1,4 @@
-"""How cost grows with the work, from a benchmark's report: python -m analysis.growth REPORT.json OUT.png"""
+"""How cost grows with the work, from a benchmark's report: python -m analysis.figures.growth REPORT.json OUT.png"""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.plots import save
+from analysis.figures.style import save
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 

@@ -1,4 +1,4 @@
-"""How well criteria foresee what giving a filter back does: python -m analysis.utility REPORT.json OUT.png
+"""How well criteria foresee what giving a filter back does: python -m analysis.figures.utility REPORT.json OUT.png
 
 The report is one of `experiments.pulse_check`. Prints the correlations and draws the picture.
 """
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.plots import STYLE, save
+from analysis.figures.style import STYLE, save
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import plots
-from analysis.plots import FIGURES, NO_PROTECTION, SPARE_STYLES, STYLES, cells, what_happened
+from analysis import figures
+from analysis.figures import FIGURES, accuracy, curves, layers, overview, pulses
+from analysis.figures.overview import what_happened
+from analysis.figures.style import NO_PROTECTION, SPARE_STYLES, STYLES, seed_groups
 from analysis.published import read_published
 from analysis.results import NotFinishedError, read_run
 from analysis.suites import find_suite, runs_of_suite
@@ -147,7 +149,7 @@ def legend_of(figure):
 
 
 def test_cells_go_by_method_and_protection_and_hold_their_seeds(make):
-    found = cells(suite(make))
+    found = seed_groups(suite(make))
     assert [cell.label for cell in found] == ["dense", "thin", "sfp", NO_PROTECTION, "psap"]
     assert [cell.target for cell in found] == [None, 0.54, 0.54, 0.54, 0.54]
     assert all([run.seed for run in cell.runs] == [0, 1] for cell in found)
@@ -156,7 +158,9 @@ def test_cells_go_by_method_and_protection_and_hold_their_seeds(make):
 @pytest.mark.parametrize("ending", ["", " 60"])
 def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own(make, ending):
     names = {"psap": 90, "kappa 1": 91, "margin 1": 92}
-    found = cells([make("psap", cell=name + ending, top1=top1) for name, top1 in names.items()])
+    found = seed_groups(
+        [make("psap", cell=name + ending, top1=top1) for name, top1 in names.items()]
+    )
     assert [cell.label for cell in found] == ["psap", "kappa 1", "margin 1"]
     assert found[0].style == STYLES["psap"]
     assert len({cell.style["marker"] for cell in found}) == 3
@@ -167,13 +171,13 @@ def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_ha
 ):
     runs = [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
     alone = make("thin_plan", cell="thin_plan", macs_cut=0.5301)
-    found = cells([*runs, alone, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
+    found = seed_groups([*runs, alone, make("psap", cell="other", model="resnet56", macs_cut=0.53)])
     assert [(cell.label, cell.target) for cell in found if "ResNet-20" in cell.network] == [
         ("thin_plan", 0.53),
         ("psap", 0.42),
         ("psap", 0.54),
     ]
-    (of_suite,) = cells(
+    (of_suite,) = seed_groups(
         [make("thin_plan", suite="cifar16_comparison", cell="thin_plan 85", macs_cut=0.80)]
     )
     assert of_suite.target == 0.85
@@ -184,11 +188,11 @@ def test_networks_go_by_the_names_of_the_literature_and_runs_of_other_length_apa
         make("psap", cell=f"{epochs}", epochs=epochs, dataset="cifar10", image_size=32)
         for epochs in (8, 9)
     ]
-    assert [cell.network for cell in cells(runs)] == [
+    assert [cell.network for cell in seed_groups(runs)] == [
         "ResNet-20 on CIFAR-10\nfrom scratch, 8 epochs",
         "ResNet-20 on CIFAR-10\nfrom scratch, 9 epochs",
     ]
-    (small,) = cells([make("psap", cell="small", width=0.5)])
+    (small,) = seed_groups([make("psap", cell="small", width=0.5)])
     assert small.network == (
         "ResNet-20 of width 0.5 on handwritten digits\nfrom scratch, 8 epochs\nsmall set-up: 8 px, 1,000 images"
     )
@@ -197,7 +201,7 @@ def test_networks_go_by_the_names_of_the_literature_and_runs_of_other_length_apa
 def test_every_network_and_target_has_a_panel_with_the_dense_network_in_it(make):
     runs = [make("dense", cell="dense")]
     runs += [make("psap", cell=f"psap {cut}", macs_cut=cut) for cut in (0.42, 0.54)]
-    figure = plots.training_curves(runs)
+    figure = curves.training_curves(runs)
     assert [axes.get_title(loc="left").splitlines()[3] for axes in figure.axes] == [
         "42 % of the MACs cut",
         "54 % of the MACs cut",
@@ -217,7 +221,7 @@ def test_curves_are_means_over_seeds_in_a_band_from_the_lowest_to_the_highest(ma
     runs = suite(make)
     figure = FIGURES[name](runs)
     lines = by_colour(figure.axes[0])
-    drawn = [cell for cell in cells(runs) if key in cell.runs[0].metrics]
+    drawn = [cell for cell in seed_groups(runs) if key in cell.runs[0].metrics]
     assert len(lines) == len(drawn) == len(figure.axes[0].collections)
     for cell, band in zip(drawn, figure.axes[0].collections, strict=True):
         values = pd.concat([run.metrics[key] for run in cell.runs], axis=1, keys=(0, 1)).dropna()
@@ -233,7 +237,7 @@ def test_curves_are_means_over_seeds_in_a_band_from_the_lowest_to_the_highest(ma
 def test_the_legend_says_when_cells_have_different_numbers_of_seeds(make):
     runs = [make("psap", cell="psap 42", macs_cut=0.42)]
     runs += [make("psap", cell="psap 54", macs_cut=0.54, seed=seed) for seed in (0, 1, 2)]
-    assert legend_of(plots.training_curves(runs)) == ["psap (n = 1 to 3)"]
+    assert legend_of(curves.training_curves(runs)) == ["psap (n = 1 to 3)"]
 
 
 PUBLISHED = pd.DataFrame(
@@ -260,9 +264,9 @@ FULL = {"dataset": "cifar10", "image_size": 32}
 
 def test_accuracy_against_macs_draws_means_spreads_and_the_usable_published_rows(make):
     runs = suite(make, **FULL)
-    (axes,) = plots.accuracy_against_macs(runs, PUBLISHED).axes
+    (axes,) = accuracy.accuracy_against_macs(runs, PUBLISHED).axes
     ours = {line.get_color(): line for line in axes.lines if line.get_fillstyle() == "full"}
-    for cell in cells(runs):
+    for cell in seed_groups(runs):
         mean = np.mean([run.summary.top1 for run in cell.runs])
         expected = (54, mean) if cell.target else mean
         drawn = ours[cell.style["color"]]
@@ -294,7 +298,7 @@ def marks(axes):
 def test_marks_stand_at_their_cuts_and_side_by_side_only_at_one_cut(make):
     cuts = {"thin": 0.575, "sfp": 0.566, "fpgm": 0.5669, "psap": 0.54}
     runs = [make(method, cell=method, macs_cut=cut, target=0.54) for method, cut in cuts.items()]
-    (axes,) = plots.accuracy_against_macs(runs).axes
+    (axes,) = accuracy.accuracy_against_macs(runs).axes
     found = {method: marks(axes)[STYLES[method]["color"]][0] for method in cuts}
     assert (found["thin"], found["psap"]) == (pytest.approx(57.5), pytest.approx(54.0))
     assert found["sfp"] < 56.6 - 1e-6
@@ -312,15 +316,15 @@ def test_a_cell_far_below_the_others_is_named_and_squeezes_nothing(make):
         assert f"\nbelow the axis: sfp {low:.1f}" in axes.get_title(loc="left")
         assert 50 < axes.get_ylim()[0] < 70
         assert 90 <= axes.get_ylim()[1] + 10 / 8 < 95
-    assert STYLES["sfp"]["color"] not in marks(plots.accuracy_against_macs(runs).axes[0])
-    (axes,) = plots.accuracy_against_latency(
+    assert STYLES["sfp"]["color"] not in marks(accuracy.accuracy_against_macs(runs).axes[0])
+    (axes,) = accuracy.accuracy_against_latency(
         runs, latencies(**{name: {"0": 1.0} for name in top1})
     ).axes
     assert "below the axis: sfp 17.9" in axes.get_title(loc="left")
     again = make("sfp", cell="sfp 42", macs_cut=0.42, top1=87.0)
-    (axes,) = plots.accuracy_against_macs([*runs, again]).axes
+    (axes,) = accuracy.accuracy_against_macs([*runs, again]).axes
     assert "below the axis: sfp 17.9 at 54 %" in axes.get_title(loc="left")
-    (axes,) = plots.accuracy_against_macs(runs[:-1]).axes
+    (axes,) = accuracy.accuracy_against_macs(runs[:-1]).axes
     assert "below" not in axes.get_title(loc="left")
 
 
@@ -329,7 +333,7 @@ def test_training_curves_say_where_their_axis_starts_and_curves_end_with_the_axi
     for name in ("training_curves", "training_loss", "mask_churn"):
         (axes,) = FIGURES[name](runs).axes
         assert axes.get_xlim() == (0, 8)
-    (axes,) = plots.training_curves(runs).axes
+    (axes,) = curves.training_curves(runs).axes
     low = axes.get_ylim()[0]
     assert (
         f"\naxis from {low:.0f} %: at most a tenth of each curve shown is below"
@@ -346,7 +350,7 @@ def test_losses_have_plain_numbers_on_their_axis(make, low, high, labels):
     runs = suite(make)
     for run in runs:
         run.metrics["train/loss"] = np.linspace(high, low, 8)
-    figure = plots.training_loss(runs)
+    figure = curves.training_loss(runs)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     texts = [text.get_text() for text in axes.get_yticklabels()]
@@ -358,7 +362,7 @@ def test_losses_have_plain_numbers_on_their_axis(make, low, high, labels):
 
 def test_all_our_marks_lie_within_the_panel(make):
     runs = [*suite(make), *suite(make, macs_cut=0.42)]
-    figure = plots.accuracy_against_macs(runs)
+    figure = accuracy.accuracy_against_macs(runs)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     tops = [run.summary.top1 for run in runs]
@@ -372,7 +376,7 @@ def test_all_our_marks_lie_within_the_panel(make):
 
 def test_published_points_far_below_are_counted_and_not_drawn(make):
     far = PUBLISHED.iloc[[0] * 20].assign(pruned_top1=[10.0, *[91.0] * 19])
-    (axes,) = plots.accuracy_against_macs(suite(make, **FULL), far).axes
+    (axes,) = accuracy.accuracy_against_macs(suite(make, **FULL), far).axes
     assert "20 published points, 1 of them below" in axes.get_title(loc="left")
     assert axes.get_ylim()[0] > 80
 
@@ -381,14 +385,14 @@ def test_published_points_far_below_are_counted_and_not_drawn(make):
     "small", [{"image_size": 16}, {"train_images": 1000}, {"dataset": "digits"}]
 )
 def test_small_set_ups_say_so_and_have_no_published_points_beside_them(make, small):
-    (axes,) = plots.accuracy_against_macs(suite(make, **(FULL | small)), PUBLISHED).axes
+    (axes,) = accuracy.accuracy_against_macs(suite(make, **(FULL | small)), PUBLISHED).axes
     assert "small set-up" in axes.get_title(loc="left")
     assert not [line for line in axes.lines if "published" in str(line.get_label())]
 
 
 def test_kept_filters_are_those_of_the_final_plan(make):
     runs = suite(make)
-    figure = plots.kept_filters(runs)
+    figure = layers.kept_filters(runs)
     (axes,) = figure.axes
     assert legend_of(figure) == ["sfp (n = 2)", f"{NO_PROTECTION} (n = 2)", "psap (n = 2)"]
     expected = [
@@ -415,7 +419,7 @@ def test_every_psap_cell_has_a_map_of_its_layers_on_one_scale(make, quantity):
 
 
 def test_pulses_show_every_utility_and_who_was_restored(make):
-    figure = plots.pulses(suite(make))
+    figure = pulses.pulses(suite(make))
     left, right = figure.axes[:2]
     lines = {line.get_label(): line.get_ydata() for line in left.lines}
     utility = PULSE_SUSPENDED["utility"]
@@ -445,7 +449,7 @@ def test_latency_figure_draws_the_means_of_measured_cells(make):
         make("thin", suite="table", cell="not measured"),
     ]
     measured = latencies(dense={"0": 4.0, "1": 5.0}, ours={"0": 2.5})
-    axes = plots.accuracy_against_latency(runs, measured).axes[0]
+    axes = accuracy.accuracy_against_latency(runs, measured).axes[0]
     assert [tuple(line.get_xydata()[0]) for line in axes.lines] == [(4.5, 90.5), (2.5, 90.0)]
     assert "a CPU, 1 threads" in axes.get_xlabel()
 
@@ -457,7 +461,7 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
         json.dumps(latencies(psap={"0": 1.0}))
     )
     first, second = (
-        plots.write_figures(runs, tmp_path / name, tmp_path / "results", pdf=True)
+        figures.write_figures(runs, tmp_path / name, tmp_path / "results", pdf=True)
         for name in ("a", "b")
     )
     names = {*FIGURES, "accuracy_against_latency"} - {"study_differences"}  # the suite is no study
@@ -485,10 +489,10 @@ def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, 
     assert [f"Left out: {why}." for why in left_out] == [
         note for note in table.notes if note.startswith("Left out")
     ]
-    plots.write_figures(runs, tmp_path / "all", tmp_path)
+    figures.write_figures(runs, tmp_path / "all", tmp_path)
     said = capsys.readouterr().out
     assert all(f"digits_demo: left out: {why}\n" in said for why in left_out)
-    plots.write_figures(kept, tmp_path / "kept", tmp_path)
+    figures.write_figures(kept, tmp_path / "kept", tmp_path)
     for path in (tmp_path / "kept").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "all" / "digits_demo" / path.name).read_bytes()
     mixed = [
@@ -498,13 +502,13 @@ def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, 
     with pytest.raises(
         DataError, match="cell thin_plan of suite digits_demo has runs of different configurations"
     ):
-        plots.write_figures([*kept, *mixed], tmp_path / "mixed")
+        figures.write_figures([*kept, *mixed], tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
 
 
 def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys):
     runs = [make("dense", suite="table", cell="dense"), make("thin", recipe="alone")]
-    written = plots.write_figures(runs, tmp_path / "out", tmp_path)
+    written = figures.write_figures(runs, tmp_path / "out", tmp_path)
     assert {path.stem for path in written} == {
         "accuracy_against_macs",
         "training_curves",
@@ -522,10 +526,10 @@ def test_figures_without_data_are_left_out_with_a_reason(make, tmp_path, capsys)
         assert f"table: {name} is left out: no run" in said
     assert "table: study_differences is left out: the suite is no study" in said
     assert "table: accuracy_against_latency is left out: there is no table/latency.json" in said
-    assert plots.drawn("pulses", []) == "pulses is left out: not run"
+    assert figures.drawn("pulses", []) == "pulses is left out: not run"
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "latency.json").write_text(json.dumps(latencies(other={"0": 1.0})))
-    plots.write_figures(runs, tmp_path / "out", tmp_path)
+    figures.write_figures(runs, tmp_path / "out", tmp_path)
     assert (
         "table: accuracy_against_latency is left out: no run was measured"
         in capsys.readouterr().out
@@ -548,7 +552,7 @@ def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path
     with pytest.raises(
         DataError, match=r"latency\.json is not what `experiments.suite latency` prints"
     ):
-        plots.write_figures(
+        figures.write_figures(
             [make("dense", suite="table", cell="dense")], tmp_path / "out", tmp_path
         )
     assert not (tmp_path / "out").exists()
@@ -557,14 +561,16 @@ def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path
 def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path, capsys):
     folders = [str(write_run(tmp_path / method, method)) for method in ("dense", "psap")]
     out = tmp_path / "out.png"
-    subprocess.run([sys.executable, "-m", "analysis.plots", str(out), *folders], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "analysis.figures.overview", str(out), *folders], check=True
+    )
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong, sentence in (
         (folders[0], "the picture needs exactly one run of psap, not 0"),
         (str(tmp_path), f"{tmp_path} is not the folder of a finished run: it has no file `done`"),
     ):
         with pytest.raises(SystemExit) as refused:
-            plots.main([str(out), wrong])
+            overview.main([str(out), wrong])
         assert refused.value.code == 2
         assert capsys.readouterr().err == f"error: {sentence}\n"
     for arguments, words in (
@@ -572,7 +578,7 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
         ([str(out)], "usage: "),
     ):
         with pytest.raises(SystemExit) as refused:
-            plots.main(arguments)
+            overview.main(arguments)
         assert refused.value.code == 2
         assert capsys.readouterr().err.startswith(words)
 

@@ -1,0 +1,148 @@
+"""Accuracy of the exported networks against what they cost."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.style import (
+    STYLES,
+    NothingToDrawError,
+    SeedGroup,
+    add_legend,
+    add_to_title,
+    beside,
+    grid,
+    seed_groups,
+    within_reach,
+)
+from analysis.published import usable
+from analysis.results import Run
+from analysis.suites import setting_of
+
+# Published points of methods that we do not run.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "pretrained start": {"color": "#888888", "marker": "+", "markersize": 5},
+    "from scratch": {"color": "#888888", "marker": "x", "markersize": 4},
+    "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
+}
+ONE_CUT = 0.2  # percentage points: marks of cuts that are closer stand side by side
+
+
+def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy of the exported networks against the share of the MACs that went, by network.
+
+    `published` (of read_published) is drawn beside full-size runs of the same data set and network. A panel is
+    fitted to our cells within REACH of the best and nine tenths of the published points; its title says what lies
+    below.
+    """
+    found = seed_groups(runs)
+    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    figure, panels = grid(networks, width=5.8, height=4.6)
+    for axes, group in zip(panels, networks.values(), strict=True):
+        group = within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
+        low = min(run.summary.top1 for cell in group for run in cell.runs)
+        if published is not None and (setting := setting_of(group[0].runs[0].identity)).full_size:
+            rows = usable(published, setting).dropna(subset=["pruned_top1", "flops_reduction_pct"])
+            low = min([low, *rows["pruned_top1"].quantile([0.1], interpolation="lower").dropna()])
+            shown = rows[rows["pruned_top1"] >= low]
+            _draw_published(axes, shown)
+            add_to_title(
+                axes,
+                f"{len(rows)} published points, {len(rows) - len(shown)} of them below the axis",
+            )
+        pruned = sorted((cell for cell in group if cell.target is not None), key=_cut)
+        for label in dict.fromkeys(cell.label for cell in pruned):
+            points = [cell for cell in pruned if cell.label == label]
+            means = [fmean(cell.values("top1")) for cell in points]
+            axes.plot([*map(_cut, points)], means, zorder=4, **{**points[0].style, "marker": ""})
+        for neighbours in _at_one_cut(pruned):
+            for number, cell in enumerate(neighbours):
+                x, top1, place = (
+                    _cut(cell),
+                    cell.values("top1"),
+                    beside(axes, number, len(neighbours), points=3),
+                )
+                axes.update_datalim([(x, value) for value in top1])
+                axes.plot([x], [fmean(top1)], transform=place, zorder=4, **cell.style)
+                axes.vlines(
+                    [x], min(top1), max(top1), color=cell.style["color"], transform=place, zorder=3
+                )
+        for cell in (cell for cell in group if cell.target is None):
+            dense, color = cell.values("top1"), cell.style["color"]
+            axes.axhline(fmean(dense), color=color, linestyle=cell.style["linestyle"])
+            axes.axhspan(min(dense), max(dense), color=color, alpha=0.1, linewidth=0)
+        axes.margins(0.08)
+        axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
+    note = "ours: mean of n seeds, bar from the lowest to the highest; marks at one cut stand side by side"
+    add_legend(figure, found, note)
+    return figure
+
+
+def _cut(cell: SeedGroup) -> float:
+    return 100 * fmean(cell.values("macs_cut"))
+
+
+def _at_one_cut(of: Sequence[SeedGroup]) -> list[list[SeedGroup]]:
+    """Cells in the order of their cuts, those together whose cuts are as good as the same."""
+    found: list[list[SeedGroup]] = []
+    for cell in of:
+        if found and _cut(cell) - _cut(found[-1][-1]) <= ONE_CUT:
+            found[-1].append(cell)
+        else:
+            found.append([cell])
+    return found
+
+
+def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
+    """Hollow marks for methods that we run as well; small grey ones for others, by where they started from."""
+    start = (
+        rows["pretrained"]
+        .map({"yes": "pretrained start", "no": "from scratch"})
+        .fillna("start not said")
+    )
+    for name, members in rows.groupby(rows["peer"].where(rows["peer"].isin([*STYLES]), start)):
+        style = (
+            {key: STYLES[name][key] for key in ("color", "marker")}
+            if name in STYLES
+            else PUBLISHED[name]
+        )
+        axes.plot(
+            members["flops_reduction_pct"],
+            members["pruned_top1"],
+            linestyle="",
+            fillstyle="none",
+            zorder=2,
+            label=f"published {name}" if name in STYLES else f"published others, {name}",
+            **style,
+        )
+
+
+def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
+    """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
+    found = [cell for cell in seed_groups(runs) if cell.runs[0].cell in latencies["latency_ms"]]
+    if not found:
+        raise NothingToDrawError("no run was measured")
+    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    figure, panels = grid(networks, width=5.8, height=4.6)
+    for axes, group in zip(panels, networks.values(), strict=True):
+        group = within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
+        for label in dict.fromkeys(cell.label for cell in group):
+            points = sorted(
+                (cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0
+            )
+            x = [fmean(latencies["latency_ms"][str(cell.runs[0].cell)].values()) for cell in points]
+            top1 = [cell.values("top1") for cell in points]
+            axes.plot(x, [*map(fmean, top1)], zorder=4, **points[0].style)
+            axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=points[0].style["color"])
+        axes.margins(0.08)
+        where = f"{latencies['device']}, {latencies['threads']} threads"
+        axes.set(
+            xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]"
+        )
+    add_legend(figure, found, "mean of n seeds, bar from the lowest to the highest")
+    return figure

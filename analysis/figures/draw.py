@@ -1,0 +1,98 @@
+"""All figures by name, and writing them for every suite."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.figures.accuracy import accuracy_against_latency, accuracy_against_macs
+from analysis.figures.curves import mask_churn, training_curves, training_loss
+from analysis.figures.layers import kept_filters, layer_prune_ratios, weight_sparsity_ratios
+from analysis.figures.pulses import pulses
+from analysis.figures.study import study_differences
+from analysis.figures.style import NothingToDrawError
+from analysis.published import read_published
+from analysis.results import RESULTS, Run
+from analysis.suites import runs_of_suite
+from experiments.runs.files import DataError
+
+FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
+    make.__name__: make
+    for make in (
+        accuracy_against_macs,
+        training_curves,
+        training_loss,
+        mask_churn,
+        layer_prune_ratios,
+        weight_sparsity_ratios,
+        pulses,
+        kept_filters,
+        study_differences,
+    )
+}
+
+
+def drawn(name: str, runs: Sequence[Run], latencies: Path | None = None) -> Figure | str:
+    """The figure of that name, beside published.csv and latencies, or one sentence that says why there is none."""
+    try:
+        if not runs:
+            raise NothingToDrawError("not run")
+        if name == "accuracy_against_macs":
+            return accuracy_against_macs(runs, read_published())
+        if latencies is not None:
+            if not latencies.is_file():
+                raise NothingToDrawError(f"there is no {latencies.parent.name}/{latencies.name}")
+            return accuracy_against_latency(runs, read_latencies(latencies))
+        return FIGURES[name](runs)
+    except NothingToDrawError as error:
+        return f"{name} is left out: {error}"
+
+
+def read_latencies(path: Path) -> dict[str, Any]:
+    """What `experiments.suite latency` printed. Raises DataError if the file holds something else."""
+    try:
+        latencies: dict[str, Any] = json.loads(path.read_text())
+        measured = [ms for cell in latencies["latency_ms"].values() for ms in cell.values()]
+        if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not what `experiments.suite latency` prints: measure again"
+        ) from error
+    return latencies
+
+
+def write_figures(
+    runs: Sequence[Run], out: Path, results: Path = RESULTS, *, pdf: bool = False
+) -> list[Path]:
+    """Write out/<suite>/<figure>.png, with `pdf` as .pdf too, the same bytes for the same runs; print what is left out.
+
+    The runs are those of the suite's table. A run outside a suite counts to a suite of its recipe's name. Latencies
+    are read from results/<suite>/latency.json. Raises DataError if they, or published.csv, are damaged, or a
+    table would refuse the runs.
+    """
+    suites: dict[str, list[Run]] = {}
+    for run in runs:
+        suites.setdefault(run.suite or run.recipe, []).append(run)
+    figures: dict[Path, Figure | str] = {}
+    for suite, claimed in suites.items():
+        members, left_out = runs_of_suite(suite, claimed)
+        print(*(f"{suite}: left out: {why}\n" for why in left_out), sep="", end="")
+        figures |= {out / suite / name: drawn(name, members) for name in FIGURES}
+        name = "accuracy_against_latency"
+        figures[out / suite / name] = drawn(name, members, results / suite / "latency.json")
+    written = []
+    for path, figure in figures.items():
+        if isinstance(figure, str):
+            print(f"{path.parent.name}: {figure}")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written.append(path.with_suffix(".png"))
+        figure.savefig(written[-1], metadata={"Software": None})
+        if pdf:
+            figure.set_layout_engine("none")  # the second file keeps the places of the first
+            written.append(path.with_suffix(".pdf"))
+            figure.savefig(written[-1], metadata={"CreationDate": None, "Producer": None})
+    return written
