@@ -70,10 +70,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def _print_verdicts(suites: Sequence[PlannedSuite], tables: Sequence[Table]) -> None:
     aimed_at = map(goals, suites, tables)
+    parts = []
     for frames, rule in ((map(verdicts, tables), RULE), (aimed_at, GOALS_RULE)):
         rows = pd.concat(frames)
-        text = rows.to_markdown(index=False, tablefmt="simple", disable_numparse=True)
-        print(f"{text}\n\n{rule}\n")
+        parts += [rows.to_markdown(index=False, tablefmt="simple", disable_numparse=True), rule]
+    print("\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.suites import Setting
 from experiments.runs.files import DataError
+from experiments.suites.methods import published_names
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 TEXTS = ("dataset", "model", "method", "source_url", "source_note")
@@ -26,16 +27,8 @@ COLUMNS = ["dataset", "model", "method", "year", "pretrained", *RANGES, "source_
 FLAGS = re.compile(
     r"DO NOT USE|unusable|print error|misprint|REMAINING FLOPs|FLOPs RATIO \(remaining\)"
 )
-# Our methods that others published figures of, by what those are called; the first that matches.
-PEERS = {
-    "thin": r"\b[Ss]cratch",  # small networks trained from scratch, whatever method gave them their widths
-    "asfp": r"\bASFP\b",
-    "sfp": r"\bSFP\b",
-    "fpgm": r"\bFPGM\b(?!-mix)",  # FPGM-mix chooses a part of the filters by their norm
-    "l1": r"\bL1\b",
-    "l2": r"\bL2\b",
-    "random": r"\bRandom\b",
-}
+# Our methods that others published figures of, by what those are called; the first that matches. ASFP is SFP on a ramp.
+PEERS = {"asfp": r"\bASFP\b", **published_names()}
 ROUNDING = 0.05  # percentage points by which a printed drop may differ from its two accuracies
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ def typed(cfg: DictConfig) -> Any:
 
 
 def _refuse_unknown(cfg: DictConfig, path: str) -> None:
-    known = {field.name for field in fields(OmegaConf.get_type(cfg))}  # type: ignore[arg-type]
+    kind = OmegaConf.get_type(cfg)
+    if kind is None or not is_dataclass(kind):
+        return  # names that nobody knows beforehand
+    known = {field.name for field in fields(kind)}
     for key in map(str, cfg):
         if key not in known:
             raise InputError(f"unknown key {path}{key}")

@@ -29,7 +29,7 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation, Sharing, SplitName
 from experiments.exits import plain_exits
 from experiments.methods.base import BatchesOf, Callback, Method, Metrics
-from experiments.methods.registry import make_method
+from experiments.methods.registry import MethodContext, make_method
 from experiments.runs.provenance import code_version
 from experiments.schema import Config, DataConfig, PSAPConfig
 from experiments.training.devices import configure, device_name
@@ -209,15 +209,11 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
         return islice(drawn("utility check", epochs_done), 2 * batches)
 
     curve: SplitName = "validation" if dataset.count("validation") else "test"
+    loss_of_batch = partial(loss, model)
     method = make_method(
-        cfg,
-        model,
-        optimizer,
-        example,
-        pulse_batches,
-        partial(loss, model),
-        parts,
-        lambda *_: None,
+        MethodContext(
+            cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, lambda *_: None
+        )
     )
     checked = Checked(method, model, optimizer, check_batches, cfg.seed, after)
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"

@@ -6,6 +6,7 @@ Values live in conf/, one YAML file per choice.
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -98,7 +99,10 @@ class ResNetConfig(ModelConfig):
 
 @dataclass
 class MethodConfig:
+    """`figures`: how figures draw the method, and as what others publish it; no part of a run's identity."""
+
     name: str = MISSING
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -247,11 +251,24 @@ def register() -> None:
     store.store(name="train_schema", node=Config)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
-    store.store(group="data", name="photographs_schema", node=PhotographsConfig)
-    store.store(group="model", name="resnet_schema", node=ResNetConfig)
-    store.store(group="method", name="target_schema", node=TargetConfig)
-    store.store(group="method", name="uniform_schema", node=UniformConfig)
-    store.store(group="method", name="sfp_schema", node=SFPConfig)
-    store.store(group="method", name="thin_plan_schema", node=ThinPlanConfig)
-    store.store(group="method", name="psap_schema", node=PSAPConfig)
-    store.store(group="method", name="psap_variant_schema", node=PSAPVariantConfig)
+    kinds: tuple[tuple[str, type], ...] = (
+        ("data", DataConfig),
+        ("model", ModelConfig),
+        ("method", MethodConfig),
+    )
+    for group, kind in kinds:
+        for config in _subclasses(kind):
+            store.store(group=group, name=_schema_name(config), node=config)
+
+
+def _subclasses(kind: type) -> list[type]:
+    found: list[type] = []
+    subclass: type
+    for subclass in kind.__subclasses__():
+        found += [subclass, *_subclasses(subclass)]
+    return found
+
+
+def _schema_name(config: type) -> str:
+    """`thinplan_schema` of ThinPlanConfig: what a file of conf/ has among its defaults."""
+    return f"{config.__name__.removesuffix('Config').lower()}_schema"

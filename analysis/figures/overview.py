@@ -105,7 +105,7 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
         axes.plot(
             epochs * (1.05 + 0.06 * place),
             run.summary.top1,
-            **styles[run.method] | {"markersize": 8},
+            **{**styles[run.method], "markersize": 8},
             label=f"{run.method}: {run.summary.top1:.1f} % at {run.summary.macs_cut:.0%} cut",
         )
     axes.axvline(epochs * 1.02, color="#999999", linewidth=0.8)
@@ -198,6 +198,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN_FOLDER")
     parser.add_argument("--report", type=Path, metavar="REPORT.json")
     given = parser.parse_args(arguments)
+    if (given.report is None) == (not given.runs):
+        parser.error("give run folders, or --report")
     with plain_exits():
         if given.report is not None:
             save(bought_and_paid(read_report(given.report)), given.out)

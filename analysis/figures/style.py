@@ -20,22 +20,15 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from analysis.results import Run
 from analysis.suites import setting_of, target_of
 from experiments.runs.files import DataError
+from experiments.suites.methods import method_styles
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
 # Okabe and Ito's colours; line styles and markers tell the methods apart without them. The order is the legend's.
-STYLES: dict[str, dict[str, Any]] = {
-    "dense": {"color": "#000000", "linestyle": ":", "marker": "s"},
-    "thin": {"color": "#E69F00", "linestyle": "-.", "marker": "D"},
-    "thin_plan": {"color": "#E69F00", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "marker": "d"},
-    "sfp": {"color": "#56B4E9", "linestyle": "--", "marker": "^"},
-    "fpgm": {"color": "#0072B2", "linestyle": (0, (8, 2)), "marker": "v"},
-    "l1": {"color": "#009E73", "linestyle": (0, (2, 2)), "marker": "<"},
-    "l2": {"color": "#009E73", "linestyle": (0, (4, 2, 2, 2)), "marker": ">"},
-    "random": {"color": "#999999", "linestyle": (0, (1, 3)), "marker": "X"},
-    NO_PROTECTION: {"color": "#CC79A7", "linestyle": (0, (10, 2, 1, 2)), "marker": "P"},
-    "psap": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-}
+STYLES: dict[str, Mapping[str, Any]] = dict(method_styles())
+PSAP_STYLE = STYLES.pop("psap")
+STYLES[NO_PROTECTION] = {"color": "#CC79A7", "linestyle": (0, (10, 2, 1, 2)), "marker": "P"}
+STYLES["psap"] = PSAP_STYLE
 # For the cells of an ablation, which share a method: each a letter.
 SPARE_STYLES: list[dict[str, Any]] = [
     {"color": color, "linestyle": linestyle, "marker": rf"$\mathbf{{{letter}}}$", "markersize": 7}

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.methods.base import Metrics, SaveStep
+from experiments.methods.registry import MethodContext, register
 from experiments.methods.uniform import UniformMethod
+from experiments.schema import UniformConfig
 from psap_core.groups import Scope
 
 
@@ -77,3 +79,17 @@ class FPGM(UniformMethod):
     def _mask_gradients(self, *_: Any) -> None:
         gradients: Any = [weight.grad for weight in self.weights.values()]
         torch._foreach_mul_(gradients, [*self.masks.values()])
+
+
+@register(UniformConfig, "fpgm")
+def make(context: MethodContext) -> FPGM:
+    method = context.cfg.method
+    assert isinstance(method, UniformConfig)
+    return FPGM(
+        context.model,
+        context.optimizer,
+        context.example_input,
+        method.target_macs_cut,
+        method.scope.value,
+        context.save,
+    )

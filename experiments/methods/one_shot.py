@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.methods.base import Metrics, SaveStep
+from experiments.methods.registry import MethodContext, register
 from experiments.methods.uniform import UniformMethod
+from experiments.schema import UniformConfig
 from psap_core.groups import Scope
 from psap_core.scoring import filter_norms
 from psap_core.suspension import FilterMask, apply_
@@ -80,3 +82,23 @@ class OneShot(UniformMethod):
         apply_(self.model, self.groups, self.plan, self.optimizer)
         self.mask.set_(self.plan.pruned)
         return metrics
+
+
+@register(UniformConfig, "l1", "l2", "random")
+def make(context: MethodContext) -> OneShot:
+    cfg, method = context.cfg, context.cfg.method
+    assert isinstance(method, UniformConfig)
+    score: Score = method.name  # type: ignore[assignment]
+    # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
+    prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2
+    return OneShot(
+        context.model,
+        context.optimizer,
+        context.example_input,
+        method.target_macs_cut,
+        method.scope.value,
+        score,
+        prune_at,
+        cfg.seed,
+        context.save,
+    )

@@ -1,10 +1,13 @@
 """PSAP, called at every epoch's end."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from experiments.methods.base import BatchesOf, Method, Metrics, SaveStep, plan_metrics
-from psap_core import PSAP, PrunePlan, PruneStep
+from experiments.methods.registry import MethodContext, register
+from experiments.schema import PSAPConfig
+from psap_core import PSAP, InputError, PrunePlan, PruneStep
 from psap_core.supervision import LossOfBatch
 
 
@@ -12,7 +15,7 @@ class PSAPCallback(Method):
     """Calls PSAP at every epoch's end and reports its steps.
 
     Args:
-        pruner: over the network in training.
+        pruner: over the network in context.
         batches_of: the pulse's batches when so many epochs are done.
         loss_of_batch: the loss of one of them, a scalar.
         save: takes every step's plan and pulse.
@@ -77,3 +80,50 @@ def step_metrics(step: PruneStep) -> dict[str, float]:
                 utilities
             )
     return metrics
+
+
+PULSE_BATCHES = 2  # fewer have no standard error
+
+
+@register(PSAPConfig, "psap")
+def make(context: MethodContext) -> Method:
+    return callback(context, PSAP)
+
+
+def callback(context: MethodContext, kind: Callable[..., PSAP]) -> PSAPCallback:
+    """The callback of PSAP, or of a variant of it.
+
+    Raises:
+        InputError: an epoch has too few batches for a pulse, or a setting is out of its range.
+    """
+    cfg, method = context.cfg, context.cfg.method
+    assert isinstance(method, PSAPConfig)
+    if method.protection and context.batches < PULSE_BATCHES:
+        raise InputError(
+            f"method=psap needs at least {PULSE_BATCHES} training batches per epoch for its pulse, "
+            f"there is {context.batches}: lower optim.batch_size"
+        )
+    pruner = kind(
+        context.model,
+        context.optimizer,
+        context.example_input,
+        target_macs_cut=method.target_macs_cut,
+        total_epochs=cfg.epochs,
+        scope=method.scope.value,
+        exclude=method.exclude,
+        kappa=method.kappa,
+        sparsity_reference=method.sparsity_reference.value,
+        fan=cfg.model.fan.value,
+        alpha=method.alpha,
+        protection=method.protection,
+        pulse_batches=method.pulse_batches,
+        margin=method.margin,
+        min_filters=method.min_filters,
+        min_filter_share=method.min_filter_share,
+        round_to=method.round_to,
+        start=method.start,
+        ramp_end=method.ramp_end,
+        freeze=method.freeze,
+        interval=method.interval,
+    )
+    return PSAPCallback(pruner, context.batches_of, context.loss_of_batch, context.save)

@@ -1,132 +1,87 @@
-"""What each method name means."""
+"""Which methods there are: each module of this folder says what its names mean."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiments import methods
 from experiments.methods.base import BatchesOf, Method, SaveStep
-from experiments.methods.fpgm import FPGM
-from experiments.methods.one_shot import OneShot
-from experiments.methods.psap import PSAPCallback
-from experiments.methods.sfp import SFP
-from experiments.methods.unpruned import Unpruned
-from experiments.methods.variants import PSAPVariant
-from experiments.schema import (
-    Config,
-    MethodConfig,
-    PSAPConfig,
-    PSAPVariantConfig,
-    SFPConfig,
-    TargetConfig,
-    ThinPlanConfig,
-    UniformConfig,
-)
-from psap_core import PSAP, InputError
+from experiments.schema import Config, MethodConfig
+from psap_core import InputError
 from psap_core.supervision import LossOfBatch
 
-CONFIGS: dict[str, type[MethodConfig]] = {
-    "dense": MethodConfig,
-    "thin": TargetConfig,
-    "thin_plan": ThinPlanConfig,
-    "l1": UniformConfig,
-    "l2": UniformConfig,
-    "random": UniformConfig,
-    "fpgm": UniformConfig,
-    "sfp": SFPConfig,
-    "psap": PSAPConfig,
-    "psap_variant": PSAPVariantConfig,
-}
-PULSE_BATCHES = 2  # fewer have no standard error
 
+@dataclass(frozen=True)
+class MethodContext:
+    """The training that a method prunes in, as far as a method may need it.
 
-def make_method(
-    cfg: Config,
-    model: nn.Module,
-    optimizer: Optimizer,
-    example_input: Tensor,
-    batches_of: BatchesOf,
-    loss_of_batch: LossOfBatch,
-    batches: int,
-    save: SaveStep,
-) -> Method:
-    """The callback of a run's method.
-
-    Args:
-        batches_of: makes the batches of a pulse, at most `batches`.
+    Attributes:
+        model: the bare network.
+        example_input: one image of the data's shape.
+        batches_of: makes the batches of a pulse, at most `batches`, when so many epochs are done.
         loss_of_batch: the loss of one of them, a scalar.
         save: takes every step's plan and pulse.
+    """
+
+    cfg: Config
+    model: nn.Module
+    optimizer: Optimizer
+    example_input: Tensor
+    batches_of: BatchesOf
+    loss_of_batch: LossOfBatch
+    batches: int
+    save: SaveStep
+
+
+Make = Callable[[MethodContext], Method]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The type of a method's configuration, and what makes its callback."""
+
+    config: type[MethodConfig]
+    make: Make
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(config: type[MethodConfig], *names: str) -> Callable[[Make], Make]:
+    """Say of a function that it makes the methods of these names, which conf/method/<name>.yaml configures."""
+
+    def decorate(make: Make) -> Make:
+        for name in names:
+            _ENTRIES[name] = Entry(config, make)
+        return make
+
+    return decorate
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """All methods, by name."""
+    for module in pkgutil.iter_modules(methods.__path__):
+        importlib.import_module(f"{methods.__name__}.{module.name}")
+    return _ENTRIES
+
+
+def make_method(context: MethodContext) -> Method:
+    """The callback of a run's method.
 
     Raises:
         InputError: the method's name and settings are of two methods, or they do not fit the network or the data.
     """
-    method = cfg.method
-    if CONFIGS.get(method.name) is not type(method):
+    method = context.cfg.method
+    entry = entries().get(method.name)
+    if entry is None or entry.config is not type(method):
         raise InputError(
-            f"method.name={method.name!r} does not name the chosen method: choose with method=<{'|'.join(CONFIGS)}>"
+            f"method.name={method.name!r} does not name the chosen method: choose with "
+            f"method=<{'|'.join(sorted(entries()))}>"
         )
-    match method:
-        case PSAPConfig():
-            if method.protection and batches < PULSE_BATCHES:
-                raise InputError(
-                    f"method=psap needs at least {PULSE_BATCHES} training batches per epoch for its pulse, "
-                    f"there is {batches}: lower optim.batch_size"
-                )
-            make: Callable[..., PSAP] = PSAP
-            if isinstance(method, PSAPVariantConfig):
-                make = partial(PSAPVariant, rule=method.rule, seed=cfg.seed)
-            pruner = make(
-                model,
-                optimizer,
-                example_input,
-                target_macs_cut=method.target_macs_cut,
-                total_epochs=cfg.epochs,
-                scope=method.scope.value,
-                exclude=method.exclude,
-                kappa=method.kappa,
-                sparsity_reference=method.sparsity_reference.value,
-                fan=cfg.model.fan.value,
-                alpha=method.alpha,
-                protection=method.protection,
-                pulse_batches=method.pulse_batches,
-                margin=method.margin,
-                min_filters=method.min_filters,
-                min_filter_share=method.min_filter_share,
-                round_to=method.round_to,
-                start=method.start,
-                ramp_end=method.ramp_end,
-                freeze=method.freeze,
-                interval=method.interval,
-            )
-            return PSAPCallback(pruner, batches_of, loss_of_batch, save)
-        case SFPConfig():
-            return SFP(
-                model,
-                example_input,
-                method.target_macs_cut,
-                method.scope.value,
-                cfg.epochs,
-                method.ramp_end,
-                save,
-            )
-        case UniformConfig(name="fpgm"):
-            return FPGM(
-                model, optimizer, example_input, method.target_macs_cut, method.scope.value, save
-            )
-        case UniformConfig(name="l1" | "l2" | "random" as score):
-            # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
-            prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2
-            return OneShot(
-                model,
-                optimizer,
-                example_input,
-                method.target_macs_cut,
-                method.scope.value,
-                score,
-                prune_at,
-                cfg.seed,
-                save,
-            )
-        case _:
-            return Unpruned(model, example_input)
+    return entry.make(context)

@@ -14,7 +14,9 @@ three points, here along PSAP's ramp, so that both are given the same budgets.
 from torch import Tensor, nn
 
 from experiments.methods.base import Metrics, SaveStep
+from experiments.methods.registry import MethodContext, register
 from experiments.methods.uniform import UniformMethod
+from experiments.schema import SFPConfig
 from psap_core.groups import Scope
 from psap_core.schedule import make_schedule
 from psap_core.scoring import filter_norms
@@ -45,3 +47,18 @@ class SFP(UniformMethod):
 
     def end_epoch(self, epochs_done: int) -> Metrics:
         return self.zero_and_adopt(epochs_done, self.target_cut * self.schedule.ramp(epochs_done))
+
+
+@register(SFPConfig, "sfp")
+def make(context: MethodContext) -> SFP:
+    method = context.cfg.method
+    assert isinstance(method, SFPConfig)
+    return SFP(
+        context.model,
+        context.example_input,
+        method.target_macs_cut,
+        method.scope.value,
+        context.cfg.epochs,
+        method.ramp_end,
+        context.save,
+    )

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from experiments.methods.base import Method
+from experiments.methods.registry import MethodContext, register
+from experiments.schema import MethodConfig, TargetConfig, ThinPlanConfig
 from psap_core.cost import macs_cost_model
 from psap_core.groups import find_groups
 from psap_core.inputs import describe
@@ -16,3 +18,11 @@ class Unpruned(Method):
         self.groups = find_groups(model, example_input)
         cost = macs_cost_model(model, self.groups, example_input)
         self.plan = make_plan(self.groups, {}, cost, describe(example_input), "all")
+
+
+@register(MethodConfig, "dense")
+@register(TargetConfig, "thin")
+@register(ThinPlanConfig, "thin_plan")
+def make(context: MethodContext) -> Method:
+    """A thin network was made before: `experiments.methods.thin` says how."""
+    return Unpruned(context.model, context.example_input)

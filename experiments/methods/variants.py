@@ -9,13 +9,16 @@ return_graded   The same, but a filter of an earlier step returns with GRADE tim
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.schema import Rule
+from experiments.methods.psap import PSAPCallback, callback
+from experiments.methods.registry import MethodContext, register
+from experiments.schema import PSAPVariantConfig, Rule
 from psap_core import PSAP, InputError, PruneStep
 from psap_core.pruner import Filters
 from psap_core.sparsity import FilterRows
@@ -98,3 +101,10 @@ def _grade_(tensors: FilterTensors, filters: Tensor) -> None:
             graded.append(rows)
     for rows in graded:
         rows.put_(filters, rows.take(filters) * GRADE)
+
+
+@register(PSAPVariantConfig, "psap_variant")
+def make(context: MethodContext) -> PSAPCallback:
+    method = context.cfg.method
+    assert isinstance(method, PSAPVariantConfig)
+    return callback(context, partial(PSAPVariant, rule=method.rule, seed=context.cfg.seed))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
@@ -194,7 +194,7 @@ class Record:
         write_atomically(folder / f"epoch_{epochs_done:04d}.json", text.encode())
 
     def save_summary(self, summary: RunSummary) -> None:
-        self._write_json("summary.json", summary.to_json())
+        self._write_json("summary.json", asdict(summary))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""

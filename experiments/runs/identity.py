@@ -28,6 +28,7 @@ CAME_LATER: dict[type[MethodConfig], dict[str, Any]] = {
 def settings(cfg: Config) -> dict[str, Any]:
     """What changes the result; weights and another run by their paths."""
     method = asdict(cfg.method)
+    del method["figures"]
     for kind, later in CAME_LATER.items():
         if isinstance(cfg.method, kind):
             for name, value in later.items():

@@ -1,7 +1,7 @@
 """What a finished run says of itself: summary.json, as training writes it and everybody else reads it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from experiments.runs.checks import (
 from experiments.runs.files import DataError, read_json
 from psap_core import InputError
 
-FORMAT = 1
+FORMAT = 1  # the newest that is understood; a file without a format has this one
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,6 @@ class RunSummary:
     train_seconds: float
     prune_seconds: float
     config_hash: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of summary.json."""
-        return {"format": FORMAT, **asdict(self)}
 
 
 CHECKS: dict[str, Check] = {

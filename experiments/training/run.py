@@ -16,7 +16,7 @@ from experiments.data import Dataset, Photographs
 from experiments.data.base import Normalisation, Sharing, SplitName, TrainingData
 from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Method, Metrics
-from experiments.methods.registry import make_method
+from experiments.methods.registry import MethodContext, make_method
 from experiments.methods.thin import starting_network
 from experiments.runs.folder import Record
 from experiments.runs.summary import RunSummary
@@ -138,7 +138,9 @@ def _make(cfg: Config, record: Record, device: torch.device, world: World) -> _T
 
     parts = images.batches * cfg.optim.accumulate
     method = make_method(
-        cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, save_step
+        MethodContext(
+            cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, save_step
+        )
     )
     steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
     return _Training(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from analysis import build, collect, published, tables
+from analysis.collect import record
 from experiments import suite
+from experiments.runs.summary import FORMAT
 from tests.analysis.runs import write_run
 from tests.helpers import refusal
 
@@ -56,8 +58,8 @@ def unknown_method(folder, said, **_) -> str:
 
 def hash_of_another_configuration(folder, said, **_) -> str:
     runs = a_run(folder)
-    config = runs / "dense" / "config.yaml"
-    config.write_text(config.read_text().replace("made_up: 0.1", "made_up: 0.2"))
+    manifest = runs / "dense" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"lr": 0.1', '"lr": 0.2'))
     return said(tables.main, "digits_demo", "--runs", runs)
 
 
@@ -68,11 +70,14 @@ def half_written_run(folder, said, **_) -> str:
 
 
 def damaged_results(folder, said, **_) -> str:
-    return said(build.main, "verify", "--results", a_run(folder, top1=900))
+    record(a_run(folder), folder / "runs" / "recorded")
+    path = folder / "runs" / "recorded" / "digits_demo" / "runs.csv"
+    path.write_text(path.read_text().replace(",90.0,", ",900,", 1))
+    return said(build.main, "verify", "--results", folder / "runs" / "recorded")
 
 
 def newer_results(folder, said, **_) -> str:
-    return said(build.main, "verify", "--results", a_run(folder, format=collect.FORMAT + 1))
+    return said(tables.main, "digits_demo", "--runs", a_run(folder, format=FORMAT + 1))
 
 
 def broken_published_row(folder, said, monkeypatch) -> str:
@@ -99,9 +104,12 @@ def no_runs_to_record(folder, said, **_) -> str:
     [
         (duplicate_cell, "mine.yaml is no suite: 'dense' stands there twice"),
         (unknown_method, "Could not find 'method/hrank'"),
-        (hash_of_another_configuration, "was edited by hand or mixed from two runs: optim differs"),
+        (
+            hash_of_another_configuration,
+            "was edited by hand or mixed from two runs: config_hash is",
+        ),
         (half_written_run, "is half-written: metrics.jsonl is missing; copy it again"),
-        (damaged_results, "summary.json is damaged: top1 cannot be 900; copy the run again"),
+        (damaged_results, "runs.csv is damaged: top1 cannot be 900"),
         (newer_results, "summary.json was written by a newer version of this suite: update"),
         (broken_published_row, "published.csv, line 2: year is 'year 20"),
         (no_runs_to_tabulate, "holds no finished run of digits_demo"),

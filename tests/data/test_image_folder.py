@@ -520,7 +520,7 @@ def flatten(root, table=None):
             "ImageId,PredictionString",
             *(f"{name},{wnid} 1 2 3 4" for name, wnid in table(rows)),
         ]
-        (root / image_folder.FLAT_LABELS).write_text("\n".join(lines) + "\n")
+        (root / folder_index.FLAT_LABELS).write_text("\n".join(lines) + "\n")
 
 
 def test_a_flat_validation_folder_works_with_its_table(root):

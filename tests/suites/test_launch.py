@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from experiments import suite, train
 from experiments.exits import EXIT_INTERRUPTED
 from experiments.runs.folder import Record, State
-from experiments.runs.summary import read_summary
+from experiments.runs.summary import RunSummary, read_summary
 from experiments.suites import launch, overview
 from experiments.suites.runs import SuiteRun, SuiteRuns, runs_of
 from psap_core import InputError
@@ -51,6 +52,13 @@ def read(tmp_path) -> Callable[..., SuiteRuns]:
         )
 
     return read
+
+
+def summary_of(suite: str, cell: str) -> RunSummary:
+    """Of a run that was never trained."""
+    values = dict.fromkeys(RunSummary.__dataclass_fields__, 1)
+    texts = dict.fromkeys(("dataset", "model", "method", "config_hash"), "x")
+    return RunSummary(**values | texts | {"suite": suite, "cell": cell, "start_top1": None})
 
 
 def states(runs: SuiteRuns) -> dict[str, State]:
@@ -214,7 +222,7 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
     )
     dense.record.folder.mkdir(parents=True)
     (dense.record.folder / "done").touch()
-    dense.record.save_summary({"suite": "small", "macs": 1, "params": 1})
+    dense.record.save_summary(summary_of("small", "dense"))
     assert launch.pending(runs) == [psap, thin_plan]
     with pytest.raises(
         InputError, match="thin plan, seed 0 takes the plan of psap, seed 0, which is not done"
@@ -226,9 +234,9 @@ def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(re
     (dense,) = read(CELLS.split("  - {name: thin")[0] + CELLS.split("\n")[-2], "epochs=1").all
     train.run([word for word in dense.overrides if not word.startswith(("suite=", "cell="))])
     summary = read_summary(dense.record.folder)
-    assert (summary["suite"], dense.counts) == (None, False)
+    assert (summary.suite, dense.counts) == (None, False)
     assert launch.local(dense.runs, 1, []) == 0
-    assert read_summary(dense.record.folder) == summary | {"suite": "small", "cell": "dense"}
+    assert read_summary(dense.record.folder) == replace(summary, suite="small", cell="dense")
     config = OmegaConf.load(dense.record.folder / "config.yaml")
     assert (config.suite, config.cell) == ("small", "dense")
     assert (dense.counts, sessions(dense)) == (True, 1)

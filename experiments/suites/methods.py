@@ -1,0 +1,45 @@
+"""What figures and tables know of the methods, from conf/method/<name>.yaml: their style, and who publishes them."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METHODS = Path(__file__).parents[1] / "conf" / "method"
+
+
+@cache
+def method_styles() -> Mapping[str, Mapping[str, Any]]:
+    """Colour, line style and marker of every method that has them, in the order of legends."""
+    styles = {
+        name: dict(figures["style"]) for name, figures in _figures().items() if "style" in figures
+    }
+    ordered = sorted(styles, key=lambda name: styles[name]["place"])
+    found = {}
+    for name in ordered:
+        style = styles[name]
+        del style["place"]
+        if isinstance(style["linestyle"], list):
+            offset, dashes = style["linestyle"]
+            style["linestyle"] = (offset, tuple(dashes))
+        found[name] = style
+    return found
+
+
+@cache
+def published_names() -> Mapping[str, str]:
+    """By method a regular expression of what others call it; of several that match, the first counts."""
+    figures = _figures()
+    return {
+        name: figures[name]["published"] for name in method_styles() if "published" in figures[name]
+    }
+
+
+def _figures() -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(METHODS.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        found[path.stem] = content.get("figures", {})
+    return found
