@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments.runs.folder import TIMING_KEYS
 
 TIMING_FIELDS = ("train_seconds", "prune_seconds")
-METHODS = ("dense", "thin", "sfp", "fpgm", "l1", "l2", "random", "psap")
+METHODS = ("dense", "thin", "sfp", "fpgm", "l1", "l2", "random", "taylor", "psap")
 SMALL = [
     "experiment=digits_resnet20",
     "model.width=0.25",

@@ -397,6 +397,7 @@ PEERS = {
         PruningBench: L1 (MagnitudeL1)""",
     "l2": "PruningBench: L2 (MagnitudeL2)",
     "random": "PruningBench: Random",
+    "taylor": "Taylor-FO-BN | PruningBench: Taylor",
 }
 OTHERS = """
     ABCPruner | ABCPruner-100% | ABCPruner-30% | ABCPruner-50% | ABCPruner-70% | ABCPruner-80% | AFP | AMC | AOFP |
@@ -408,8 +409,8 @@ OTHERS = """
     GReg-1 | GReg-2 | Group Fisher | Group Fisher (mmrazor, act norm.) | Group Fisher (mmrazor, flops norm.) | HRank |
     HRankPlus | Hinge | IR | IncReg | LAASP | LFPC | LRF | LRF-60 | MIL | ManiDP | ManiDP-B | MetaPruning | NISP |
     NSPP (Zhuang 2020) | Network Slimming | PFF/SWP (stripe-wise) | PFP-A | PFP-B | PPSM | Polar | ProvableFP |
-    PruningBench: BN scale | PruningBench: CP | PruningBench: HRank | PruningBench: Taylor | PruningBench: ThiNet |
-    RRBP | ResRep | Rethinking | SCOP | SCOP-A | SCOP-B | SCP | SRR-GR | SSS | TAS | TPP | Taylor-FO-BN | ThiNet |
+    PruningBench: BN scale | PruningBench: CP | PruningBench: HRank | PruningBench: ThiNet |
+    RRBP | ResRep | Rethinking | SCOP | SCOP-A | SCOP-B | SCP | SRR-GR | SSS | TAS | TPP | ThiNet |
     WHC | WHC 20% | WHC 30% | WHC 40% | WHC 50% | Wang et al. (SRR-like, ref 47) | Zhuang et al. (NSPP/Polar)"""
 
 

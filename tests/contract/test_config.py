@@ -78,6 +78,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
     assert present >= {*always, "export/spec.json", "export/weights.safetensors"}
     epochs = {
         "psap": {1, 2, 3},
+        "taylor": {1, 2},
         "sfp": {1, 2, 3, 4},
         "fpgm": {1, 2, 3, 4},
         "dense": set(),

@@ -324,4 +324,7 @@ def test_fresh_weights_leave_no_constant_of_a_residual_filter():
 
 
 def test_every_method_is_tested():
-    assert set(entries()) == {*METHODS, "dense", "thin", "thin_plan", "psap", "psap_variant"}
+    assert set(entries()) == {
+        *METHODS,
+        *("dense", "thin", "thin_plan", "psap", "psap_variant", "taylor", "taylor_one_shot"),
+    }

@@ -36,6 +36,7 @@ KILLS = [
     ("psap coupled", "mid-epoch"),
     ("psap coupled", "in a pulse"),
     ("sfp coupled", "mid-epoch"),
+    ("taylor", "mid-epoch"),
 ]
 
 
