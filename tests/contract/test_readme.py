@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from experiments.configuration import compose
-from experiments.suites.spec import suite_names
+from experiments.suites.spec import read_suite, suite_names
 from psap_core import macs
 
 ROOT = Path(__file__).parents[2]
@@ -99,9 +99,23 @@ def test_every_command_line_is_one_that_its_program_takes():
     """Keys of recipes, choices of suites: a run is composed, nothing is trained."""
     for line in re.findall(r"(?:python|torchrun \S+) -m experiments\.train ([^#`\n]*)", TEXTS):
         compose("train", [word for word in shlex.split(line) if "<" not in word])
-    suites = re.findall(r"experiments\.suite \w+ (\w+)", TEXTS)
+    suites = re.findall(r"experiments\.suite \w+ (\w+)(?![\w.])", TEXTS)
     assert {*suites} - {"SUITE"} <= {*suite_names()}
     assert suites
+
+
+def test_what_extending_shows_is_what_the_files_say(tmp_path):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    shown = [*code_blocks("yaml", text), *code_blocks("python", text)]
+    for block in shown:
+        first, rest = block.split("\n", 1)
+        name = first.removeprefix("# ")
+        if name == "mine.yaml":
+            (tmp_path / name).write_text(rest)
+            assert len(read_suite(str(tmp_path / name)).cells) == 3
+        else:
+            assert rest.rstrip("\n") in (ROOT / name).read_text(), name
+    assert len(shown) == 4
 
 
 def network() -> nn.Module:
