@@ -17,9 +17,10 @@ import pandas as pd
 from analysis.collect import read_runs
 from analysis.results import RESULTS, Run, named, training_hours
 from analysis.stats import f_limit, student_half_width
-from analysis.suites import PlannedSuite, plan_suites, runs_of_cells
+from analysis.suites import PlannedSuite, plan_suite, runs_of_cells
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
+from experiments.suites.spec import read_suite
 
 NOTES = (
     "Accuracy: top-1 in percent of the last epoch on the validation images, which neither train nor test. Seeds vary "
@@ -332,7 +333,7 @@ def _validation(run: Run) -> float:
     return float(run.metrics["eval/top1"].iloc[-1])
 
 
-def markdown(study: Study) -> str:
+def study_markdown(study: Study) -> str:
     rows, notes = findings(study)
     tables = [rows, effect_rows(study)] if study.effects else [rows]
     parts = [table.to_markdown(index=False, disable_numparse=True) for table in tables]
@@ -348,7 +349,7 @@ def write_findings(suites: Iterable[PlannedSuite], runs: Sequence[Run], out: Pat
     for suite in suites:
         if suite.reference is not None:
             written.append(out / f"{suite.name}_findings.md")
-            written[-1].write_text(markdown(compare(suite, runs)), encoding="utf-8")
+            written[-1].write_text(study_markdown(compare(suite, runs)), encoding="utf-8")
     return written
 
 
@@ -360,12 +361,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     given = parser.parse_args(arguments)
     with plain_exits():
-        suites = {suite.name: suite for suite in plan_suites()}
-        if given.suite not in suites:
-            raise DataError(
-                f"there is no suite {given.suite!r}: it must be one of {', '.join(suites)}"
-            )
-        print(markdown(compare(suites[given.suite], read_runs(given.runs))))
+        suite = plan_suite(read_suite(given.suite))
+        print(study_markdown(compare(suite, read_runs(given.runs))))
 
 
 if __name__ == "__main__":

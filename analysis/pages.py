@@ -87,7 +87,7 @@ def _markdown(rows: Iterable[Mapping[str, str]]) -> str:
 # ---------------------------------------------------------------------------- results
 
 
-def headline(sources: Sources) -> str:
+def headline_table(sources: Sources) -> str:
     """Top-1 of the comparison's methods at both cuts."""
     table = sources.tables["cifar16_comparison"]
     rows: dict[str, dict[str, str]] = {}
@@ -99,7 +99,7 @@ def headline(sources: Sources) -> str:
     return _markdown(rows.values())
 
 
-def comparison(sources: Sources) -> str:
+def comparison_table(sources: Sources) -> str:
     """The comparison's methods beside PSAP, a difference with its interval."""
     table = sources.tables["cifar16_comparison"]
     rows: dict[str, dict[str, str]] = {}
@@ -116,7 +116,7 @@ def comparison(sources: Sources) -> str:
     return _markdown(rows.values())
 
 
-def short(sources: Sources) -> str:
+def short_table(sources: Sources) -> str:
     """One run each from the pretrained ResNet-20."""
     table = sources.tables["cifar10_short_comparison"]
     losses = {
@@ -142,11 +142,11 @@ def _ours(table: Table) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in ours.to_dict("records")]
 
 
-def study(sources: Sources) -> str:
+def study_table(sources: Sources) -> str:
     return _of_study(sources.study("cifar16_study"))
 
 
-def defaults(sources: Sources) -> str:
+def defaults_table(sources: Sources) -> str:
     found = sources.study("cifar16_defaults")
     effects = effect_rows(found)[["effect", "n", "difference", "95 %", "verdict", "above zero"]]
     return f"{_of_study(found)}\n\n{effects.to_markdown(index=False, disable_numparse=True)}"
@@ -159,7 +159,7 @@ def _of_study(found: Study) -> str:
     return table
 
 
-def aims(sources: Sources) -> str:
+def aims_table(sources: Sources) -> str:
     """Cells that have a goal, and how far off they are."""
     frames = [goals(suite, sources.tables[name]) for name, suite in sources.suites.items()]
     rows = pd.concat(frames)[["suite", "cell", "goal", "published", "ours", "n"]]
@@ -167,7 +167,7 @@ def aims(sources: Sources) -> str:
     return table
 
 
-def suites_run(sources: Sources) -> str:
+def suites_run_table(sources: Sources) -> str:
     """Which suites have run, how long, on what."""
     rows = []
     for name, suite in sources.suites.items():
@@ -179,7 +179,7 @@ def suites_run(sources: Sources) -> str:
                 "suite": f"`{name}`",
                 "runs": f"{len(runs)} of {every}" if runs else "not run",
                 "training": training_hours(runs) if runs else "",
-                "hardware": named(run.provenance.device for run in runs),
+                "hardware": "; ".join(sorted({run.provenance.device for run in runs})),
                 "commits": named(run.provenance.commit for run in runs),
             }
         )
@@ -194,7 +194,7 @@ def _spread(figure: Mapping[str, Any], form: str = ".2f", unit: str = "") -> str
     return f"{figure['median']:{form}}{unit} [{low:{form}}, {high:{form}}]"
 
 
-def scopes(sources: Sources) -> str:
+def scopes_table(sources: Sources) -> str:
     """ResNet-50's speed-up by scope, beside the evenly thinner network."""
     figures = sources.report("cpu_2_cores_scopes")["figures"]
     whats = {"training step, batch 16, 128 px": ("train_step_ms_{}", "train_step_speedup_{}")}
@@ -215,12 +215,11 @@ def scopes(sources: Sources) -> str:
     return _markdown(rows)
 
 
-def latency(sources: Sources) -> str:
+def speed_table(sources: Sources) -> str:
     """Exported networks against dense ones, by backend."""
     reports = {
         "resnet50": "cpu_2_cores_pruning_latency",
         "resnet50_all": "cpu_2_cores_pruning_latency",
-        "mobilenet_v2": "cpu_2_cores",
     }
     rows = []
     for network, report in reports.items():
@@ -258,8 +257,8 @@ class Cost:
 
 
 COSTS = (
-    Cost("PSAP's share of a pruning epoch's training, ResNet-20, %", "pruning", "psap_epoch_overhead_pct", ".1f"),
-    Cost("... of it the pulse, 10 batches beside 391, %", "pruning", "pulse_overhead_pct", ".1f"),
+    Cost("what PSAP adds to a pruning epoch's training, ResNet-20, %", "pruning", "psap_epoch_overhead_pct", ".1f"),
+    Cost("... the pulse alone, 10 batches beside 391, %", "pruning", "pulse_overhead_pct", ".1f"),
     Cost("the hook between steps, % of a training step", "pruning", "psap_between_steps_pct", ".3f"),
     Cost("... of VGG-16 without BatchNorm, %", "pruning", "psap_between_steps_vgg16_pct"),
     Cost("one pruning step of ResNet-50 without pulse and eq. 1, ms", "pruning", "prune_step_resnet50_ms", ".0f"),
@@ -281,7 +280,7 @@ COSTS = (
 )  # fmt: skip
 
 
-def costs(sources: Sources) -> str:
+def costs_table(sources: Sources) -> str:
     rows = []
     for cost in COSTS:
         report = sources.report("_".join(filter(None, ["cpu_2_cores", cost.report])))
@@ -302,17 +301,14 @@ def costs(sources: Sources) -> str:
 
 
 TABLES: dict[str, Callable[[Sources], str]] = {
-    table.__name__.replace("_", "-"): table
-    for table in (
-        headline,
-        comparison,
-        short,
-        study,
-        defaults,
-        aims,
-        suites_run,
-        scopes,
-        latency,
-        costs,
-    )
+    "headline": headline_table,
+    "comparison": comparison_table,
+    "short": short_table,
+    "study": study_table,
+    "defaults": defaults_table,
+    "aims": aims_table,
+    "suites-run": suites_run_table,
+    "scopes": scopes_table,
+    "latency": speed_table,
+    "costs": costs_table,
 }

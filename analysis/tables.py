@@ -24,12 +24,13 @@ from analysis.suites import (
     PlannedCell,
     PlannedSuite,
     Setting,
-    plan_suites,
+    plan_suite,
     refuse_different,
     runs_of_cells,
 )
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
+from experiments.suites.spec import read_suite, suite_names
 
 TOLERANCE = 2.0  # percentage points between our target and a published FLOPs cut
 SAME_CUT = 1.0  # percentage points by which the real cuts of our rows may differ without a note
@@ -404,7 +405,7 @@ def _other_n(row: Mapping[str, Any], name: str) -> str:
     return "" if pd.isna(n) or n == row["top1_n"] else f" (n = {n:.0f})"
 
 
-def markdown(table: Table) -> str:
+def table_markdown(table: Table) -> str:
     parts = [f"# {table.title}", table.head]
     for section, rows in display(table).items():
         parts += [f"## {section}", rows.to_markdown(index=False, disable_numparse=True)]
@@ -440,7 +441,7 @@ def write_tables(tables: Iterable[Table], out: Path) -> list[Path]:
     written = []
     for table in tables:
         for suffix, text in (
-            ("md", markdown(table)),
+            ("md", table_markdown(table)),
             ("tex", latex(table)),
             ("csv", to_csv(table)),
         ):
@@ -458,12 +459,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     given = parser.parse_args(arguments)
     with plain_exits():
-        suites = {suite.name: suite for suite in plan_suites()}
-        if unknown := [name for name in given.suites if name not in suites]:
-            raise DataError(
-                f"there is no suite {unknown[0]!r}: it must be one of {', '.join(suites)}"
-            )
-        wanted = [suites[name] for name in given.suites or suites]
+        wanted = [plan_suite(read_suite(name)) for name in given.suites or suite_names()]
         runs = read_runs(given.runs)
         if given.runs != RESULTS and not {run.suite for run in runs} & {
             suite.name for suite in wanted
@@ -473,7 +469,7 @@ def main(arguments: Sequence[str]) -> None:
             )
         tables = [make_table(suite, runs, read_published()) for suite in wanted]
         if given.out is None:
-            print("\n".join(map(markdown, tables)))
+            print("\n".join(map(table_markdown, tables)))
         else:
             write_tables(tables, given.out)
 

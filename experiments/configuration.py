@@ -27,7 +27,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Any:
     Raises:
         InputError: an unknown key or choice, a value of the wrong type, a missing value.
     """
-    schema.register()
+    schema.register_types()
     choices = [override for override in overrides if _is_choice(override)]
     values = [override for override in overrides if not _is_choice(override)]
     try:

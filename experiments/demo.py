@@ -37,7 +37,7 @@ NOT_FALLEN = 0.9  # of the dense network's latency: the rest is within the noise
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResult:
     """One method of the report; latencies are medians of ROUNDS forward passes of the exported network."""
 
     method: str
@@ -92,7 +92,7 @@ def convolution_share(network: nn.Module, images: Tensor) -> float:
     return seconds / total
 
 
-def why_not_faster(rows: list[Row], facts: dict[str, Facts]) -> list[str]:
+def why_not_faster(rows: list[MethodResult], facts: dict[str, Facts]) -> list[str]:
     """One sentence for every latency of a pruned network that did not fall; `facts` goes by method."""
     dense = next(row for row in rows if row.method == "dense")
     sentences = []
@@ -126,7 +126,7 @@ def why_not_faster(rows: list[Row], facts: dict[str, Facts]) -> list[str]:
     return sentences
 
 
-def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
+def measure(folders: dict[str, Path]) -> tuple[list[MethodResult], list[str]]:
     """The rows of finished runs, method to folder, and why a latency did not fall."""
     networks = {
         method: open_exported(folder / "export")[0].eval() for method, folder in folders.items()
@@ -138,7 +138,7 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
     for method, folder in folders.items():
         summary = read_summary(folder)
         rows.append(
-            Row(
+            MethodResult(
                 method=method,
                 top1=summary.top1,
                 macs=summary.macs,
@@ -162,7 +162,7 @@ def report(folders: dict[str, Path]) -> tuple[list[Row], list[str]]:
     return rows, why_not_faster(rows, facts)
 
 
-def print_table(rows: list[Row], console: Console) -> None:
+def print_table(rows: list[MethodResult], console: Console) -> None:
     """What pruning bought, then what it cost, and how much of that is noise."""
     table = Table(title="exported networks, last epoch, one seed", box=SIMPLE)
     table.add_column("method")
@@ -186,14 +186,14 @@ def print_table(rows: list[Row], console: Console) -> None:
     )
 
 
-def run(overrides: list[str]) -> Path:
+def run_demo(overrides: list[str]) -> Path:
     """Train what is missing, print the table, write the report; returns its folder."""
     console = Console()
     folders = {}
     for number, method in enumerate(METHODS, start=1):
         console.print(f"[bold]{method}[/bold] ({number} of {len(METHODS)})")
         folders[method] = train.run(["experiment=demo_digits", f"method={method}", *overrides])
-    rows, reasons = report(folders)
+    rows, reasons = measure(folders)
     out = folders["dense"].parents[2] / "demo"  # beside the experiments, in the folder of all runs
     out.mkdir(exist_ok=True)
     (out / "report.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -221,4 +221,4 @@ if __name__ == "__main__":
     )
     parser.add_argument("overrides", nargs="*", help="as in epochs=3")
     with plain_exits():
-        run(parser.parse_args().overrides)
+        run_demo(parser.parse_args().overrides)

@@ -36,7 +36,7 @@ def _from_command_line(config_name: str) -> list[Any]:
 
     Hydra composes and no more: it would decorate whatever is raised inside it with lines of its own.
     """
-    schema.register()
+    schema.register_types()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
     composed: list[DictConfig] = []
     try:

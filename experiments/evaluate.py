@@ -21,14 +21,14 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
-from experiments.schema import DataConfig, EvaluateConfig, PhotographsConfig
+from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig
 from experiments.training.devices import configure, reading_workers
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
 from psap_core import InputError
 
 
-def run(overrides: list[str]) -> Accuracy:
+def evaluate_run(overrides: list[str]) -> Accuracy:
     """The accuracy that these Hydra overrides ask for."""
     cfg = compose("evaluate", overrides)
     _refuse_what_a_run_decides(cfg, overrides)
@@ -43,7 +43,7 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         raise InputError(
             "nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>"
         )
-    dataset = data.load(
+    dataset = data.load_dataset(
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )
     if cfg.run is None:
@@ -74,7 +74,7 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
     try:
         loaded: Any = OmegaConf.load(path)
         recorded = loaded["data"]
-        kind = PhotographsConfig if "on_corrupt" in recorded else DataConfig
+        kind = ImageFolderConfig if "on_corrupt" in recorded else DataConfig
         elsewhere = {} if Path(recorded["root"]).exists() else {"root": root}
         return OmegaConf.to_object(OmegaConf.merge(kind, recorded, elsewhere))  # type: ignore[return-value]
     except (

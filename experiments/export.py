@@ -23,7 +23,7 @@ from psap_core.exported import read_plans
 ONNX_TOLERANCE = 1e-4  # relative to the largest logit; ONNX Runtime computes in float32
 
 
-def check(cfg: ExportConfig) -> Path:
+def check_export(cfg: ExportConfig) -> Path:
     """Rebuild the exported network of `cfg.run`, compare it with the run's summary; returns its folder.
 
     Raises:
@@ -74,7 +74,7 @@ def onnx_error(small: nn.Module, path: Path, input_shape: tuple[int, ...]) -> fl
 
 @entry_point("export")
 def main(cfg: ExportConfig) -> None:
-    check(cfg)
+    check_export(cfg)
 
 
 if __name__ == "__main__":

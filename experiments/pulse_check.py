@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments import data, models, seeding
+from experiments import seeding
 from experiments.configuration import compose
-from experiments.data.base import Normalisation, Sharing, SplitName
 from experiments.exits import plain_exits
 from experiments.methods.base import BatchesOf, Callback, Method, Metrics
-from experiments.methods.registry import MethodContext, make_method
+from experiments.methods.registry import make_method
 from experiments.runs.provenance import code_version
 from experiments.schema import Config, DataConfig, PSAPConfig
 from experiments.training.devices import configure, device_name
 from experiments.training.distributed import World
-from experiments.training.loop import Loop, Position, evaluate
-from experiments.training.optim import learning_rate, make_optimizer
+from experiments.training.loop import Loop, Position
+from experiments.training.optim import learning_rate
 from experiments.training.progress import RunProgress
+from experiments.training.setup import set_up
 from experiments.training.steps import Steps
 from psap_core import InputError
 from psap_core.scoring import filter_norms, joint_scores
@@ -55,7 +55,7 @@ Rows = list[dict[str, Any]]
 Batch = tuple[Tensor, Tensor]
 
 
-def check(
+def check_filters(
     model: nn.Module,
     tensors: Mapping[str, FilterTensors],
     chosen: Mapping[str, Sequence[int]],
@@ -166,7 +166,7 @@ class Checked(Callback):
         batches = [*self.batches(epochs_done)]
         for group in range(GROUPS):
             chosen = {name: order[group::GROUPS] for name, order in orders.items()}
-            rows = check(self.model, tensors, chosen, batches[::2], batches[1::2])
+            rows = check_filters(self.model, tensors, chosen, batches[::2], batches[1::2])
             self.rows += [{"seed": self.seed, "epoch": epochs_done} | row for row in rows]
 
 
@@ -180,58 +180,36 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
     if type(cfg.data) is not DataConfig or not isinstance(cfg.method, PSAPConfig):
         raise InputError("the check needs the digits or CIFAR-10, and method=psap")
     world = World()
-    device = configure(cfg.runtime, world)
-    seeding.seed_everything(cfg.seed)
-    dataset = data.load_resident(cfg.data).to(device)
-    channels, _, size = dataset.image_shape
-    model, normalisation = models.start(cfg.model, channels, dataset.classes, new_classifier=True)
+    setup = set_up(cfg, configure(cfg.runtime, world), world)
+    model = setup.model
     if any(isinstance(module, nn.Dropout) for module in model.modules()):
         raise InputError(
             "the check needs a network without dropout: losses that differ by chance say nothing"
         )
-    model.to(device).to(memory_format=torch.channels_last)
-    normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
-    optimizer = make_optimizer(model, cfg.optim)
-    sharing = Sharing(cfg.optim.batch_size, accumulate=cfg.optim.accumulate)
-    images = dataset.training(sharing, normalisation, cfg.seed, device, 0)
-    example = torch.zeros(1, channels, size, size, device=device)
-    parts = images.batches * cfg.optim.accumulate
+    parts = setup.batches_for_a_pulse
     if parts < 2 * batches:
         raise InputError(f"--batches={batches} needs {2 * batches} batches, an epoch has {parts}")
 
-    def drawn(stream: str, epoch: int) -> Iterator[Batch]:
-        return (part for batch in images.epoch(stream, epoch) for part in batch.parts)
-
-    def pulse_batches(epochs_done: int) -> Iterator[Batch]:
-        return drawn("pulse", epochs_done)
-
     def check_batches(epochs_done: int) -> Iterator[Batch]:
-        return islice(drawn("utility check", epochs_done), 2 * batches)
+        return islice(setup.micro_batches("utility check", epochs_done), 2 * batches)
 
-    curve: SplitName = "validation" if dataset.count("validation") else "test"
-    loss_of_batch = partial(loss, model)
-    method = make_method(
-        MethodContext(
-            cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, lambda *_: None
-        )
+    method = make_method(setup.method_context(lambda *_: None))
+    checked = Checked(method, model, setup.optimizer, check_batches, cfg.seed, after)
+    steps = Steps(
+        model, setup.optimizer, setup.images, world, setup.device, None, method.after_step
     )
-    checked = Checked(method, model, optimizer, check_batches, cfg.seed, after)
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"
-    with RunProgress(title, max(after), images.batches, 0, quiet=False) as progress:
+    with RunProgress(title, max(after), setup.images.batches, 0, quiet=False) as progress:
         Loop(
             model=model,
-            steps=Steps(model, optimizer, images, world, device, None, method.after_step),
+            steps=steps,
             world=world,
             callback=checked,
             epochs=max(after),
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: (
-                evaluate(
-                    model, dataset.evaluation(curve, 0, 1, normalisation, device, 0), world
-                ).top1
-            ),
+            evaluate=lambda: setup.accuracy(model, setup.curve).top1,
             log=progress.epoch,
-            save=lambda: None,
+            save=lambda position: None,
             stop_requested=lambda: False,
             advance=progress.advance,
             position=Position(),

@@ -76,7 +76,7 @@ class DataConfig:
 
 
 @dataclass
-class PhotographsConfig(DataConfig):
+class ImageFolderConfig(DataConfig):
     """A folder of train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
     on_corrupt: OnCorrupt = MISSING
@@ -245,7 +245,7 @@ class ExportConfig:
 
 
 @cache
-def register() -> None:
+def register_types() -> None:
     """Make the types known to Hydra, under the names that conf/ refers to."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Config)

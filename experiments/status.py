@@ -1,6 +1,6 @@
 """Where a run stands: `python -m experiments.status experiment=<recipe> [key=value ...]`, as for training.
 
-Prints its state: done, running, interrupted and when, failed, refused, incomplete (killed, or running on another
+Prints its state: done, running, interrupted and when, failed, rejected, incomplete (killed, or running on another
 machine) or not launched. Whatever is not done or running, training's same command begins or continues. Touches nothing.
 """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from psap_core.cost import macs
 from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup, Scope, find_groups
 from psap_core.inputs import Description, call, copy_network, draw, map_tensors, tensors_in
@@ -133,11 +134,16 @@ def save_exported(
     """Write `spec.json` (the plans, and `extra` JSON values) and `weights.safetensors` into a folder.
 
     Args:
+        small: what `export` returns, or the network itself after `compact_`.
         plans: the plan; of a network that was pruned in several rounds the plans of all of them, in order.
+
+    Raises:
+        InputError: the network is not of the plan's size, there is no plan, or `extra` holds no JSON values.
     """
     rounds = [plans] if isinstance(plans, PrunePlan) else [*plans]
     if not rounds:
         raise InputError("an export has a plan, or several; none was given")
+    _refuse_another_size(small, rounds[-1])
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
     content = safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, {"plan": _digests(rounds)}
@@ -208,7 +214,11 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     """Write the network as ONNX (dynamo exporter), evaluation mode. Needs onnxscript.
 
     Any batch size; of images any height and width as well, where the network allows that.
+
+    Raises:
+        InputError: the network is not of the plan's size.
     """
+    _refuse_another_size(small, plan)
     drawn = draw(plan.inputs, torch.Generator().manual_seed(0))
     example = map_tensors(drawn, _twice)  # a size of one would be taken for a constant
     network = copy_network(small).cpu().eval()
@@ -293,6 +303,17 @@ def _count_live(tensors: FilterTensors, names: Sequence[str], part: LayerPlan) -
         rows = tensors.parameters[name].take(index)
         live |= rows.detach().flatten(1).ne(0).any(1)
     return int(live.sum())
+
+
+def _refuse_another_size(small: nn.Module, plan: PrunePlan) -> None:
+    """A dense network beside a plan would be written without a word, and never be loaded."""
+    example = draw(plan.inputs, torch.Generator().manual_seed(0))
+    network = copy_network(small).cpu().eval()
+    found = macs(network, _in_type_of(network, example))
+    if found != plan.macs:
+        raise InputError(
+            f"the network has {found:,} MACs and its plan leaves {plan.macs:,}: give what export() returns"
+        )
 
 
 def _verify(model: nn.Module, small: nn.Module, inputs: Description) -> None:

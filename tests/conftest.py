@@ -18,9 +18,9 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
     """The overrides with which a recipe trains on `train_images` - 4 images; runs and data are below tmp_path."""
     generator = torch.Generator().manual_seed(0)
 
-    def split(count: int) -> tensor_images.Split:
+    def split(count: int) -> tensor_images.LabelledImages:
         images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return tensor_images.Split(images, torch.arange(count) % 10)
+        return tensor_images.LabelledImages(images, torch.arange(count) % 10)
 
     monkeypatch.setattr(tensor_images, "_load_cifar10", lambda root: (split(20), split(10)))
     monkeypatch.setattr(

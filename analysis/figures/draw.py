@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.accuracy import accuracy_against_latency, accuracy_against_macs
 from analysis.figures.curves import mask_churn, training_curves, training_loss
-from analysis.figures.layers import kept_filters, layer_prune_ratios, weight_sparsity_ratios
+from analysis.figures.layers import draw_prune_ratios, draw_sparsity_ratios, kept_filters
 from analysis.figures.pulses import pulses
 from analysis.figures.study import study_differences
 from analysis.figures.style import NothingToDrawError
@@ -19,18 +19,15 @@ from analysis.suites import runs_of_suite
 from experiments.runs.files import DataError
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
-    make.__name__: make
-    for make in (
-        accuracy_against_macs,
-        training_curves,
-        training_loss,
-        mask_churn,
-        layer_prune_ratios,
-        weight_sparsity_ratios,
-        pulses,
-        kept_filters,
-        study_differences,
-    )
+    "accuracy_against_macs": accuracy_against_macs,
+    "training_curves": training_curves,
+    "training_loss": training_loss,
+    "mask_churn": mask_churn,
+    "layer_prune_ratios": draw_prune_ratios,
+    "weight_sparsity_ratios": draw_sparsity_ratios,
+    "pulses": pulses,
+    "kept_filters": kept_filters,
+    "study_differences": study_differences,
 }
 
 

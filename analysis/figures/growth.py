@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.figures.style import save
+from analysis.figures.style import save_picture
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 
@@ -22,7 +22,7 @@ WHATS = {
 PARTS = {"epoch": "epoch and its pruning step [s]", "step": "pruning step alone [s]"}
 
 
-def growth(figures: Mapping[str, Any]) -> Figure:
+def draw_growth(figures: Mapping[str, Any]) -> Figure:
     """Seconds of an epoch (above) and of its pruning step (below) against each kind of work.
 
     Args:
@@ -79,7 +79,7 @@ def write_growth(results: Path, out: Path) -> list[Path]:
         if any(name.startswith("growth_") for name in figures):
             out.mkdir(parents=True, exist_ok=True)
             written.append(out / f"{path.stem}_growth.png")
-            growth(figures).savefig(written[-1], metadata={"Software": None})
+            draw_growth(figures).savefig(written[-1], metadata={"Software": None})
     return written
 
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)
     with plain_exits():
-        save(growth(_read_figures(given.report)), given.out)
+        save_picture(draw_growth(_read_figures(given.report)), given.out)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,12 @@ def kept_filters(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def layer_prune_ratios(runs: Sequence[Run]) -> Figure:
+def draw_prune_ratios(runs: Sequence[Run]) -> Figure:
     """What PSAP decided at every step: the share of its filters that every layer loses, mean over the seeds."""
     return _maps(runs, "prune_ratio", "share of filters removed")
 
 
-def weight_sparsity_ratios(runs: Sequence[Run]) -> Figure:
+def draw_sparsity_ratios(runs: Sequence[Run]) -> Figure:
     """What PSAP measured at every step: the share of small weights in every layer, mean over the seeds."""
     return _maps(runs, "weight_sparsity_ratio", "share of small weights")
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.layers import draw_map
-from analysis.figures.style import SPARE_STYLES, STYLES, save
+from analysis.figures.style import SPARE_STYLES, STYLES, save_picture
 from analysis.results import Run, read_run
 from analysis.suites import setting_of
 from experiments.exits import plain_exits
@@ -176,7 +176,7 @@ def bought_and_paid(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def read_report(path: Path) -> list[dict[str, Any]]:
+def read_demo_report(path: Path) -> list[dict[str, Any]]:
     """The rows of the demo's report. Raises DataError if the file holds something else."""
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text())
@@ -202,9 +202,9 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("give run folders, or --report")
     with plain_exits():
         if given.report is not None:
-            save(bought_and_paid(read_report(given.report)), given.out)
+            save_picture(bought_and_paid(read_demo_report(given.report)), given.out)
         else:
-            save(what_happened([read_run(folder) for folder in given.runs]), given.out)
+            save_picture(what_happened([read_run(folder) for folder in given.runs]), given.out)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def add_legend(
     )
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: Path) -> None:
     """Write a picture, in the format of its suffix. Raises DataError where there is no such format."""
     try:
         figure.savefig(path)

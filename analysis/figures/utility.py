@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.figures.style import STYLE, save
+from analysis.figures.style import STYLE, save_picture
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 
@@ -110,7 +110,7 @@ def picture(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_pulse_check(path: Path) -> dict[str, Any]:
     """Raises DataError if the file holds something else."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
@@ -139,7 +139,7 @@ def write_pictures(results: Path, out: Path) -> list[Path]:
     for path in sorted((results / "utility").glob("*.json")):
         out.mkdir(parents=True, exist_ok=True)
         written.append(out / f"{path.stem}.png")
-        picture(read_report(path)).savefig(written[-1], metadata={"Software": None})
+        picture(read_pulse_check(path)).savefig(written[-1], metadata={"Software": None})
     return written
 
 
@@ -151,8 +151,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.png")
     given = parser.parse_args(arguments)
     with plain_exits():
-        report = read_report(given.report)
-        save(picture(report), given.out)
+        report = read_pulse_check(given.report)
+        save_picture(picture(report), given.out)
     print(correlations(pd.DataFrame(report["filters"])).to_markdown(floatfmt=".2f"))
 
 

@@ -46,10 +46,12 @@ def files() -> Figures:
         path = Path(folder, "last.pt")
 
         def save() -> None:
-            checkpoint.save(path, {name: part.state_dict() for name, part in parts.items()})
+            checkpoint.save_checkpoint(
+                path, {name: part.state_dict() for name, part in parts.items()}
+            )
 
         def load() -> None:
-            state = checkpoint.load(path)
+            state = checkpoint.load_checkpoint(path)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
 

@@ -14,11 +14,11 @@ import torch
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, seconds, sgd
 from experiments.data.base import Normalisation, Sharing
-from experiments.data.tensor_images import Split, TrainingImages
+from experiments.data.tensor_images import LabelledImages, TensorLoader
 from experiments.schema import Fast
 from experiments.seeding import seed_everything
 from experiments.training.distributed import World
-from experiments.training.steps import choose_fast, make_steps
+from experiments.training.steps import choose_fast, make_steps, wrapped
 
 IMAGES, BATCH, EPOCHS, RUNS, REPETITIONS = 50_000, 128, 3, 8, 3
 NORMALISATION = Normalisation((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
@@ -49,13 +49,14 @@ def epoch_seconds(
     seed_everything(0)
     device = torch.device(device_type)
     model = cifar_resnet(depth).to(device)
-    split = Split(
+    split = LabelledImages(
         torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))
     ).to(device)
-    batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0)
+    batches = TensorLoader(split, NORMALISATION, Sharing(BATCH), True, seed=0)
     world = World()
     chosen = choose_fast(fast, device, batches, world)
-    steps = make_steps(chosen, model, sgd(model), batches, world, device, autocast, lambda: None)
+    net = wrapped(model, chosen, world)
+    steps = make_steps(chosen, net, sgd(model), batches, world, device, autocast, lambda: None)
 
     def train(epoch: int) -> float:
         for _ in steps.epoch(epoch, 0):

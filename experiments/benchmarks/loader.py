@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from experiments.benchmarks import Figures, figure, one_thread
 from experiments.data import image_folder, transforms
 from experiments.data.base import Normalisation, Sharing
-from experiments.schema import OnCorrupt, PhotographsConfig
+from experiments.schema import ImageFolderConfig, OnCorrupt
 
 SIZE, BATCH, IMAGES, REPETITIONS = 224, 64, 320, 3
 COMPARED_IMAGES = 64  # for the pixels
@@ -57,10 +57,10 @@ def _compared(root: Path, suffix: str) -> Figures:
         ]
     )
     mean, std = list(NORMALISATION.mean), list(NORMALISATION.std)
-    cfg = PhotographsConfig(
+    cfg = ImageFolderConfig(
         "imagenet", str(root), SIZE, IMAGES, 0, True, mean, std, OnCorrupt.error
     )
-    dataset = image_folder.load(cfg)
+    dataset = image_folder.load_image_folder(cfg)
     ours = dataset.training(
         Sharing(BATCH), NORMALISATION, seed=0, device=torch.device("cpu"), workers=1
     )
@@ -98,7 +98,7 @@ def _rate(batches: Iterable[Tensor]) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _differences(dataset: image_folder.Photographs) -> list[float]:
+def _differences(dataset: image_folder.ImageFolder) -> list[float]:
     from torchvision.transforms.v2 import functional as TF
 
     draw = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from experiments.benchmarks import Figures, cifar_resnet, figure, one_thread, seconds, sgd
 from experiments.data.base import Normalisation, Sharing
-from experiments.data.tensor_images import Split, TrainingImages, crop
+from experiments.data.tensor_images import LabelledImages, TensorLoader, crop
 
 IMAGES, SIZE, PADDING, BATCH = 50_000, 32, 4, 128
 PIL_IMAGES, REPETITIONS, STEPS = 2_000, 5, 10
@@ -31,8 +31,12 @@ def training() -> Figures:
 
 def augmentation() -> Figures:
     images = torch.randint(256, (IMAGES, 3, SIZE, SIZE), dtype=torch.uint8)
-    batches = TrainingImages(
-        Split(images, torch.zeros(IMAGES).long()), NORMALISATION, Sharing(BATCH), True, seed=0
+    batches = TensorLoader(
+        LabelledImages(images, torch.zeros(IMAGES).long()),
+        NORMALISATION,
+        Sharing(BATCH),
+        True,
+        seed=0,
     )
     top, left = torch.randint(2 * PADDING + 1, (2, PIL_IMAGES))
     flips = torch.rand(PIL_IMAGES) < 0.5
@@ -74,7 +78,7 @@ def _pil(images: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Callable[[
     return augmented
 
 
-def _count(batches: TrainingImages, epoch: int) -> int:
+def _count(batches: TensorLoader, epoch: int) -> int:
     """Make an epoch's images, and say how many they are."""
     return sum(len(batch.parts[0][1]) for batch in batches.epoch("train", epoch))
 
@@ -87,11 +91,11 @@ def _rate(images: Callable[[], int]) -> float:
 def steps() -> Figures:
     model = cifar_resnet(20)
     optimizer = sgd(model)
-    split = Split(
+    split = LabelledImages(
         torch.randint(256, (BATCH * (STEPS + 2), 3, SIZE, SIZE), dtype=torch.uint8),
         torch.randint(10, (BATCH * (STEPS + 2),)),
     )
-    batches = TrainingImages(split, NORMALISATION, Sharing(BATCH), True, seed=0).epoch("train", 0)
+    batches = TensorLoader(split, NORMALISATION, Sharing(BATCH), True, seed=0).epoch("train", 0)
 
     def step() -> None:
         ((images, labels),), _ = next(batches)

@@ -99,7 +99,7 @@ DEFAULT_SIDE = {"torchvision": 64, "timm": 96}
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkResult:
     """What was found of one network; None: it could not be found.
 
     Attributes:
@@ -143,7 +143,7 @@ class Row:
 # ---------------------------------------------------------------------------- the networks
 
 
-def names() -> list[str]:
+def network_names() -> list[str]:
     """`package:name` of every network that is tried."""
     packages = {"torchvision": TORCHVISION, "timm": TIMM}
     return [
@@ -161,7 +161,7 @@ def side_of(package: str, name: str) -> int:
     return DEFAULT_SIDE[package]
 
 
-def build(package: str, name: str, side: int) -> nn.Module:
+def build_network(package: str, name: str, side: int) -> nn.Module:
     """The network in evaluation mode, randomly initialised, everything per channel drawn at random."""
     torch.manual_seed(0)
     model: nn.Module
@@ -214,14 +214,14 @@ def draw_(model: nn.Module, side: int) -> None:
 # ---------------------------------------------------------------------------- one network
 
 
-def examine(package: str, name: str) -> Row:
+def examine(package: str, name: str) -> NetworkResult:
     side = side_of(package, name)
     row: dict[str, Any] = {"package": package, "name": name, "side": side, "commit": _commit()}
     try:
         row |= _measured(package, name, side)
     except Exception as error:
         row["failure"] = _sentence(error)
-    return Row(**row)
+    return NetworkResult(**row)
 
 
 def _commit() -> str:
@@ -231,7 +231,7 @@ def _commit() -> str:
 
 
 def _measured(package: str, name: str, side: int) -> dict[str, Any]:
-    model, images = build(package, name, side), torch.randn(2, 3, side, side)
+    model, images = build_network(package, name, side), torch.randn(2, 3, side, side)
     _outputs(model, images)  # what is set up in a first pass
     forward, _ = _timed(lambda: _outputs(model, images))
     analysis, found = _timed(lambda: search_groups(model, images, scope="coupled"))
@@ -255,7 +255,7 @@ def _measured(package: str, name: str, side: int) -> dict[str, Any]:
     row["changed"] = difference(dense, masked)
     small = smaller_copy(model, found.groups, plan)
     row["error"] = difference(masked, _outputs(small, images))
-    loaded = _saved_and_loaded(small, plan, build(package, name, side).double())
+    loaded = _saved_and_loaded(small, plan, build_network(package, name, side).double())
     row["loaded_error"] = difference(masked, _outputs(loaded, images))
     return row
 
@@ -338,7 +338,7 @@ def rival_apart(package: str, name: str) -> str:
 
 def _tell_rival(sender: Any, package: str, name: str, side: int) -> None:
     try:
-        sender.send(rival(build(package, name, side).double(), package, side))
+        sender.send(rival(build_network(package, name, side).double(), package, side))
     except Exception as error:
         sender.send(_sentence(error))
 
@@ -410,10 +410,10 @@ def _gives_classes(module: nn.Module, package: str) -> bool:
 
 
 def zoo() -> Figures:
-    return summary(run(names(), OUT, again=False))
+    return summary(try_networks(network_names(), OUT, again=False))
 
 
-def run(chosen: Sequence[str], out: Path, *, again: bool) -> list[Row]:
+def try_networks(chosen: Sequence[str], out: Path, *, again: bool) -> list[NetworkResult]:
     """Try networks, then Torch-Pruning on the same, and give the rows of all that were ever tried."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with _one_thread():
@@ -427,11 +427,11 @@ def run(chosen: Sequence[str], out: Path, *, again: bool) -> list[Row]:
     return read(out)
 
 
-def _known(out: Path) -> dict[str, Row]:
+def _known(out: Path) -> dict[str, NetworkResult]:
     return {f"{row.package}:{row.name}": row for row in read(out)}
 
 
-def _write(out: Path, row: Row) -> None:
+def _write(out: Path, row: NetworkResult) -> None:
     print(_line(row), flush=True)
     with out.open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
@@ -448,16 +448,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def read(out: Path) -> list[Row]:
+def read(out: Path) -> list[NetworkResult]:
     """The last row of every network, in the order of the lists."""
     if not out.exists():
         return []
-    rows = [Row(**json.loads(line)) for line in out.read_text().splitlines()]
+    rows = [NetworkResult(**json.loads(line)) for line in out.read_text().splitlines()]
     latest = {f"{row.package}:{row.name}": row for row in rows}
-    return [latest[name] for name in names() if name in latest]
+    return [latest[name] for name in network_names() if name in latest]
 
 
-def summary(rows: Sequence[Row]) -> Figures:
+def summary(rows: Sequence[NetworkResult]) -> Figures:
     figures: Figures = {}
     for package in ("torchvision", "timm"):
         own = [row for row in rows if row.package == package]
@@ -487,11 +487,14 @@ def summary(rows: Sequence[Row]) -> Figures:
 
 INTRODUCTION = """# Which networks can be pruned
 
-Randomly initialised networks, everything per channel drawn at random, scope `coupled`: 30 % of every group's filters
-are removed, and the exported network must compute what the masked one does, to 1e-9 in float64; so must what was saved
-and loaded again. `python -m experiments.benchmark zoo` tries them all
-([zoo.py](../experiments/benchmarks/zoo.py)), `python -m experiments.benchmarks.zoo --page docs/networks.md` writes this
-page. The [rows](../analysis/recorded/benchmark/cpu_2_cores_zoo.jsonl) are of commit COMMIT.
+torchvision's and timm's convolutional families, one by one: how much of each network can be cut, and whether its export
+is exact.
+
+The networks are randomly initialised, in scope `coupled`. 30 % of every group's filters are removed, and the exported
+network must compute what the masked one does, to 1e-9 in float64; so must what was saved and loaded again.
+`python -m experiments.benchmark zoo` tries them all ([zoo.py](../experiments/benchmarks/zoo.py)),
+`python -m experiments.benchmarks.zoo --page docs/networks.md` writes this page. The
+[rows](../analysis/recorded/benchmark/cpu_2_cores_zoo.jsonl) are of commit COMMIT.
 """
 LEGEND = """
 px: height and width of the images; cut: largest share of the MACs that can go, %; error, loaded: of the export and of
@@ -500,7 +503,7 @@ compared with the dense network in which all that it removes is zero, given 120 
 """
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[NetworkResult]) -> str:
     """docs/networks.md."""
     versions = [f"{name} {version(name)}" for name in ("torchvision", "timm", "torch-pruning")]
     figures = {key: value["median"] for key, value in summary(rows).items()}
@@ -531,7 +534,7 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join([*parts, ""])
 
 
-def _summary_line(package: str, rows: Sequence[Row]) -> str:
+def _summary_line(package: str, rows: Sequence[NetworkResult]) -> str:
     own = [row for row in rows if row.package == package]
     exact = sum(row.is_exact for row in own)
     reach = sum(row.is_exact and row.reach >= REACH for row in own)
@@ -545,7 +548,7 @@ def _summary_line(package: str, rows: Sequence[Row]) -> str:
     )
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[NetworkResult]) -> list[str]:
     lines = [
         "| network | px | groups | cut | error | loaded | analysis | forward | Torch-Pruning |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -569,7 +572,7 @@ def _small(number: float | None) -> str:
     return "" if number is None else f"{number:.0e}"
 
 
-def _line(row: Row) -> str:
+def _line(row: NetworkResult) -> str:
     numbers = f"cut {row.reach:.3f} error {_small(row.error)} {_small(row.loaded_error)} changed {_small(row.changed)}"
     times = f"analysis {row.analysis:.1f} s, forward {row.forward:.2f} s"
     return f"{row.package}:{row.name} {row.groups} groups {numbers} {times}; {row.failure or row.left}; {row.rival}"
@@ -586,13 +589,13 @@ def main() -> None:
     if given.page:
         given.page.write_text(page(read(given.out)))
         return
-    known = names()
+    known = network_names()
     chosen = [name for name in known if {name, name.partition(":")[2]} & {*given.networks}]
     if unknown := [
         n for n in given.networks if not any(n in (k, k.partition(":")[2]) for k in known)
     ]:
         parser.error(f"there is no network {unknown[0]!r} in the lists")
-    run(chosen or known, given.out, again=bool(chosen))
+    try_networks(chosen or known, given.out, again=bool(chosen))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Photographs in folders, as ImageNet's: decoded, cropped and scaled by worker processes while the network trains.
+"""ImageFolder in folders, as ImageNet's: decoded, cropped and scaled by worker processes while the network trains.
 
 A worker builds a whole batch of one rank as one uint8 tensor; it is normalised on the device. The crops of a batch
 are a pure function of (seed, stream, epoch, batch), so neither the number of processes nor that of workers shows,
@@ -41,7 +41,7 @@ from experiments.data.folder_index import (
     read_index,
 )
 from experiments.data.transforms import DRAWS, evaluation_view, training_view
-from experiments.schema import OnCorrupt, PhotographsConfig
+from experiments.schema import ImageFolderConfig, OnCorrupt
 from experiments.seeding import generator
 from psap_core import InputError
 
@@ -59,12 +59,12 @@ class Failure(NamedTuple):
 
 
 # Images uint8 [N, S, S, 3], labels int64 [N], rows without an image.
-Rows = tuple[Tensor, Tensor, list[Failure]]
+Views = tuple[Tensor, Tensor, list[Failure]]
 
 
-def read_rows(
+def read_views(
     root: str, files: Files, size: int, view: Callable[[int, Image.Image], NDArray[np.uint8]]
-) -> Rows:
+) -> Views:
     """The views of all files; a failure is a value, because an exception would leave a worker as a traceback.
 
     The rows without an image hold anything.
@@ -101,7 +101,7 @@ def _order(images: int, seed: int, stream: str, epoch: int) -> NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TrainingRows(Dataset[Rows]):
+class TrainingViews(Dataset[Views]):
     """One rank's rows of any training batch, asked for by (stream, epoch, batch)."""
 
     root: str
@@ -111,7 +111,7 @@ class TrainingRows(Dataset[Rows]):
     seed: int
     sharing: Sharing
 
-    def __getitem__(self, item: tuple[str, int, int]) -> Rows:
+    def __getitem__(self, item: tuple[str, int, int]) -> Views:
         stream, epoch, batch = item
         start = batch * self.sharing.batch_size
         index = _order(len(self.files), self.seed, stream, epoch)[
@@ -122,7 +122,7 @@ class TrainingRows(Dataset[Rows]):
         # Drawn for the whole batch, so that a row has the same crop whichever rank takes it.
         draw = generator(self.seed, stream, epoch, batch)
         uniforms = torch.rand(len(index), DRAWS, dtype=torch.float64, generator=draw)[mine].tolist()
-        return read_rows(
+        return read_views(
             self.root,
             self.files.take(index[mine]),
             self.size,
@@ -131,23 +131,23 @@ class TrainingRows(Dataset[Rows]):
 
 
 @dataclass(frozen=True)
-class EvaluationRows(Dataset[Rows]):
+class EvaluationViews(Dataset[Views]):
     """Consecutive evaluation images, asked for by the number of their batch."""
 
     root: str
     files: Files
     size: int
 
-    def __getitem__(self, batch: int) -> Rows:
+    def __getitem__(self, batch: int) -> Views:
         files = self.files.take(slice(batch * EVALUATION_BATCH, (batch + 1) * EVALUATION_BATCH))
-        return read_rows(
+        return read_views(
             self.root, files, self.size, lambda _, image: evaluation_view(image, self.size)
         )
 
 
 def _loader(
-    rows: Dataset[Rows], items: Iterable[Any], device: torch.device, workers: int
-) -> DataLoader[Rows]:
+    rows: Dataset[Views], items: Iterable[Any], device: torch.device, workers: int
+) -> DataLoader[Views]:
     """Serves `items` in order, whatever they are when an iteration begins; torch gives a worker one thread."""
     loader = DataLoader(
         rows,
@@ -172,7 +172,7 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers(loader: "weakref.ref[DataLoader[Rows]]") -> None:
+def _end_workers(loader: "weakref.ref[DataLoader[Views]]") -> None:
     """After an error the loader may outlive main; the interpreter would wait for each worker, which ignores it."""
     if (found := loader()) is not None and found._iterator is not None:
         workers: Any = found._iterator
@@ -182,7 +182,7 @@ def _end_workers(loader: "weakref.ref[DataLoader[Rows]]") -> None:
 
 
 @dataclass(frozen=True)
-class Photographs:
+class ImageFolder:
     """The three splits of a data set of photographs; `validation` may be empty.
 
     Attributes:
@@ -227,9 +227,9 @@ class Photographs:
         seed: int,
         device: torch.device,
         workers: int,
-    ) -> "TrainingPhotographs":
+    ) -> "FolderLoader":
         """The training split, augmented, read by `workers` processes; by this one if there are none."""
-        return TrainingPhotographs(self, sharing, normalisation, seed, device, workers)
+        return FolderLoader(self, sharing, normalisation, seed, device, workers)
 
     def evaluation(
         self,
@@ -248,7 +248,7 @@ class Photographs:
         files = self._split(split).take(slice(rank, None, ranks))
         items = range(-(-len(files) // EVALUATION_BATCH))
         for images, labels, failures in _loader(
-            EvaluationRows(self.root, files, self.size), items, device, workers
+            EvaluationViews(self.root, files, self.size), items, device, workers
         ):
             if lost := self.lost_rows(failures):
                 kept = [row for row in range(len(labels)) if row not in lost]
@@ -283,7 +283,7 @@ def to_device(images: Tensor, normalisation: Normalisation, device: torch.device
     return normalisation(images.to(device, non_blocking=True).permute(0, 3, 1, 2))
 
 
-class TrainingPhotographs:
+class FolderLoader:
     """Augmented batches, see `experiments.data.base.TrainingData`: one epoch at a time.
 
     Raises:
@@ -292,7 +292,7 @@ class TrainingPhotographs:
 
     def __init__(
         self,
-        photographs: Photographs,
+        photographs: ImageFolder,
         sharing: Sharing,
         normalisation: Normalisation,
         seed: int,
@@ -304,7 +304,7 @@ class TrainingPhotographs:
         self.sharing = sharing
         self.normalisation = normalisation
         self.device = device
-        rows = TrainingRows(
+        rows = TrainingViews(
             photographs.root, photographs.train, photographs.size, photographs.flip, seed, sharing
         )
         self._items: list[tuple[str, int, int]] = []  # changed for every epoch; the workers stay
@@ -323,7 +323,7 @@ class TrainingPhotographs:
             images = min(self.sharing.batch_size, len(self) - batch * self.sharing.batch_size)
             yield Batch(self._parts(rows, self.sharing.parts(images)), images)
 
-    def _parts(self, rows: Rows, parts: list[slice]) -> list[tuple[Tensor, Tensor]]:
+    def _parts(self, rows: Views, parts: list[slice]) -> list[tuple[Tensor, Tensor]]:
         images, labels, failures = rows
         lost = self.photographs.lost_rows(failures)
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
@@ -341,10 +341,10 @@ class TrainingPhotographs:
         return done
 
 
-def load(cfg: PhotographsConfig) -> Photographs:
+def load_image_folder(cfg: ImageFolderConfig) -> ImageFolder:
     """The configured data set: which files there are; no image is read.
 
-    The test split is val/; validation images come out of train/, see `experiments.data.load`.
+    The test split is val/; validation images come out of train/, see `experiments.data.load_dataset`.
 
     Raises:
         InputError: the folders are not as they must be, or the configuration does not fit them.
@@ -383,7 +383,7 @@ def load(cfg: PhotographsConfig) -> Photographs:
     validation, training = (
         part.numpy() for part in split_index(torch.from_numpy(train.labels), cfg)
     )
-    return Photographs(
+    return ImageFolder(
         str(root),
         train.take(training),
         train.take(validation),

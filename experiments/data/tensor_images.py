@@ -41,7 +41,7 @@ DIGITS_TEST_IMAGES = 360
 
 
 @dataclass(frozen=True)
-class Split:
+class LabelledImages:
     """Images uint8 [N, C, H, W] and labels int64 [N]."""
 
     images: Tensor
@@ -50,20 +50,20 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+    def take(self, index: Tensor) -> "LabelledImages":
+        return LabelledImages(self.images[index], self.labels[index])
 
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> "LabelledImages":
+        return LabelledImages(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
-class Dataset:
+class TensorImages:
     """The three splits of a data set; `validation` may be empty, `flip` says whether mirror images train, too."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
     flip: bool
 
     skipped: ClassVar[set[str]] = set()  # every image is readable
@@ -87,8 +87,8 @@ class Dataset:
             digest.update(split.labels.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def to(self, device: torch.device) -> "Dataset":
-        return Dataset(
+    def to(self, device: torch.device) -> "TensorImages":
+        return TensorImages(
             self.train.to(device), self.validation.to(device), self.test.to(device), self.flip
         )
 
@@ -103,9 +103,9 @@ class Dataset:
         seed: int,
         device: torch.device,
         workers: int,
-    ) -> "TrainingImages":
+    ) -> "TensorLoader":
         """The training split, augmented; `workers` have nothing to read here."""
-        return TrainingImages(self.train.to(device), normalisation, sharing, self.flip, seed)
+        return TensorLoader(self.train.to(device), normalisation, sharing, self.flip, seed)
 
     def evaluation(
         self,
@@ -125,7 +125,7 @@ class Dataset:
         return ((normalisation(images), labels) for images, labels in zip(*parts, strict=True))
 
 
-def load_resident(cfg: DataConfig) -> Dataset:
+def load_resident(cfg: DataConfig) -> TensorImages:
     """A data set that fits the device's memory, on the CPU; see `load`."""
     loaders = {"digits": _load_digits, "cifar10": _load_cifar10}
     if cfg.name not in loaders:
@@ -144,21 +144,21 @@ def load_resident(cfg: DataConfig) -> Dataset:
     train, validation, test = (
         _resized(split, cfg.image_size) for split in (train, validation, test)
     )
-    return Dataset(train, validation, test, cfg.flip)
+    return TensorImages(train, validation, test, cfg.flip)
 
 
-def _load_digits(root: Path) -> tuple[Split, Split]:
+def _load_digits(root: Path) -> tuple[LabelledImages, LabelledImages]:
     """scikit-learn's 1,797 handwritten digits, 8x8, grey; they come with the library."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
-    digits = Split(images, torch.from_numpy(bunch.target).long())
+    digits = LabelledImages(images, torch.from_numpy(bunch.target).long())
     order = stratified_order(digits.labels)
     return digits.take(order[DIGITS_TEST_IMAGES:]), digits.take(order[:DIGITS_TEST_IMAGES])
 
 
-def _load_cifar10(root: Path) -> tuple[Split, Split]:
+def _load_cifar10(root: Path) -> tuple[LabelledImages, LabelledImages]:
     """root/cifar10.safetensors; made by torchvision's download and one conversion where it is absent."""
     path = root / "cifar10.safetensors"
     if not root.is_dir():
@@ -179,7 +179,7 @@ def _load_cifar10(root: Path) -> tuple[Split, Split]:
         ):
             raise InputError(f"{path} has no uint8 tensor {name!r} of shape {list(shape)}")
     return tuple(  # type: ignore[return-value]
-        Split(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
+        LabelledImages(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
         for split in ("train", "test")
     )
 
@@ -203,7 +203,7 @@ def _convert_cifar10(root: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _resized(split: Split, size: int) -> Split:
+def _resized(split: LabelledImages, size: int) -> LabelledImages:
     """Area downsampling to size x size pixels, rounded."""
     native = split.images.shape[-1]
     if size == native:
@@ -217,7 +217,7 @@ def _resized(split: Split, size: int) -> Split:
     images = (
         torch.cat(small) if small else split.images.new_zeros(0, split.images.shape[1], size, size)
     )
-    return Split(images.round().to(torch.uint8), split.labels)
+    return LabelledImages(images.round().to(torch.uint8), split.labels)
 
 
 def crop_windows(size: int, padding: int) -> Tensor:
@@ -248,7 +248,7 @@ def crop(padded: Tensor, windows: Tensor) -> Tensor:
     return crops.view(batch, channels, size, size)
 
 
-class TrainingImages:
+class TensorLoader:
     """The training split on its device, padded once, and its augmented batches: random crop and flip.
 
     Args:
@@ -260,7 +260,12 @@ class TrainingImages:
     """
 
     def __init__(
-        self, split: Split, normalisation: Normalisation, sharing: Sharing, flip: bool, seed: int
+        self,
+        split: LabelledImages,
+        normalisation: Normalisation,
+        sharing: Sharing,
+        flip: bool,
+        seed: int,
     ) -> None:
         self.batches = sharing.batches(len(split))
         size = split.images.shape[-1]

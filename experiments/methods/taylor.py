@@ -71,14 +71,12 @@ class Taylor(BudgetMethod):
         # Changed in place only: a captured step stays valid.
         self.sums = {name: importance(tensors) for name, tensors in self.tensors.items()}
         optimizer.register_step_pre_hook(self._observe)
+        optimizer.register_step_post_hook(self.mask.hold_)
 
     def _observe(self, *_: Any) -> None:
         with torch.no_grad():
             for name, tensors in self.tensors.items():
                 self.sums[name] += importance(tensors)
-
-    def after_step(self) -> None:
-        self.mask.hold_()
 
     @torch.no_grad()
     def end_epoch(self, epochs_done: int) -> Metrics:

@@ -37,7 +37,7 @@ class State(StrEnum):
     done = "done"
     running = "running"  # a process holds its lock
     failed = "failed"  # by an error, which it remembers
-    refused = "refused"  # before it began; it remembers why
+    rejected = "rejected"  # before it began; it remembers why
     interrupted = "interrupted"  # by a signal, with a checkpoint; the same command continues it
     incomplete = (
         "incomplete"  # killed, or running on another machine; the same command continues it
@@ -77,7 +77,7 @@ class Record:
         if self._locked_by_another():
             return State.running
         if (self.folder / "failed").exists():
-            return State.failed if self.begun else State.refused
+            return State.failed if self.begun else State.rejected
         if (self.folder / "interrupted").exists():
             return State.interrupted
         return State.incomplete if self.begun else State.not_launched

@@ -182,7 +182,7 @@ def _ended(run: SuiteRun, code: int) -> str:
         return state.value
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; launched again, it continues"
-    if state not in (State.failed, State.refused):
+    if state not in (State.failed, State.rejected):
         said = log_file(run).read_text(errors="replace").splitlines() or [
             f"it left with exit code {code}"
         ]

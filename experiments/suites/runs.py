@@ -126,14 +126,14 @@ class SuiteRun:
     @property
     def state(self) -> State:
         """Where the run stands."""
-        return self.record.state if self.refusal is None else State.refused
+        return self.record.state if self.refusal is None else State.rejected
 
     @property
     def reason(self) -> str:
         """Why it has failed or was refused, or for which other suite it is done; nothing in any other state."""
         if self.refusal is not None:
             return self.refusal
-        if self.state in (State.failed, State.refused):
+        if self.state in (State.failed, State.rejected):
             return self.record.error
         if self.counts:
             table = read_summary(self.record.folder).suite

@@ -12,7 +12,7 @@ from psap_core import InputError
 FORMAT = "psap-checkpoint-2"
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state`: tensors, numbers, strings, lists, dictionaries."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
@@ -20,7 +20,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, on the CPU.
 
     Raises:

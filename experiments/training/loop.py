@@ -57,7 +57,7 @@ class Loop:
     learning_rate: Callable[[int], float]
     evaluate: Callable[[], float]
     log: Callable[[Metrics], None]
-    save: Callable[[], None]
+    save: Callable[[Position], None]
     stop_requested: Callable[[], bool]
     advance: Callable[[], None]
     position: Position
@@ -74,7 +74,7 @@ class Loop:
             metrics = self._train_epoch(self.position.epoch)
             metrics["eval/top1"] = self.evaluate()
             self.log(metrics)
-            self.save()
+            self.save(self.position)
             if self.stop_requested() and self.position.epoch < self.epochs:
                 raise Interrupted
 
@@ -93,7 +93,7 @@ class Loop:
             if self.stop_requested():
                 position.loss_sum = _finite(loss_sum, self.model, epoch)
                 position.epoch_seconds = time.perf_counter() - began
-                self.save()
+                self.save(self.position)
                 raise Interrupted
         mean_loss = self._summed(_finite(loss_sum, self.model, epoch)) / self._summed(
             position.images

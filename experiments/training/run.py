@@ -1,34 +1,31 @@
 """One training, from the data to the exported network: what `experiments.train` does for a run that is not done."""
 
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from experiments import data, models, seeding
-from experiments.data import Dataset, Photographs
-from experiments.data.base import Normalisation, Sharing, SplitName, TrainingData
+from experiments import models
+from experiments.data import ImageFolder, TensorImages
+from experiments.data.base import Normalisation
 from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Method, Metrics
-from experiments.methods.registry import MethodContext, make_method
-from experiments.methods.thin import starting_network
+from experiments.methods.registry import make_method
 from experiments.runs.folder import Record
 from experiments.runs.summary import RunSummary
-from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
+from experiments.schema import Config, ModelConfig
 from experiments.training import checkpoint, distributed
-from experiments.training.devices import configure, device_name, has_bfloat16, reading_workers
+from experiments.training.devices import configure
 from experiments.training.distributed import World
-from experiments.training.loop import Accuracy, Loop, Position, evaluate
-from experiments.training.optim import learning_rate, make_optimizer
+from experiments.training.loop import Accuracy, Loop, Position
+from experiments.training.optim import learning_rate
 from experiments.training.progress import RunProgress
+from experiments.training.setup import Setup, manifest_facts, set_up
 from experiments.training.signals import StopSignals
-from experiments.training.steps import Steps, choose_fast, make_steps
+from experiments.training.steps import Steps, make_steps
 from experiments.training.tracking import Tracker
 from psap_core import InputError, PrunePlan, export, export_error, macs, params, save_exported
 
@@ -55,148 +52,58 @@ def train_here(cfg: Config, record: Record) -> None:
 
 @dataclass(frozen=True)
 class _Training:
-    """What one training is made of.
+    """A set-up training with its method, its steps, and the folder that it is recorded in."""
 
-    Attributes:
-        network: what `model` was built from: the run's model, or the small one of `thin` and `thin_plan`.
-        workers: processes that read the images of a split.
-        example: one image of the data's shape.
-    """
-
-    cfg: Config
+    setup: Setup
     record: Record
-    device: torch.device
-    world: World
-    dataset: Dataset | Photographs
-    normalisation: Normalisation
-    workers: int
-    images: TrainingData
-    network: ModelConfig
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    example: Tensor
-    fast: Fast
     method: Method
     steps: Steps
-
-    def accuracy(self, network: nn.Module, split: SplitName) -> Accuracy:
-        batches = self.dataset.evaluation(
-            split,
-            self.world.rank,
-            self.world.size,
-            self.normalisation,
-            self.device,
-            self.workers,
-        )
-        return evaluate(network, batches, self.world)
 
 
 def _train(
     cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals
 ) -> None:
-    training = _make(cfg, record, device, world)
-    world.settle(training.steps.net, training.example)
-    facts = _facts(training)
+    setup = set_up(cfg, device, world)
+    save_step = record.save_step if world.is_first else _forget
+    method = make_method(setup.method_context(save_step))
+    steps = make_steps(
+        setup.fast,
+        setup.net,
+        setup.optimizer,
+        setup.images,
+        world,
+        device,
+        setup.autocast,
+        method.after_step,
+    )
+    training = _Training(setup, record, method, steps)
+    world.settle(setup.net, setup.example)
+    facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
     tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
     position = _all_epochs(training, tracker, signals)
     _finish(training, tracker, position)
 
 
-def _make(cfg: Config, record: Record, device: torch.device, world: World) -> _Training:
-    """All that is there before the first step and before anything is written."""
-    sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
-    seeding.seed_everything(cfg.seed)
-    # The first rank goes first: what it downloads or caches, the others find.
-    dataset = world.first(lambda: data.load(cfg.data, device)) or data.load(cfg.data, device)
-    channels, _, size = dataset.image_shape
-    network = starting_network(cfg, channels, dataset.classes, size)
-    model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
-    if isinstance(cfg.method, ThinPlanConfig):
-        models.initialise_(model, cfg.model.fan, cfg.model.name)
-    model.to(device).to(memory_format=torch.channels_last)
-    seeding.seed_rank(cfg.seed, world.rank)
-    normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
-    optimizer = make_optimizer(model, cfg.optim)
-    workers = reading_workers(cfg.runtime, world)
-    images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
-    fast = choose_fast(cfg.runtime.fast, device, images, world)
-    example = torch.zeros(1, channels, size, size, device=device)
-    autocast = _autocast(cfg, device)
-
-    def pulse_batches(epochs_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in images.epoch("pulse", epochs_done):
-            yield from batch.parts
-
-    def loss_of_batch(batch: tuple[Tensor, Tensor]) -> Tensor:
-        pixels, labels = batch
-        return F.cross_entropy(steps.net(pixels), labels)
-
-    def save_step(kind: str, epochs_done: int, text: str) -> None:
-        if world.is_first:
-            record.save_step(kind, epochs_done, text)
-
-    parts = images.batches * cfg.optim.accumulate
-    method = make_method(
-        MethodContext(
-            cfg, model, optimizer, example, pulse_batches, loss_of_batch, parts, save_step
-        )
-    )
-    steps = make_steps(fast, model, optimizer, images, world, device, autocast, method.after_step)
-    return _Training(
-        cfg=cfg,
-        record=record,
-        device=device,
-        world=world,
-        dataset=dataset,
-        normalisation=normalisation,
-        workers=workers,
-        images=images,
-        network=network,
-        model=model,
-        optimizer=optimizer,
-        example=example,
-        fast=fast,
-        method=method,
-        steps=steps,
-    )
-
-
-def _autocast(cfg: Config, device: torch.device) -> torch.dtype | None:
-    """The type in which the forward pass may compute; None: float32."""
-    if cfg.optim.precision is Precision.auto and has_bfloat16(device):
-        return torch.bfloat16
-    return None
-
-
-def _facts(training: _Training) -> dict[str, Any]:
-    """What the manifest says of data, machine and speed."""
-    return {
-        "data_sha256": training.dataset.digest,
-        "device": device_name(training.device),
-        "world_size": training.world.size,
-        "autocast": str(training.steps.autocast),
-        "compile": training.fast is Fast.compiled,
-        "fast": training.fast.value,
-    }
+def _forget(kind: str, epochs_done: int, text: str) -> None:
+    """Of the ranks, the first one writes."""
 
 
 def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSignals) -> Position:
     """Train from the last checkpoint, or from the beginning, to the end; returns where that is."""
-    cfg = training.cfg
-    world = training.world
-    batches = training.images.batches
+    setup = training.setup
+    cfg, world = setup.cfg, setup.world
+    batches = setup.images.batches
     position = _resume(
         training.record,
-        training.model,
-        training.optimizer,
+        training.setup.model,
+        training.setup.optimizer,
         training.method,
-        training.dataset.skipped,
+        training.setup.dataset.skipped,
         world,
-        training.device,
+        training.setup.device,
     )
     _refuse_another_position(training.record, position, world)
-    curve: SplitName = "validation" if training.dataset.count("validation") else "test"
     with RunProgress(
         f"{cfg.name} {cfg.method.name}",
         cfg.epochs,
@@ -205,15 +112,15 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
         quiet=not world.is_first,
     ) as progress:
         loop = Loop(
-            model=training.model,
+            model=training.setup.model,
             steps=training.steps,
             world=world,
             callback=training.method,
             epochs=cfg.epochs,
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
-            evaluate=lambda: training.accuracy(training.model, curve).top1,
+            evaluate=lambda: setup.accuracy(setup.model, setup.curve).top1,
             log=lambda metrics: _log(training, tracker, progress, metrics),
-            save=lambda: _save_checkpoint(training, loop.position),
+            save=lambda position: _save_checkpoint(training, position),
             stop_requested=lambda: world.any(signals.received),
             advance=progress.advance,
             position=position,
@@ -226,7 +133,7 @@ def _log(
     training: _Training, tracker: Tracker | None, progress: RunProgress, metrics: Metrics
 ) -> None:
     """Record an epoch's metrics, with the images that no rank could read."""
-    skipped: set[str] = set().union(*training.world.gather(training.dataset.skipped))
+    skipped: set[str] = set().union(*training.setup.world.gather(training.setup.dataset.skipped))
     if tracker is not None:
         row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
         training.record.log(row)
@@ -238,25 +145,25 @@ def _save_checkpoint(training: _Training, position: Position) -> None:
     """Write the present state, of which every rank has a part of its own."""
     record = training.record
     own = {
-        "generators": checkpoint.generators(training.device),
+        "generators": checkpoint.generators(training.setup.device),
         "images": position.images,
         "loss_sum": position.loss_sum,
-        "skipped": sorted(training.dataset.skipped),
+        "skipped": sorted(training.setup.dataset.skipped),
     }
-    ranks = training.world.gather(own)
-    if training.world.is_first:
+    ranks = training.setup.world.gather(own)
+    if training.setup.world.is_first:
         state = {
             "config_hash": record.config_hash,
-            "seed": training.cfg.seed,
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
+            "seed": training.setup.cfg.seed,
+            "model": training.setup.model.state_dict(),
+            "optimizer": training.setup.optimizer.state_dict(),
             "method": training.method.state_dict(),
             "position": asdict(position),
             "ranks": ranks,
             "metrics_bytes": record.metrics_bytes(),
         }
-        checkpoint.save(record.checkpoint, state)
-    training.world.wait()
+        checkpoint.save_checkpoint(record.checkpoint, state)
+    training.setup.world.wait()
 
 
 def _refuse_another_position(record: Record, position: Position, world: World) -> None:
@@ -269,27 +176,27 @@ def _refuse_another_position(record: Record, position: Position, world: World) -
 
 def _finish(training: _Training, tracker: Tracker | None, position: Position) -> None:
     """Export the network, and write it with the run's summary."""
-    masked = training.accuracy(training.model, "test")
+    masked = training.setup.accuracy(training.setup.model, "test")
     training.method.finish()
-    small = export(training.model, training.method.plan)
-    exported = training.accuracy(small, "test")
+    small = export(training.setup.model, training.method.plan)
+    exported = training.setup.accuracy(small, "test")
     start_top1 = _start_top1(training)
     if tracker is not None:
         summary = _save_results(training, small, exported, masked, start_top1, position)
         tracker.finish(training.record.rows(), asdict(summary))
         training.record.finish()
-    training.world.wait()
+    training.setup.world.wait()
 
 
 def _start_top1(training: _Training) -> float | None:
     """Of the weights that the run began with, if it did with some."""
-    cfg = training.cfg.model
+    cfg = training.setup.cfg.model
     if cfg.weights is None:
         return None
-    channels = training.dataset.image_shape[0]
-    start, _ = models.start(cfg, channels, training.dataset.classes, new_classifier=True)
-    start.to(training.device).to(memory_format=torch.channels_last)
-    return training.accuracy(start, "test").top1
+    channels = training.setup.dataset.image_shape[0]
+    start, _ = models.start(cfg, channels, training.setup.dataset.classes, new_classifier=True)
+    start.to(training.setup.device).to(memory_format=torch.channels_last)
+    return training.setup.accuracy(start, "test").top1
 
 
 def _save_results(
@@ -301,19 +208,24 @@ def _save_results(
     position: Position,
 ) -> RunSummary:
     """Write the exported network and the summary; returns the latter."""
-    cfg = training.cfg
+    cfg = training.setup.cfg
     record = training.record
-    dataset = training.dataset
+    dataset = training.setup.dataset
     plan = training.method.plan
-    dense_macs = macs(_dense(training), training.example)
-    small_macs = macs(small, training.example)
+    dense_macs = macs(_dense(training), training.setup.example)
+    small_macs = macs(small, training.setup.example)
     _save_exported(
-        record.folder / "export", training.network, small, plan, training.normalisation, dataset
+        record.folder / "export",
+        training.setup.network,
+        small,
+        plan,
+        training.setup.normalisation,
+        dataset,
     )
     summary = RunSummary(
         dataset=cfg.data.name,
         image_size=dataset.image_shape[2],
-        train_images=len(training.images),
+        train_images=len(training.setup.images),
         model=cfg.model.name,
         method=cfg.method.name,
         epochs=cfg.epochs,
@@ -328,9 +240,11 @@ def _save_results(
         macs=small_macs,
         macs_cut=1 - small_macs / dense_macs,
         params=params(small),
-        export_max_relative_error=export_error(training.model, small, plan),
+        export_max_relative_error=export_error(training.setup.model, small, plan),
         # Forward MACs of the network in training times images seen; a training step costs three times it.
-        train_macs=macs(training.model, training.example) * len(training.images) * cfg.epochs,
+        train_macs=macs(training.setup.model, training.setup.example)
+        * len(training.setup.images)
+        * cfg.epochs,
         train_seconds=position.seconds,
         prune_seconds=sum(row.get("psap/step_seconds", 0.0) for row in record.rows()),
         config_hash=record.config_hash,
@@ -341,11 +255,11 @@ def _save_results(
 
 def _dense(training: _Training) -> nn.Module:
     """The network that the run's model is without any pruning."""
-    cfg = training.cfg.model
-    if training.network is cfg:
-        return training.model
-    channels = training.dataset.image_shape[0]
-    return models.build(cfg, channels, training.dataset.classes).to(training.device)
+    cfg = training.setup.cfg.model
+    if training.setup.network is cfg:
+        return training.setup.model
+    channels = training.setup.dataset.image_shape[0]
+    return models.build(cfg, channels, training.setup.dataset.classes).to(training.setup.device)
 
 
 def _resume(
@@ -362,7 +276,7 @@ def _resume(
         if world.is_first:
             record.cut_metrics(0)
         return Position()
-    state = checkpoint.load(record.checkpoint)
+    state = checkpoint.load_checkpoint(record.checkpoint)
     if (state.get("config_hash"), state.get("seed")) != (record.config_hash, record.seed):
         raise InputError(
             f"{record.checkpoint} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
@@ -397,7 +311,7 @@ def _save_exported(
     small: nn.Module,
     plan: PrunePlan,
     normalisation: Normalisation,
-    dataset: Dataset | Photographs,
+    dataset: TensorImages | ImageFolder,
 ) -> None:
     """Save the small network with all that is needed to build it again."""
     described = {

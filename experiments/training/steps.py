@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from experiments.data.base import Batch, TrainingData
-from experiments.data.tensor_images import TrainingImages
+from experiments.data.tensor_images import TensorLoader
 from experiments.schema import Fast
 from experiments.training.cuda_graph import CudaGraph
 from experiments.training.distributed import World
@@ -76,13 +76,13 @@ class CapturedSteps(Steps):
         capture: makes the function that is called in place of one that only launches kernels.
     """
 
-    images: TrainingImages
+    images: TensorLoader
 
     def __init__(
         self,
         net: nn.Module,
         optimizer: Optimizer,
-        images: TrainingImages,
+        images: TensorLoader,
         world: World,
         device: torch.device,
         autocast: torch.dtype | None,
@@ -121,9 +121,17 @@ class CapturedSteps(Steps):
         self.columns += self.batch_size
 
 
+def wrapped(model: nn.Module, fast: Fast, world: World) -> nn.Module:
+    """The network that a training step calls: compiled where that was chosen, and one of the processes'."""
+    net: nn.Module = model
+    if fast is Fast.compiled:
+        net = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return world.wrap(net)
+
+
 def make_steps(
     fast: Fast,
-    model: nn.Module,
+    net: nn.Module,
     optimizer: Optimizer,
     images: TrainingData,
     world: World,
@@ -131,10 +139,9 @@ def make_steps(
     autocast: torch.dtype | None,
     after_step: Callable[[], None],
 ) -> Steps:
-    """The steps of a training that `choose_fast` has chosen."""
-    net = world.wrap(torch.compile(model, dynamic=False) if fast is Fast.compiled else model)  # type: ignore[arg-type]
+    """The steps of a training that `choose_fast` has chosen; `net` is what `wrapped` makes."""
     if fast is Fast.captured:
-        assert isinstance(images, TrainingImages)
+        assert isinstance(images, TensorLoader)
         return CapturedSteps(net, optimizer, images, world, device, autocast, after_step)
     return Steps(net, optimizer, images, world, device, autocast, after_step)
 
@@ -145,9 +152,7 @@ def choose_fast(fast: Fast, device: torch.device, images: TrainingData, world: W
     Raises:
         InputError: what is asked for is not possible here.
     """
-    in_one_piece = (
-        isinstance(images, TrainingImages) and images.sharing.accumulate == world.size == 1
-    )
+    in_one_piece = isinstance(images, TensorLoader) and images.sharing.accumulate == world.size == 1
     capturable = device.type == "cuda" and in_one_piece
     if fast is Fast.auto:
         return Fast.captured if capturable else Fast.eager

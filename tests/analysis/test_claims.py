@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from analysis.figures.utility import LAYER, correlations, read_report
+from analysis.figures.utility import LAYER, correlations, read_pulse_check
 from analysis.findings import compare
 from analysis.recorded import read_suite_runs
 from analysis.results import RESULTS, Run
@@ -170,7 +170,7 @@ def test_adaptive_ratios_stand_after_correction_for_all_seven_with_their_own_spr
 
 def test_the_utility_foresees_the_loss_where_psap_looks_too():
     filters = pd.DataFrame(
-        read_report(RESULTS / "utility" / "cifar10_small_resnet20.json")["filters"]
+        read_pulse_check(RESULTS / "utility" / "cifar10_small_resnet20.json")["filters"]
     )
     smaller = filters[filters.groupby(LAYER)["norm"].rank(pct=True) <= 0.5]
     for of, low, high in ((filters, 0.76, 0.82), (smaller, 0.74, 0.84)):

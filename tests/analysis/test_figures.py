@@ -16,6 +16,7 @@ from analysis.results import NotFinishedError, read_run
 from analysis.suites import find_suite, runs_of_suite
 from analysis.tables import make_table
 from experiments.runs.files import DataError
+from experiments.suites.methods import METHODS
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}
@@ -85,19 +86,8 @@ def test_accuracy_shows_every_curve_and_every_exported_network(panels, runs):
 
 
 def test_line_style_or_marker_alone_tell_all_methods_apart():
-    methods = {
-        "dense",
-        "thin",
-        "thin_plan",
-        "sfp",
-        "fpgm",
-        "l1",
-        "l2",
-        "random",
-        "psap",
-        NO_PROTECTION,
-    }
-    assert set(STYLES) == methods
+    methods = {path.stem for path in METHODS.glob("*.yaml")} - {"psap_variant"}
+    assert set(STYLES) == {*methods, NO_PROTECTION}
     for mark in ("linestyle", "marker"):
         assert len({str(style[mark]) for style in STYLES.values()}) == len(STYLES)
     assert len({style["marker"] for style in [*STYLES.values(), *SPARE_STYLES]}) == len(

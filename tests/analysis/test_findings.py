@@ -12,8 +12,8 @@ from analysis.findings import (
     compare,
     effect_rows,
     findings,
-    markdown,
     shared_spread,
+    study_markdown,
     write_findings,
 )
 from analysis.results import read_run
@@ -214,8 +214,8 @@ def test_an_effect_is_the_mean_of_its_pairs(study):
     assert shown["test difference"] == "+2.77 ± 1.10"
     lacking = effect_rows(compare(asked, runs)).set_index("effect")
     assert lacking.loc["no seed", ["n", "difference", "verdict"]].tolist() == ["0", "", ""]
-    assert "| inside " in markdown(found)
-    assert "2 with the shared standard deviation, 1 others, 3 effects" in markdown(found)
+    assert "| inside " in study_markdown(found)
+    assert "2 with the shared standard deviation, 1 others, 3 effects" in study_markdown(found)
 
 
 def test_the_plan_tells_how_far_a_cell_lies_from_the_reference(study):
@@ -299,7 +299,8 @@ def test_a_cell_whose_residuals_are_beyond_the_others_has_its_own_spread(study):
         student_half_width(3, 2**0.5 * study.spread.sd, 4)
     )
     assert re.search(
-        r"their own, and so has wild \(F = \d+\.\d\): what the means leave of it", markdown(study)
+        r"their own, and so has wild \(F = \d+\.\d\): what the means leave of it",
+        study_markdown(study),
     )
     (legend,) = draw_study(study).legends
     assert (
@@ -340,7 +341,7 @@ def test_only_a_study_has_findings(study, tmp_path):
     assert [path.name for path in write_findings([suite, plain], runs, tmp_path)] == [
         "study_findings.md"
     ]
-    assert (tmp_path / "study_findings.md").read_text() == markdown(compare(suite, runs))
+    assert (tmp_path / "study_findings.md").read_text() == study_markdown(compare(suite, runs))
     with pytest.raises(DataError, match="the suite study has no reference"):
         compare(plain, runs)
 

@@ -6,7 +6,7 @@ import pytest
 
 from analysis import build
 from analysis.collect import DataError
-from analysis.figures.growth import PARTS, WHATS, growth, main
+from analysis.figures.growth import PARTS, WHATS, draw_growth, main
 
 FIGURES = {
     f"growth_{what}_{amount}_{part}_seconds": {"median": 2.0 * amount, "spread": [1, 3], "n": 1}
@@ -17,7 +17,7 @@ FIGURES = {
 
 
 def test_measured_times_stand_beside_what_would_be_in_proportion():
-    panels = growth(FIGURES).axes
+    panels = draw_growth(FIGURES).axes
     assert len(panels) == len(WHATS) * len(PARTS)
     for axes in panels:
         proportion, measured = axes.lines
@@ -37,7 +37,7 @@ def test_recorded_reports_become_figures(tmp_path):
 
 def test_a_report_without_growth_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="the report has no growth_depth"):
-        growth({})
+        draw_growth({})
     for content in (
         "{",
         '{"figures": [1]}',

@@ -17,7 +17,7 @@ from analysis.collect import read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
 from analysis.results import read_run
 from analysis.suites import plan_suite
-from analysis.tables import display, make_table, markdown, to_csv, write_tables
+from analysis.tables import display, make_table, table_markdown, to_csv, write_tables
 from experiments.runs.files import DataError
 from experiments.suites.spec import read_suite
 from tests.analysis.runs import write_run
@@ -107,7 +107,7 @@ def test_a_changed_summary_changes_the_table(root, table):
     path = root / "resnet20_thin_54" / "seed1" / "summary.json"
     path.write_text(path.read_text().replace('"top1": 90.7', '"top1": 90.8'))
     changed = golden_table(root)
-    assert markdown(changed) != markdown(table)
+    assert table_markdown(changed) != table_markdown(table)
     assert to_csv(changed) != to_csv(table)
 
 
@@ -131,7 +131,7 @@ def test_differences_and_drops_are_those_of_unrounded_numbers_by_hand(rows):
 
 def test_cells_that_were_not_run_and_partly_run_show(rows, table):
     assert rows.loc["resnet20 sfp 54", "top1_n"] == 0
-    text = markdown(table)
+    text = table_markdown(table)
     assert re.search(r"\| sfp +\| ours +\| 0 of 3 \| not run ", text)
     assert "| 2 of 3 | 91.20 ± 0.14 [89.93, 92.47]" in text
     assert "| 1 of 3 | 90.90  " in text

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import build
 from analysis.collect import DataError
-from analysis.figures.utility import CRITERIA, correlations, main, picture, read_report
+from analysis.figures.utility import CRITERIA, correlations, main, picture, read_pulse_check
 
 
 def filters(seed=0, epoch=5, layers=(("a", 4), ("b", 3))):
@@ -109,4 +109,4 @@ def test_another_file_is_refused(tmp_path, content):
     with pytest.raises(
         DataError, match=r"x\.json is not a report of `experiments.pulse_check`: measure again"
     ):
-        read_report(tmp_path / "x.json")
+        read_pulse_check(tmp_path / "x.json")

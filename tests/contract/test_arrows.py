@@ -131,3 +131,15 @@ def test_the_core_prints_nothing():
 
 def test_no_module_hides_what_the_core_offers():
     assert not {path.stem for path in CORE} & {*api.__all__}
+
+
+def test_a_name_has_one_meaning():
+    """Public classes and functions; but for `main`, which every command has, and `make`, which every method has."""
+    homes: dict[str, list[str]] = {}
+    for room in OURS - {"tests"}:
+        for path in files(room):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                    homes.setdefault(node.name, []).append(module_name(path))
+    several = {name for name, found in homes.items() if len(found) > 1 and not name.startswith("_")}
+    assert several == {"main", "make"}

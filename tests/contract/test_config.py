@@ -120,7 +120,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert {epoch for epoch, row in enumerate(rows, 1) if "psap/macs_cut" in row} == plans
 
-    accuracy = evaluate.run([f"run={folder}"])  # a network rebuilt from the folder alone
+    accuracy = evaluate.evaluate_run([f"run={folder}"])  # a network rebuilt from the folder alone
     assert (accuracy.top1, accuracy.top5) == (summary["top1"], summary["top5"])
     assert accuracy.images == 360
     for override in (
@@ -130,7 +130,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
         "experiment=cifar10_resnet20",
     ):
         with pytest.raises(InputError, match=f"leave out {override}, or leave out run"):
-            evaluate.run([f"run={folder}", override])
+            evaluate.evaluate_run([f"run={folder}", override])
 
 
 def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
@@ -142,7 +142,7 @@ def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
     shutil.rmtree(weights)  # the second run's folder is whole without it
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, second)]
     assert summaries[1]["macs"] <= 0.7 * summaries[0]["macs"]
-    assert evaluate.run([f"run={second}"]).top1 == summaries[1]["top1"]
+    assert evaluate.evaluate_run([f"run={second}"]).top1 == summaries[1]["top1"]
 
 
 def test_an_exported_network_of_another_kind_is_refused(tmp_path):
@@ -172,7 +172,7 @@ def test_onnx(tmp_path, capsys, monkeypatch):
         assert re.search(r"onnx=true needs .*onnxscript: pip install ", said)
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    export.check(compose("export", [f"run={folder}", "onnx=true"]))
+    export.check_export(compose("export", [f"run={folder}", "onnx=true"]))
     assert (folder / "export" / "model.onnx").exists()
     assert "in ONNX Runtime" in capsys.readouterr().out
 
@@ -405,7 +405,7 @@ def half_way(tmp_path_factory):
     """A run's runs_dir in which two of four epochs are done."""
     runs_dir = tmp_path_factory.mktemp("half_way")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", stop_at_call(3, checkpoint.save))
+        patch.setattr(checkpoint, "save_checkpoint", stop_at_call(3, checkpoint.save_checkpoint))
         with pytest.raises(KeyboardInterrupt):
             train.run(small(runs_dir, "dense"))
     return runs_dir
@@ -494,7 +494,7 @@ def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["sfp", "psap"])
 def test_a_checkpoint_without_its_method(method, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", stop_at_call(2, checkpoint.save))
+        patch.setattr(checkpoint, "save_checkpoint", stop_at_call(2, checkpoint.save_checkpoint))
         with pytest.raises(KeyboardInterrupt):
             train.run(small(tmp_path, method))
     (path,) = tmp_path.rglob("last.pt")
@@ -518,7 +518,7 @@ def test_a_damaged_file_of_a_started_run_is_refused(name, content, half_way, tmp
 def test_a_run_is_not_continued_on_other_data(half_way, tmp_path, monkeypatch):
     runs_dir = shutil.copytree(half_way, tmp_path / "runs")
     before = {path: path.read_bytes() for path in runs_dir.rglob("*") if path.is_file()}
-    monkeypatch.setattr(data.Dataset, "digest", "another")
+    monkeypatch.setattr(data.TensorImages, "digest", "another")
     assert "began with the data of SHA-256" in refusal(
         train.main, small(runs_dir, "dense"), monkeypatch
     )
@@ -551,7 +551,7 @@ def test_a_nan_loss_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     )
     assert "in epoch 3" in refusal(train.main, small(tmp_path, "psap"), monkeypatch)
     (path,) = tmp_path.rglob("last.pt")
-    state = checkpoint.load(path)
+    state = checkpoint.load_checkpoint(path)
     assert state["position"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
@@ -574,7 +574,7 @@ def test_weights_that_are_not_finite_keep_the_last_good_checkpoint(
     said = refusal(train.main, small(tmp_path, "sfp", "optim.batch_size=320"), monkeypatch)
     assert "weights are not finite in epoch 3" in said
     (path,) = tmp_path.rglob("last.pt")
-    state = checkpoint.load(path)
+    state = checkpoint.load_checkpoint(path)
     assert state["position"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert len(list(tmp_path.rglob("epoch_*.json"))) == 2
@@ -598,7 +598,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (path,) = tmp_path.rglob("last.pt")
     assert said == f"{path} cannot be used: File too large"
-    assert checkpoint.load(path)["position"]["epoch"] == 1
+    assert checkpoint.load_checkpoint(path)["position"]["epoch"] == 1
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
     train.run(small(tmp_path, "dense"))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from experiments import demo
-from experiments.demo import BATCH, METHODS, Facts, Row, convolution_share, why_not_faster
+from experiments.demo import BATCH, METHODS, Facts, MethodResult, convolution_share, why_not_faster
 
 REPORTED = {
     "method": str,
@@ -29,7 +29,7 @@ def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path,
         "data.train_images=320",
         "tracking.mode=disabled",
     ]
-    out = demo.run(tiny)
+    out = demo.run_demo(tiny)
     rows = json.loads((out / "report.json").read_text())
     assert [row["method"] for row in rows] == list(METHODS)
     for row in rows:
@@ -45,14 +45,14 @@ def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path,
     ]
     assert "demo_digits" in export
 
-    demo.run(tiny)
+    demo.run_demo(tiny)
     again = json.loads((out / "report.json").read_text())
     assert [row["train_seconds"] for row in again] == [row["train_seconds"] for row in rows]
 
 
-def row(method: str, macs_cut: float, latency_ms: float, latency_batch_ms: float) -> Row:
+def row(method: str, macs_cut: float, latency_ms: float, latency_batch_ms: float) -> MethodResult:
     macs = round(2_500_000 * (1 - macs_cut))
-    return Row(method, 97.0, macs, macs_cut, 1, latency_ms, latency_batch_ms, 1.0, 0.0)
+    return MethodResult(method, 97.0, macs, macs_cut, 1, latency_ms, latency_batch_ms, 1.0, 0.0)
 
 
 def test_a_slow_network_gets_its_reason_with_the_measured_figures_and_a_fast_one_none():

@@ -3,7 +3,16 @@
 import pytest
 
 from experiments.benchmarks import zoo
-from experiments.benchmarks.zoo import Row, difference, examine, names, page, read, side_of, summary
+from experiments.benchmarks.zoo import (
+    NetworkResult,
+    difference,
+    examine,
+    network_names,
+    page,
+    read,
+    side_of,
+    summary,
+)
 
 # A dozen that are quick: concatenation, shuffle, squeeze-and-excite, layer scale, grouped convolutions, splits,
 # attention, a focus of pixels, a class that asks for its version, heads for training.
@@ -67,7 +76,7 @@ def test_a_network_is_pruned_exactly(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in names() if name not in SOME])
+@pytest.mark.parametrize("name", [name for name in network_names() if name not in SOME])
 def test_every_other_network_is_pruned_exactly(name: str) -> None:
     check(name)
 
@@ -78,16 +87,18 @@ def test_every_other_network_is_pruned_exactly(name: str) -> None:
 def test_a_network_is_tried_once_and_its_rival_after_it(tmp_path, monkeypatch) -> None:
     tried = []
 
-    def tried_network(package: str, name: str) -> Row:
+    def tried_network(package: str, name: str) -> NetworkResult:
         tried.append(name)
-        return Row(package, name, 64, groups=3, reach=0.9, error=1e-15, loaded_error=2e-15)
+        return NetworkResult(
+            package, name, 64, groups=3, reach=0.9, error=1e-15, loaded_error=2e-15
+        )
 
     monkeypatch.setattr(zoo, "examine", tried_network)
     monkeypatch.setattr(zoo, "rival_apart", lambda package, name: "exact")
     out = tmp_path / "zoo.jsonl"
     chosen = ["torchvision:resnet18", "timm:dla34"]
     for again in (False, False, True):
-        rows = zoo.run(chosen, out, again=again)
+        rows = zoo.try_networks(chosen, out, again=again)
     assert tried == ["resnet18", "dla34"] * 2
     assert [row.name for row in rows] == ["resnet18", "dla34"]
     assert {row.rival for row in read(out)} == {"exact"}
@@ -95,12 +106,18 @@ def test_a_network_is_tried_once_and_its_rival_after_it(tmp_path, monkeypatch) -
 
 def test_summary_and_page_count_what_is_exact_and_far_enough() -> None:
     rows = [
-        Row("timm", "dla34", 96, 3, 0.95, 1e-15, 1e-15, 0, 0.5, 2.0, 0.5, "", "", "exact"),
-        Row(
+        NetworkResult(
+            "timm", "dla34", 96, 3, 0.95, 1e-15, 1e-15, 0, 0.5, 2.0, 0.5, "", "", "exact"
+        ),
+        NetworkResult(
             "timm", "vgg11", 96, 3, 0.95, 1e-3, 1e-15, 0, 0.5, 2.0, 0.5, "", "", "differs by 1e-01"
         ),
-        Row("timm", "nf_resnet26", 96, left="the weight is computed", rival="removes nothing"),
-        Row("timm", "xception41", 96, failure="ValueError: no", rival="its process ended"),
+        NetworkResult(
+            "timm", "nf_resnet26", 96, left="the weight is computed", rival="removes nothing"
+        ),
+        NetworkResult(
+            "timm", "xception41", 96, failure="ValueError: no", rival="its process ended"
+        ),
     ]
     figures = {name: values["median"] for name, values in summary(rows).items()}
     assert figures["zoo_timm_networks"] == 4
@@ -125,7 +142,7 @@ def test_a_difference_of_shapes_or_of_what_is_not_finite_is_infinite() -> None:
 
 
 def test_every_network_is_listed_once_with_its_side() -> None:
-    assert len({*names()}) == len(names())
+    assert len({*network_names()}) == len(network_names())
     assert side_of("timm", "levit_conv_128s") == 224
     assert side_of("timm", "dla34") == 96
     assert side_of("torchvision", "resnet18") == 64

@@ -1,4 +1,4 @@
-"""Photographs: torchvision's pixels and crops, epochs that do not depend on ranks or workers, refused folders."""
+"""ImageFolder: torchvision's pixels and crops, epochs that do not depend on ranks or workers, refused folders."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ from experiments import train
 from experiments.configuration import compose
 from experiments.data import folder_index, image_folder, transforms
 from experiments.data.base import Normalisation, Sharing
-from experiments.schema import OnCorrupt, PhotographsConfig
+from experiments.schema import ImageFolderConfig, OnCorrupt
 from psap_core import InputError
 from tests.data.photographs import DAISY, PALACE, sample_folder
 from tests.limits import HANG_SECONDS
@@ -67,7 +67,7 @@ def config(root, **changes):
         "on_corrupt": OnCorrupt.error,
         **changes,
     }
-    return PhotographsConfig(**settings)
+    return ImageFolderConfig(**settings)
 
 
 def raw(images):
@@ -86,7 +86,7 @@ def training(
     normalisation=raw,
     **changes,
 ):
-    dataset = image_folder.load(config(root, **changes))
+    dataset = image_folder.load_image_folder(config(root, **changes))
     return dataset.training(
         Sharing(batch_size, rank, ranks, accumulate), normalisation, seed, CPU, workers
     )
@@ -105,7 +105,9 @@ def assert_same(ours, theirs):
 
 
 def assert_evaluates_as_torchvision(root, size, step=1):
-    ours = image_folder.load(config(root, image_size=size)).evaluation("test", 0, step, raw, CPU, 0)
+    ours = image_folder.load_image_folder(config(root, image_size=size)).evaluation(
+        "test", 0, step, raw, CPU, 0
+    )
     recipe = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
     folder = ImageFolder(str(root / "val"), recipe)
     theirs = [folder[index] for index in range(0, len(folder), step)]
@@ -270,7 +272,7 @@ def test_batches_are_normalised_float32_in_channels_last_memory(pristine):
     ]
     assert images.dtype == torch.float32
     assert labels.dtype == torch.int64
-    assert images.shape == (12, *image_folder.load(config(pristine)).image_shape)
+    assert images.shape == (12, *image_folder.load_image_folder(config(pristine)).image_shape)
     assert images.is_contiguous(memory_format=torch.channels_last)
     theirs = v2.functional.normalize(
         pixels.float() / 255, list(NORMALISATION.mean), list(NORMALISATION.std)
@@ -321,14 +323,16 @@ def test_epochs_streams_and_seeds_differ(pristine):
 def test_reading_leaves_torchs_own_generator_alone(pristine, workers):
     before = torch.get_rng_state()
     list(training(pristine, workers=workers).epoch("train", 0))
-    list(image_folder.load(config(pristine)).evaluation("test", 0, 1, raw, CPU, workers))
+    list(
+        image_folder.load_image_folder(config(pristine)).evaluation("test", 0, 1, raw, CPU, workers)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_evaluate_every_image_once(pristine, monkeypatch, workers):
     monkeypatch.setattr(image_folder, "EVALUATION_BATCH", 3)
-    dataset = image_folder.load(config(pristine, validation_images=6))
+    dataset = image_folder.load_image_folder(config(pristine, validation_images=6))
     for split, count in (("test", 14), ("validation", 6)):
         assert dataset.count(split) == count
         alone = list(dataset.evaluation(split, 0, 1, raw, CPU, 0))
@@ -343,13 +347,18 @@ def test_ranks_evaluate_every_image_once(pristine, monkeypatch, workers):
                 assert torch.equal(theirs[0], images[rank::ranks])
                 assert torch.equal(theirs[1], labels[rank::ranks])
     assert (
-        list(image_folder.load(config(pristine)).evaluation("validation", 0, 1, raw, CPU, 0)) == []
+        list(
+            image_folder.load_image_folder(config(pristine)).evaluation(
+                "validation", 0, 1, raw, CPU, 0
+            )
+        )
+        == []
     )
 
 
 def test_splits_are_fixed_disjoint_and_stratified(pristine):
-    full = image_folder.load(config(pristine, validation_images=6))
-    part = image_folder.load(config(pristine, validation_images=6, train_images=4))
+    full = image_folder.load_image_folder(config(pristine, validation_images=6))
+    part = image_folder.load_image_folder(config(pristine, validation_images=6, train_images=4))
     assert full.validation.names.tolist() == part.validation.names.tolist()
     assert full.validation.labels.tolist().count(0) == part.train.labels.tolist().count(0) + 1 == 3
     assert part.train.names.tolist() == full.train.names.tolist()[:4]
@@ -407,8 +416,8 @@ def test_damaged_evaluation_images_are_left_out_too(root):
     for index in range(7):
         overwrite(root / f"val/{DAISY}/{DAISY}_val_{index:05d}.JPEG")
     with pytest.raises(InputError, match="is damaged"):
-        list(image_folder.load(config(root)).evaluation("test", 0, 1, raw, CPU, 0))
-    dataset = image_folder.load(config(root, on_corrupt=OnCorrupt.skip))
+        list(image_folder.load_image_folder(config(root)).evaluation("test", 0, 1, raw, CPU, 0))
+    dataset = image_folder.load_image_folder(config(root, on_corrupt=OnCorrupt.skip))
     ((images, labels),) = dataset.evaluation("test", 0, 1, raw, CPU, 0)
     assert len(images) == 7
     assert labels.tolist() == [0] * 7
@@ -442,11 +451,11 @@ import signal, sys, torch
 from experiments.data import image_folder
 from experiments.data.base import Sharing
 from experiments.entry import plain_exits
-from experiments.schema import OnCorrupt, PhotographsConfig
+from experiments.schema import OnCorrupt, ImageFolderConfig
 signal.signal(signal.SIGTERM, lambda *_: None)
 with plain_exits():
-    cfg = PhotographsConfig("imagenet", sys.argv[1], 32, None, 0, True, [0.5] * 3, [0.5] * 3, OnCorrupt.error)
-    images = image_folder.load(cfg).training(Sharing(12), lambda images: images, 0, torch.device("cpu"), 2)
+    cfg = ImageFolderConfig("imagenet", sys.argv[1], 32, None, 0, True, [0.5] * 3, [0.5] * 3, OnCorrupt.error)
+    images = image_folder.load_image_folder(cfg).training(Sharing(12), lambda images: images, 0, torch.device("cpu"), 2)
     for batch in images.epoch("train", 0):
         pass
 """
@@ -463,16 +472,16 @@ with plain_exits():
 
 
 def test_the_index_is_read_from_its_cache_until_a_folder_changes(root, cache, monkeypatch):
-    dataset = image_folder.load(config(root))
+    dataset = image_folder.load_image_folder(config(root))
     (file,) = cache.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(folder_index, "_scanned", lambda root: pytest.fail("scanned again"))
-        assert image_folder.load(config(root)).digest == dataset.digest
+        assert image_folder.load_image_folder(config(root)).digest == dataset.digest
     (root / VICTIM).with_name("another.JPEG").write_bytes(b"")
-    assert len(image_folder.load(config(root)).train) == len(dataset.train) + 1
+    assert len(image_folder.load_image_folder(config(root)).train) == len(dataset.train) + 1
     shutil.copytree(root / "train" / DAISY, root / "train" / "n00000001")
     shutil.copytree(root / "val" / DAISY, root / "val" / "n00000001")
-    assert image_folder.load(config(root)).classes == 3
+    assert image_folder.load_image_folder(config(root)).classes == 3
     assert [path.name for path in cache.iterdir()] == [file.name]
 
 
@@ -480,27 +489,27 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(root, cache, mo
     "damage", [truncate, overwrite, lambda path: path.write_text('{"index": {}}')]
 )
 def test_a_damaged_cache_is_no_error(root, cache, damage):
-    dataset = image_folder.load(config(root))
+    dataset = image_folder.load_image_folder(config(root))
     (file,) = cache.iterdir()
     sound = file.read_bytes()
     damage(file)
-    assert image_folder.load(config(root)).digest == dataset.digest
+    assert image_folder.load_image_folder(config(root)).digest == dataset.digest
     assert file.read_bytes() == sound
 
 
 def test_an_unwritable_cache_is_no_error(pristine, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert image_folder.load(config(pristine)).classes == 2
+    assert image_folder.load_image_folder(config(pristine)).classes == 2
 
 
 def test_the_digest_depends_on_the_files_and_not_on_where_they_are(root, pristine):
-    digest = image_folder.load(config(pristine)).digest
-    assert image_folder.load(config(root)).digest == digest
-    assert image_folder.load(config(pristine, train_images=10)).digest != digest
+    digest = image_folder.load_image_folder(config(pristine)).digest
+    assert image_folder.load_image_folder(config(root)).digest == digest
+    assert image_folder.load_image_folder(config(pristine, train_images=10)).digest != digest
     truncate(root / VICTIM)
     os.utime((root / VICTIM).parent, ns=(0, 0))
-    assert image_folder.load(config(root)).digest != digest
+    assert image_folder.load_image_folder(config(root)).digest != digest
 
 
 # Refused and accepted folders.
@@ -524,10 +533,12 @@ def flatten(root, table=None):
 
 
 def test_a_flat_validation_folder_works_with_its_table(root):
-    sorted_folders = image_folder.load(config(root)).test.labels.tolist()
+    sorted_folders = image_folder.load_image_folder(config(root)).test.labels.tolist()
     flatten(root, table=reversed)
     assert (
-        image_folder.load(config(root)).test.labels.tolist() == sorted_folders == [0] * 7 + [1] * 7
+        image_folder.load_image_folder(config(root)).test.labels.tolist()
+        == sorted_folders
+        == [0] * 7 + [1] * 7
     )
 
 
@@ -623,7 +634,7 @@ def test_folders_and_settings_that_do_not_fit_are_refused(root, change, changes,
     if change:
         change(root)
     with pytest.raises(InputError, match=sentence) as raised:
-        image_folder.load(config(root, **changes))
+        image_folder.load_image_folder(config(root, **changes))
     assert "\n" not in str(raised.value)
 
 
@@ -647,7 +658,7 @@ def imagenette(monkeypatch, pristine):
 def test_imagenette_is_taken_from_torchvisions_folder_or_downloaded(imagenette, pristine, tmp_path):
     data = tmp_path / "data"
     with pytest.raises(InputError, match="data is no folder: create it"):
-        image_folder.load(config(data / "imagenette", name="imagenette"))
+        image_folder.load_image_folder(config(data / "imagenette", name="imagenette"))
     data.mkdir()
     for error in (URLError("no network"), RuntimeError("File not found or corrupted.")):
         imagenette.error = error
@@ -655,21 +666,27 @@ def test_imagenette_is_taken_from_torchvisions_folder_or_downloaded(imagenette, 
             InputError,
             match=r"Imagenette could not be downloaded to .*data: .*(no network|corrupted)",
         ):
-            image_folder.load(config(data / "imagenette", name="imagenette"))
+            image_folder.load_image_folder(config(data / "imagenette", name="imagenette"))
         assert list(data.iterdir()) == []
     imagenette.error = None
-    assert image_folder.load(config(data / "imagenette", name="imagenette")).count("test") == 14
+    assert (
+        image_folder.load_image_folder(config(data / "imagenette", name="imagenette")).count("test")
+        == 14
+    )
     assert [path.name for path in data.iterdir()] == ["imagenette"]
     (data / "imagenette").rename(data / "imagenette2")
     imagenette.error = AssertionError("downloaded again")
-    assert image_folder.load(config(data / "imagenette", name="imagenette")).count("test") == 14
+    assert (
+        image_folder.load_image_folder(config(data / "imagenette", name="imagenette")).count("test")
+        == 14
+    )
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenette"])
 def test_configurations(name, monkeypatch):
     monkeypatch.setenv("PSAP_DATA", "somewhere")
     cfg = compose("train", ["experiment=digits_resnet20", "method=dense", f"data={name}"]).data
-    assert isinstance(cfg, PhotographsConfig)
+    assert isinstance(cfg, ImageFolderConfig)
     assert (cfg.name, cfg.root, cfg.image_size) == (name, f"somewhere/{name}", 224)
     assert (cfg.on_corrupt, cfg.flip, cfg.mean[0], cfg.std[0]) == (
         OnCorrupt.error,
@@ -682,7 +699,7 @@ def test_configurations(name, monkeypatch):
 @pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="no imagenette in PSAP_DATA")
 def test_imagenettes_own_photographs():
     assert_evaluates_as_torchvision(IMAGENETTE, 160, step=200)
-    dataset = image_folder.load(config(IMAGENETTE, train_images=60, image_size=160))
+    dataset = image_folder.load_image_folder(config(IMAGENETTE, train_images=60, image_size=160))
     assert dataset.classes == 10
     assert sorted(dataset.train.labels.tolist()) == sorted(list(range(10)) * 6)
     batches = [

@@ -27,7 +27,7 @@ def fake_cifar10(monkeypatch):
 
     def split(count):
         images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return tensor_images.Split(images, torch.arange(count) % 10)
+        return tensor_images.LabelledImages(images, torch.arange(count) % 10)
 
     splits = split(60), split(20)
     monkeypatch.setattr(tensor_images, "_load_cifar10", lambda root: splits)
@@ -58,7 +58,7 @@ def test_normalisation_equals_torchvision():
 
 def training_images(batch_size=50, flip=True, seed=3):
     train = data.load_resident(DIGITS).train
-    return tensor_images.TrainingImages(
+    return tensor_images.TensorLoader(
         train, Normalisation((0.0,), (1.0,)), Sharing(batch_size), flip, seed
     )
 

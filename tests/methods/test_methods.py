@@ -88,7 +88,7 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     summary = json.loads((folder / "summary.json").read_text())
     cfg = compose("train", overrides)
     model = models.build(cfg.model, 1, 10)
-    model.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt")["model"])
+    model.load_state_dict(checkpoint.load_checkpoint(folder / "checkpoint" / "last.pt")["model"])
     normalisation, cpu = (
         Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std)),
         torch.device("cpu"),

@@ -40,7 +40,6 @@ def train(model: nn.Module, method: Taylor, steps: int = 1) -> None:
         method.optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         method.optimizer.step()
-        method.after_step()
 
 
 def test_importance_is_the_square_of_the_first_order_change_of_the_loss():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from experiments import models
-from experiments.evaluate import run as evaluate
+from experiments.evaluate import evaluate_run as evaluate
 from experiments.methods.sfp import SFP
 from experiments.methods.thin import network_macs, thin_model
 from experiments.models import cifar

@@ -165,11 +165,11 @@ def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd
     cells = CELLS.split("  - {name: psap")[0] + REFUSED.replace("too much", "psap")
     runs = read(cells, "epochs=1")
     assert launch.local(runs, 1, []) == 1
-    assert states(runs) == {"thin plan": State.not_launched, "psap": State.refused}
+    assert states(runs) == {"thin plan": State.not_launched, "psap": State.rejected}
     overview.print_status(runs)
     said = capfd.readouterr().out
     assert said.count("a cut of 0.9999 is unreachable") == 3
-    assert said.endswith("small: 1 refused, 1 not launched\n")
+    assert said.endswith("small: 1 rejected, 1 not launched\n")
     assert "thin plan, seed 0: waits for psap, seed 0, which is not done" in said
 
 

@@ -126,8 +126,8 @@ def test_one_run_that_cannot_be_looked_for_hides_no_other(tmp_path, monkeypatch,
     planned = said(suite.main, ["plan", *extra], monkeypatch, capsys).splitlines()
     assert planned[0].endswith(f"model.weights={weights} cannot be read: No such file or directory")
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
-    assert "refused: model.weights=" in listed[0]
-    assert listed[-1] == "two: 2 refused, 2 not launched"
+    assert "rejected: model.weights=" in listed[0]
+    assert listed[-1] == "two: 2 rejected, 2 not launched"
     assert [run.cell.name for run in launch.pending(runs_of(str(extra[0]), extra[1:]))] == [
         "thin",
         "thin",
@@ -143,8 +143,8 @@ def test_a_run_of_a_suite_that_is_refused_remembers_why(file, tmp_path, monkeypa
     ]
     refused = refusal(suite.main, ["run", extra[0], "3", *extra[1:]], monkeypatch)
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
-    assert listed[3].endswith(f"refused: {refused}")
-    assert listed[-1] == "two: 1 refused, 3 not launched"
+    assert listed[3].endswith(f"rejected: {refused}")
+    assert listed[-1] == "two: 1 rejected, 3 not launched"
 
 
 def test_a_run_lives_in_one_suite_only():

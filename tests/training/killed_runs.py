@@ -50,7 +50,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-epoch": lambda: at_call(8, Callback, "after_step"),
     "in a pulse": lambda: at_call(2, psap_core.pruner, "pulse"),
     "weights zeroed, plan not saved": lambda: at_call(2, Record, "save_step"),
-    "logged, no checkpoint yet": lambda: at_call(2, checkpoint, "save"),
+    "logged, no checkpoint yet": lambda: at_call(2, checkpoint, "save_checkpoint"),
     "half a checkpoint written": lambda: at_call(2, checkpoint, "write_atomically", half_written),
     "export done, summary not": lambda: at_call(1, Record, "save_summary"),
 }

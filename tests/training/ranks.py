@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 class Double:
     """Images in float64."""
 
-    def __init__(self, images: tensor_images.TrainingImages) -> None:
+    def __init__(self, images: tensor_images.TensorLoader) -> None:
         self.images, self.batches = images, images.batches
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
             lambda epoch: 0.02,
             lambda: 0.0,
             lambda metrics: None,
-            lambda: None,
+            lambda position: None,
             lambda: False,
             lambda: None,
             Position(),

@@ -44,7 +44,7 @@ def network(request):
 def test_the_reduction_is_that_of_the_loss_with_one_filter_more(network):
     model, tensors, batches, groups = network
     chosen = {group.name: [1, 3] for group in groups}
-    rows = pulse_check.check(model, tensors, chosen, batches[:2], batches[2:])
+    rows = pulse_check.check_filters(model, tensors, chosen, batches[:2], batches[2:])
     assert [(row["layer"], row["filter"]) for row in rows] == [
         (name, f) for name in chosen for f in (1, 3)
     ]
@@ -78,14 +78,16 @@ def test_the_network_and_its_optimiser_come_out_as_they_were(network):
     model, tensors, batches, _ = network
     everything = [rows.tensor for group in tensors.values() for rows in group.everything.values()]
     before = [tensor.clone() for tensor in everything]
-    pulse_check.check(model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:])
+    pulse_check.check_filters(
+        model, tensors, {name: [0, 2] for name in tensors}, batches[:2], batches[2:]
+    )
     assert all(torch.equal(tensor, saved) for tensor, saved in zip(everything, before, strict=True))
     assert model.training
 
 
 def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(monkeypatch):
     silent = []
-    original = pulse_check.check
+    original = pulse_check.check_filters
 
     def spied(model, tensors, chosen, *batches):
         silent.extend(
@@ -99,7 +101,7 @@ def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(mo
         )
         return original(model, tensors, chosen, *batches)
 
-    monkeypatch.setattr(pulse_check, "check", spied)
+    monkeypatch.setattr(pulse_check, "check_filters", spied)
     cfg = compose("train", DIGITS)
     several, one = (pulse_check.train_and_check(cfg, after, 2) for after in ([0, 2], [2]))
     assert silent == []

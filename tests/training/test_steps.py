@@ -18,7 +18,7 @@ from experiments.methods.one_shot import OneShot
 from experiments.methods.psap import PSAPCallback
 from experiments.schema import DataConfig, Fan, Fast, ResNetConfig, Shortcut
 from experiments.training.distributed import World
-from experiments.training.steps import CapturedSteps, Steps, choose_fast, make_steps
+from experiments.training.steps import CapturedSteps, Steps, choose_fast, make_steps, wrapped
 from psap_core import PSAP, InputError
 from tests.helpers import bits, small
 
@@ -99,7 +99,7 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
     train = data.load_resident(
         DataConfig("digits", "unused", 8, IMAGES, 0, True, [0.5], [0.5])
     ).train.to(device)
-    images = tensor_images.TrainingImages(
+    images = tensor_images.TensorLoader(
         train, Normalisation((0.5,), (0.5,)), Sharing(BATCH), True, seed=1
     )
     method = method_of(name, model, optimizer, images, scope)
@@ -196,7 +196,7 @@ def test_a_compiled_run_prunes_as_an_eager_one(tmp_path, monkeypatch):
 
 def images_of(sharing):
     train = data.load_resident(DataConfig("digits", "unused", 8, 320, 0, True, [0.5], [0.5])).train
-    return tensor_images.TrainingImages(train, Normalisation((0.5,), (0.5,)), sharing, True, seed=1)
+    return tensor_images.TensorLoader(train, Normalisation((0.5,), (0.5,)), sharing, True, seed=1)
 
 
 def test_auto_captures_where_that_is_possible():
@@ -212,7 +212,9 @@ def test_the_chosen_steps_are_made():
     model, images = nn.Conv2d(1, 1, 1), images_of(Sharing(64))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for fast, kind in ((Fast.eager, Steps), (Fast.compiled, Steps), (Fast.captured, CapturedSteps)):
-        steps = make_steps(fast, model, optimizer, images, World(), CPU, None, lambda: None)
+        steps = make_steps(
+            fast, wrapped(model, fast, World()), optimizer, images, World(), CPU, None, lambda: None
+        )
         assert type(steps) is kind
         assert (steps.net is model) == (fast is not Fast.compiled)
 
