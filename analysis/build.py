@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.findings import write_findings
-from analysis.pages import PAGES, ROOT, Sources, write_page
+from analysis.pages import Sources, filled_pages
 from analysis.published import read_published
 from analysis.recorded import read_results
 from analysis.results import RESULTS
@@ -22,6 +22,7 @@ from analysis.suites import PlannedSuite, plan_suites
 from analysis.tables import Table, make_table, write_tables
 from analysis.verdicts import GOALS_RULE, RULE, goals, verdicts
 from experiments.exits import plain_exits
+from experiments.runs.files import write_atomically
 
 REPORTS = Path(__file__).parent / "reports"
 
@@ -58,13 +59,14 @@ def main(arguments: Sequence[str]) -> None:
         if given.what == "verify":
             _print_verdicts(suites, tables)
             return
-        written = [*write_tables(tables, out), *write_findings(suites, runs, out)]
-        if given.out is None:
+        pages: dict[Path, str] = {}
+        if given.out is None and given.results == RESULTS:
             by_name = {table.name: table for table in tables}
-            sources = Sources({s.name: s for s in suites}, runs, by_name, given.results)
-            for page in PAGES:
-                write_page(ROOT / page, sources)
-                written.append(ROOT / page)
+            pages = filled_pages(Sources({s.name: s for s in suites}, runs, by_name, RESULTS))
+        written = [*write_tables(tables, out), *write_findings(suites, runs, out)]
+        for path, text in pages.items():
+            write_atomically(path, text.encode())
+            written.append(path)
         print("\n".join(map(str, written)))
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def read_runs(root: Path) -> list[Run]:
     Of each run that has not finished, a warning says so. Raises DataError if there is no such folder or a
     finished run is damaged.
     """
+    if (root / "runs.csv").is_file():
+        return read_suite_runs(root)
     if any(root.glob("*/runs.csv")):
         return read_results(root)
     runs, errors = scan(root)
@@ -76,7 +78,7 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Run], list[str]]:
 
 def _merged(place: Path, new: dict[Path, Run]) -> list[Run]:
     """What is recorded already, and what is new."""
-    known = read_suite_runs(place, pulses=True) if place.is_dir() else []
+    known = read_suite_runs(place, pulses=True) if (place / "runs.csv").is_file() else []
     merged = {(run.cell, run.seed): run for run in known}
     sources: dict[tuple[str | None, int], Path] = {}
     for folder, run in new.items():
@@ -93,7 +95,20 @@ def _merged(place: Path, new: dict[Path, Run]) -> list[Run]:
         if key not in merged or key in sources:
             merged[key] = run
         sources[key] = folder
+    _refuse_two_configurations(place, merged.values())
     return list(merged.values())
+
+
+def _refuse_two_configurations(place: Path, runs: Iterable[Run]) -> None:
+    """A cell is one configuration: a run with an override of its own is of no cell."""
+    hashes: dict[str | None, str] = {}
+    for run in runs:
+        digest = hashes.setdefault(run.cell, run.summary.config_hash)
+        if digest != run.summary.config_hash:
+            raise DataError(
+                f"{place.name}, cell {run.cell}: runs are of two configurations, {digest} and "
+                f"{run.summary.config_hash}: move those away that the suite does not train"
+            )
 
 
 def _same(one: Run, other: Run) -> bool:

@@ -59,9 +59,10 @@ class Sources:
         return report
 
 
-def write_page(path: Path, sources: Sources) -> None:
-    """Write the tables of a page anew."""
-    path.write_text(filled(path.read_text(encoding="utf-8"), path, sources), encoding="utf-8")
+def filled_pages(sources: Sources) -> dict[Path, str]:
+    """All pages with their tables."""
+    pages = [ROOT / page for page in PAGES]
+    return {path: filled(path.read_text(encoding="utf-8"), path, sources) for path in pages}
 
 
 def filled(text: str, path: Path, sources: Sources) -> str:
@@ -92,7 +93,7 @@ def headline_table(sources: Sources) -> str:
     table = sources.tables["cifar16_comparison"]
     rows: dict[str, dict[str, str]] = {}
     for row in _ours(table):
-        title = TITLES[row["method"]]
+        title = TITLES.get(row["method"], row["method"])
         cut = f"{100 * row['target']:g} % of the MACs cut"
         rows.setdefault(title, {"top-1 on 10,000 test images, %": title})
         rows[title][cut] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
@@ -104,7 +105,7 @@ def comparison_table(sources: Sources) -> str:
     table = sources.tables["cifar16_comparison"]
     rows: dict[str, dict[str, str]] = {}
     for row in _ours(table):
-        title = TITLES[row["method"]]
+        title = TITLES.get(row["method"], row["method"])
         cut = f"{100 * row['target']:g} %"
         rows.setdefault(title, {"method": title})
         rows[title][f"top-1 at {cut}"] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
@@ -127,7 +128,7 @@ def short_table(sources: Sources) -> str:
     rows = sorted(_ours(table), key=lambda row: -row["top1"])
     return _markdown(
         {
-            "method": TITLES[row["method"]],
+            "method": TITLES.get(row["method"], row["method"]),
             "top-1": f"{row['top1']:.1f}",
             "drop": f"{row['drop']:.1f}",
             "training loss, last epoch": f"{losses[row['cell']]:.2f}",

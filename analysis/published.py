@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.suites import Setting
 from experiments.runs.files import DataError
-from experiments.suites.methods import published_names
+from experiments.suites.method_styles import published_names
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 TEXTS = ("dataset", "model", "method", "source_url", "source_note")

@@ -13,6 +13,8 @@ import csv
 import gzip
 import io
 import json
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +31,7 @@ from analysis.results import (
     Run,
     order,
     pulse_frame,
+    refuse_another,
     refuse_incomplete,
 )
 from experiments.runs.checks import mapping_with
@@ -157,6 +160,7 @@ def read_suite_runs(folder: Path, *, pulses: bool = False) -> list[Run]:
         recipe = config.pop("recipe", "")
         if digest(config) != summary.config_hash:
             raise _damaged(folder / "configs.yaml", f"{key[0]!r} is not {summary.config_hash}")
+        refuse_another(summary, config, folder / "runs.csv")
         plan = plans.get(key)
         if plan is None and summary.method not in WITHOUT_PLAN:
             raise _damaged(folder / "plans.json", f"it has no plan of {key[0]}, seed {key[1]}")
@@ -185,7 +189,10 @@ def _read_rows(folder: Path) -> list[tuple[RunSummary, Provenance]]:
     rows = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            if reader.fieldnames != [*KEY, *PROVENANCE, *SUMMARY]:
+                raise _damaged(path, "its first line does not name the columns")
+            for line in reader:
                 values = {name: _value(name, text) for name, text in line.items()}
                 values["suite"] = folder.name
                 provenance = {name: values[name] for name in PROVENANCE}
@@ -194,8 +201,12 @@ def _read_rows(folder: Path) -> list[tuple[RunSummary, Provenance]]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except DataError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise _damaged(path, f"a line is no run ({error})") from error
+    places = Counter((summary.cell, summary.seed) for summary, _ in rows)
+    for (cell, seed), times in places.items():
+        if times > 1:
+            raise _damaged(path, f"{cell}, seed {seed}, stands there twice")
     return rows
 
 
@@ -230,12 +241,18 @@ def _read_plans(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
 def _read_frame(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     kinds = {"cell": str, "layer": str}
     try:
-        frame = pd.read_csv(path, dtype=kinds)
-    except (OSError, EOFError, ValueError) as error:
+        # A cell may be called NA.
+        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _damaged(path, "it cannot be read") from error
     for name in columns:
         if name not in frame:
             raise _damaged(path, f"it has no column {name!r}")
+    texts = {"cell", "layer"}
+    for name in frame.columns:
+        is_text = frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name])
+        if name not in texts and is_text and len(frame):
+            raise _damaged(path, f"column {name!r} holds no numbers")
     return frame
 
 

@@ -28,6 +28,7 @@ from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary, refuse_impossible
 
 RESULTS = Path(__file__).parent / "recorded"
+DIGESTED = {("model", "weights"), ("method", "run")}  # by content in an identity, by path elsewhere
 WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 # What is needed of the files of a run.
@@ -199,21 +200,41 @@ def _refuse_mixed(
         ("seed", summary.seed, config["seed"], "config.yaml"),
         ("suite", summary.suite, config.get("suite"), "config.yaml"),
         ("cell", summary.cell, config.get("cell"), "config.yaml"),
-        ("epochs", summary.epochs, manifest["identity"]["epochs"], "manifest.json"),
-        ("method", summary.method, manifest["identity"]["method"]["name"], "manifest.json"),
-        ("dataset", summary.dataset, manifest["identity"]["data"]["name"], "manifest.json"),
-        ("model", summary.model, manifest["identity"]["model"]["name"], "manifest.json"),
     ):
         if ours != theirs:
             raise DataError(
                 f"{edited}: {name} is {ours} in summary.json and {theirs} in {file}; copy or train it again"
             )
+    refuse_another(summary, manifest["identity"], folder)
     found = digest(manifest["identity"])
     if found != manifest["config_hash"]:
         raise DataError(
             f"{edited}: config_hash is {manifest['config_hash']} and the identity in manifest.json has {found}; "
             "copy or train it again"
         )
+    for section in ("data", "model", "method", "optim"):
+        ours, theirs = manifest["identity"][section], config.get(section, {})
+        for key, value in ours.items():
+            if (section, key) not in DIGESTED and theirs.get(key) != value:
+                raise DataError(
+                    f"{edited}: {section}.{key} is {theirs.get(key)} in config.yaml and {value} in manifest.json; "
+                    "copy or train it again"
+                )
+
+
+def refuse_another(summary: RunSummary, identity: Mapping[str, Any], place: Path) -> None:
+    """Raise DataError where a summary and an identity, both of one place, are of different runs."""
+    for name, ours, theirs in (
+        ("epochs", summary.epochs, identity["epochs"]),
+        ("method", summary.method, identity["method"]["name"]),
+        ("dataset", summary.dataset, identity["data"]["name"]),
+        ("model", summary.model, identity["model"]["name"]),
+    ):
+        if ours != theirs:
+            raise DataError(
+                f"{place} was edited by hand or mixed from two runs: {name} is {ours} in the summary and {theirs} in "
+                "the configuration; copy or train it again"
+            )
 
 
 def _metrics(path: Path, epochs: int) -> pd.DataFrame:

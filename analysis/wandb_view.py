@@ -112,11 +112,11 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(description(workspace), indent=1))
         return
     with plain_exits():
-        if not wandb.login(prompt=False):
-            raise DataError(
-                "nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view"
-            )
         try:
+            if not wandb.login(prompt=False):
+                raise DataError(
+                    "nobody is logged in to W&B: run `wandb login`, or add --dry-run to only see the view"
+                )
             workspace.entity = workspace.entity or wandb.Api().default_entity or ""
             workspace.save()  # type: ignore[no-untyped-call]
         except wandb.Error as error:

@@ -8,7 +8,7 @@
 `python -m experiments.suite run <suite> <index>`     train one run, here
 `python -m experiments.suite latency <suite>`         measure the exported networks of its finished runs, here
 
-A suite is a name in experiments/conf/suites, or a path of such a file. Overrides after these arguments hold for
+A suite is a name in experiments/suites, or a path of such a file. Overrides after these arguments hold for
 every run; tables leave out runs whose data, model, method or optim are not those of the suite's file. The
 index counts the seeds of the first cell, then those of the second. Of a part of a suite: `plan`, `status` and
 `launch` take `--cells 'resnet20 *54'` and `--seeds 0,1`.

@@ -20,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from analysis.results import Run
 from analysis.suites import setting_of, target_of
 from experiments.runs.files import DataError
-from experiments.suites.methods import method_styles
+from experiments.suites.method_styles import method_styles
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"

@@ -57,6 +57,9 @@ def register(config: type[MethodConfig], *names: str) -> Callable[[Make], Make]:
 
     def decorate(make: Make) -> Make:
         for name in names:
+            if name in _ENTRIES:
+                other = _ENTRIES[name].make.__module__
+                raise ValueError(f"{make.__module__} and {other} both make the method {name!r}")
             _ENTRIES[name] = Entry(config, make)
         return make
 

@@ -13,9 +13,7 @@ on; here every step meets a budget of MACs, to the filter.
 """
 
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from experiments.methods.base import Metrics, SaveStep
 from experiments.methods.budget import BudgetMethod
 from experiments.methods.registry import MethodContext, register
 from experiments.schema import UniformConfig
+from psap_core import InputError
 from psap_core.groups import Scope
 from psap_core.schedule import Schedule, make_schedule
 from psap_core.suspension import FilterMask, FilterTensors, apply_
@@ -70,8 +69,17 @@ class Taylor(BudgetMethod):
         self.mask = FilterMask(self.tensors)
         # Changed in place only: a captured step stays valid.
         self.sums = {name: importance(tensors) for name, tensors in self.tensors.items()}
-        optimizer.register_step_pre_hook(self._observe)
+        self._refuse_without_gradient()
+        self.observing = optimizer.register_step_pre_hook(self._observe)
         optimizer.register_step_post_hook(self.mask.hold_)
+
+    def _refuse_without_gradient(self) -> None:
+        for name, tensors in self.tensors.items():
+            silencers = [tensors.parameters[silencer].tensor for silencer in tensors.silencers]
+            if not any(tensor.requires_grad for tensor in silencers):
+                raise InputError(
+                    f"method=taylor: nothing that silences the filters of {name} has a gradient"
+                )
 
     def _observe(self, *_: Any) -> None:
         with torch.no_grad():
@@ -80,6 +88,8 @@ class Taylor(BudgetMethod):
 
     @torch.no_grad()
     def end_epoch(self, epochs_done: int) -> Metrics:
+        if epochs_done >= self.schedule.freeze:
+            self.observing.remove()  # nothing is chosen any more
         if epochs_done not in self.schedule.steps:
             return {}
         began = time.perf_counter()
@@ -93,45 +103,39 @@ class Taylor(BudgetMethod):
         return metrics
 
     def least_important(self, macs_cut: float) -> dict[str, list[int]]:
-        """The filters to prune, by importance in the whole network, so that the cut is reached and none goes in vain.
+        """The filters to prune: those that are pruned already, and the least important of the whole network besides.
 
-        What is pruned already stays pruned. Every group keeps one filter.
+        The cut is reached, and no filter that goes now could stay. Every group keeps one filter.
         """
-        ranked = self._ranked()
         budget = self.cost.budget(macs_cut)
-        fewest = bisect_left(
-            range(len(ranked)), True, key=lambda n: self._cost_without(ranked[:n]) <= budget
-        )
-        chosen = ranked[:fewest]
-        for entry in reversed(chosen):  # the last one may have been large: others fit again
-            group, f = entry
-            rest = [other for other in chosen if other != entry]
-            if f not in self.plan.pruned[group] and self._cost_without(rest) <= budget:
-                chosen = rest
-        pruned: dict[str, list[int]] = {name: [] for name in self.sums}
-        for group, f in sorted(chosen):
-            pruned[group].append(f)
-        return pruned
+        pruned = {name: [*filters] for name, filters in self.plan.pruned.items()}
+        kept = {group.name: group.filters - len(pruned[group.name]) for group in self.groups}
+        going = []
+        for name, f in self._by_importance():
+            if self._cost(kept) <= budget:
+                break
+            if kept[name] > 1:
+                kept[name] -= 1
+                going.append((name, f))
+        for name, f in reversed(going):  # the last one may have been large: others fit again
+            kept[name] += 1
+            if self._cost(kept) > budget:
+                kept[name] -= 1
+                pruned[name].append(f)
+        return {name: sorted(filters) for name, filters in pruned.items()}
 
-    def _ranked(self) -> list[tuple[str, int]]:
-        """(group, filter) of all that may go: what is pruned already, then the least important first."""
+    def _by_importance(self) -> list[tuple[str, int]]:
+        """(group, filter) of all that are not pruned, the least important first."""
         ranked = []
         for name, sums in self.sums.items():
-            gone = set(self.plan.pruned[name])
+            gone = {*self.plan.pruned[name]}
             for f, value in enumerate(sums.tolist()):
-                ranked.append((f not in gone, value, name, f))
-        ranked.sort()
-        left = {group.name: group.filters - 1 for group in self.groups}
-        may_go = []
-        for _, _, name, f in ranked:
-            if left[name]:
-                left[name] -= 1
-                may_go.append((name, f))
-        return may_go
+                if f not in gone:
+                    ranked.append((value, name, f))
+        return [(name, f) for _, name, f in sorted(ranked)]
 
-    def _cost_without(self, filters: Sequence[tuple[str, int]]) -> float:
-        gone = Counter(name for name, _ in filters)
-        return self.cost.cost([group.filters - gone[group.name] for group in self.groups])
+    def _cost(self, kept: Mapping[str, int]) -> float:
+        return self.cost.cost([kept[group.name] for group in self.groups])
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "sums": self.sums}

@@ -11,7 +11,7 @@ import yaml
 
 from psap_core import InputError
 
-SUITES = Path(__file__).parents[1] / "conf" / "suites"
+SUITES = Path(__file__).parent
 CELL_NAME = re.compile(r"[\w%.-]+( [\w%.-]+)*")
 CELL_KEYS = {"name", "recipe", "overrides"}
 MORE_CELL_KEYS = {"plan_of", "against", "goal"}

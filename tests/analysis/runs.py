@@ -89,7 +89,9 @@ def write_run(
     }
     overrides += [f"{key}={value}" for key, value in optional.items() if value is not None]
     cfg = compose("train", overrides)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    config = OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True)
+    config["method"] |= method_changes or {}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     identity = json.loads(json.dumps(settings(cfg)))
     identity["model"]["weights"] = weights and "sha256 of the weights"
     if method == "thin_plan":

@@ -21,6 +21,7 @@ from tests.analysis.runs import write_run
 from tests.analysis.test_results import edit
 
 NO_COLUMNS = gzip.compress(b"cell,seed\n", mtime=0)
+NO_NUMBERS = gzip.compress(b"cell,seed,epoch,eval/top1\na,0,first,90\n", mtime=0)
 FILES = ["configs.yaml", "epochs.csv.gz", "plans.json", "pulses.csv.gz", "runs.csv"]
 
 
@@ -139,6 +140,36 @@ def test_two_runs_of_one_place_are_refused(runs_dir, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_cell_of_two_configurations_is_refused(runs_dir, table):
+    before = contents(table.parent)
+    write_run(runs_dir / "other", "psap", seed=2, lr=0.2, suite="table", cell="psap 60")
+    with pytest.raises(DataError, match=r"^table, cell psap 60: runs are of two configurations"):
+        record(runs_dir, table.parent)
+    assert contents(table.parent) == before
+
+
+def test_a_first_recording_that_was_cut_short_is_done_again(runs_dir, table):
+    before = contents(table)
+    (table / "runs.csv").unlink()
+    record(runs_dir, table.parent)
+    assert contents(table) == before
+
+
+def test_a_cell_may_be_called_na(tmp_path):
+    write_run(tmp_path / "runs", "psap", suite="table", cell="NA")
+    record(tmp_path / "runs", tmp_path / "results")
+    (run,) = read_suite_runs(tmp_path / "results" / "table", pulses=True)
+    assert run.cell == "NA"
+    assert not run.pulses.empty
+
+
+def test_a_run_that_stands_there_twice_is_refused(table):
+    path = table / "runs.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines(keepends=True)[-1])
+    with pytest.raises(DataError, match=r"thin_plan 60, seed 0, stands there twice"):
+        read_suite_runs(table)
+
+
 def test_a_recording_that_is_cut_short_loses_nothing(runs_dir, table, monkeypatch):
     """The list of the runs is written last: what it does not name is not there."""
     before = read_suite_runs(table, pulses=True)
@@ -162,13 +193,16 @@ def test_a_recording_that_is_cut_short_loses_nothing(runs_dir, table, monkeypatc
 @pytest.mark.parametrize(
     ("name", "damage", "why"),
     [
-        ("runs.csv", b"cell,seed\na,b\n", "a line is no run"),
+        ("runs.csv", b"", "its first line does not name the columns"),
+        ("runs.csv", b"cell,seed\na,b\n", "its first line does not name the columns"),
         ("configs.yaml", b"{", "it cannot be read"),
         ("configs.yaml", b"a: 3", "a cell is no configuration"),
         ("plans.json", b"[", "an entry is no plan"),
         ("plans.json", b"[]", "it has no plan of psap 60, seed 0"),
         ("epochs.csv.gz", b"no gzip", "it cannot be read"),
         ("epochs.csv.gz", NO_COLUMNS, "it has no column 'epoch'"),
+        ("epochs.csv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"no deflate", "it cannot be read"),
+        ("epochs.csv.gz", NO_NUMBERS, "column 'epoch' holds no numbers"),
         ("pulses.csv.gz", NO_COLUMNS, "it has no column 'epoch'"),
     ],
 )

@@ -16,7 +16,7 @@ from analysis.results import NotFinishedError, read_run
 from analysis.suites import find_suite, runs_of_suite
 from analysis.tables import make_table
 from experiments.runs.files import DataError
-from experiments.suites.methods import METHODS
+from experiments.suites.method_styles import METHODS
 from tests.analysis.runs import LAYERS, PULSE_SUSPENDED, write_run
 
 TOP1 = {"dense": 97.0, "sfp": 92.5, "thin": 94.0, "psap": 95.5}

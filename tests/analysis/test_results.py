@@ -232,7 +232,7 @@ def test_a_folder_in_a_files_place_is_refused(folder, name):
         (
             "summary.json",
             {"method": "sfp"},
-            "method is sfp in summary.json and psap in manifest.json",
+            "method is sfp in the summary and psap in the configuration",
         ),
         (
             "config.yaml",

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from analysis.published import read_published
 from analysis.suites import plan_suite, plan_suites, setting_of
+from experiments import configuration
 from experiments.configuration import CONF, _hydra, compose, typed
 from experiments.runs.files import DataError
 from experiments.runs.identity import settings
@@ -38,6 +40,18 @@ def test_what_is_composed_in_parts_is_what_hydra_composes(recipe, overrides):
     ours = compose("train", words)
     assert ours == typed(_hydra("train", words))
     assert setting_of(settings(ours)).epochs == ours.epochs
+
+
+def test_a_recipe_may_set_its_method(tmp_path, monkeypatch):
+    shutil.copytree(CONF, tmp_path / "conf")
+    recipe = (tmp_path / "conf" / "experiment" / "cifar10_small.yaml").read_text()
+    recipe = recipe.replace("resnet20", "resnet20\n  - override /method: sfp")
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(recipe)
+    monkeypatch.setattr(configuration, "CONF", str(tmp_path / "conf"))
+    for method in ([], ["method=l2"]):
+        words = ["experiment=mine", *method]
+        assert compose("train", words) == typed(_hydra("train", words))
+    assert compose("train", ["experiment=mine"]).method.name == "sfp"
 
 
 def test_a_thin_network_of_a_plan_has_that_plans_target(tmp_path):

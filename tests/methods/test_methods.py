@@ -8,8 +8,9 @@ import torch
 from experiments import data, models, train
 from experiments.configuration import compose
 from experiments.data.base import Normalisation
+from experiments.methods.registry import entries, register
 from experiments.methods.sfp import SFP
-from experiments.schema import Fan, ResNetConfig, Shortcut
+from experiments.schema import Fan, ResNetConfig, Shortcut, UniformConfig
 from experiments.training import checkpoint
 from experiments.training.distributed import World
 from experiments.training.loop import evaluate
@@ -95,3 +96,9 @@ def test_masked_top1_is_of_the_network_before_its_plan_is_applied(tmp_path, monk
     )
     batches = data.load_resident(cfg.data).evaluation("test", 0, 1, normalisation, cpu, 0)
     assert summary["masked_top1"] == evaluate(model, batches, World()).top1 != summary["top1"]
+
+
+def test_a_method_is_made_in_one_place():
+    entries()
+    with pytest.raises(ValueError, match=r"experiments\.methods\.sfp both make the method 'sfp'"):
+        register(UniformConfig, "sfp")(lambda context: None)
