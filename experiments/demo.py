@@ -9,6 +9,7 @@ bought and what it cost, and what_happened.png, what PSAP measured and decided.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -31,8 +32,6 @@ from psap_core.surgery import ScatteredBatchNorm
 METHODS = ("dense", "sfp", "thin", "psap")
 BATCH = 256
 VECTOR = 8  # float32 lanes of AVX2; other filter counts leave lanes empty
-TEST_IMAGES = 360
-NOISE = 1.5  # points: what two equal networks differ by in one of twenty cases, on so few images
 NOT_FALLEN = 0.9  # of the dense network's latency: the rest is within the noise of a busy machine
 
 
@@ -41,7 +40,9 @@ class MethodResult:
     """One method of the report; latencies are medians of ROUNDS forward passes of the exported network."""
 
     method: str
+    test_images: int
     top1: float
+    top1_noise: float  # as `noise` says
     macs: int
     macs_cut: float
     params: int
@@ -64,6 +65,15 @@ class Facts:
     convolution_share: tuple[float, float]
     filters: tuple[int, ...]
     scattered: int
+
+
+def noise(top1: float, images: int) -> float:
+    """Points of top-1 by which two networks that are right equally often differ in one of twenty draws of test images.
+
+    The draws are independent; `top1` in percent is the accuracy of both, of which Laplace's estimate is taken.
+    """
+    right = (top1 / 100 * images + 1) / (images + 2)
+    return 100 * 1.96 * math.sqrt(2 * right * (1 - right) / images)
 
 
 def convolution_share(network: nn.Module, images: Tensor) -> float:
@@ -140,7 +150,9 @@ def measure(folders: dict[str, Path]) -> tuple[list[MethodResult], list[str]]:
         rows.append(
             MethodResult(
                 method=method,
+                test_images=summary.test_images,
                 top1=summary.top1,
+                top1_noise=noise(summary.top1, summary.test_images),
                 macs=summary.macs,
                 macs_cut=summary.macs_cut,
                 params=summary.params,
@@ -181,8 +193,10 @@ def print_table(rows: list[MethodResult], console: Console) -> None:
             f"{row.top1:.2f}",
         )
     console.print(table)
+    dense = next(row for row in rows if row.method == "dense")
     print(
-        f"{TEST_IMAGES} test images: differences below {NOISE} points mean nothing. One seed does not rank methods."
+        f"{dense.test_images} test images: differences below {dense.top1_noise:.1f} points mean nothing. One seed does "
+        "not rank methods."
     )
 
 

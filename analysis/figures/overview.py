@@ -129,7 +129,6 @@ BOUGHT = {
     "latency_ms": "time for one image",
     "train_seconds": "training time",
 }
-NOISE = 1.5  # points: of 360 test images, what two equal networks differ by in one of twenty cases
 
 
 def bought_and_paid(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -156,7 +155,8 @@ def bought_and_paid(rows: Sequence[Mapping[str, Any]]) -> Figure:
     bought.set_xlabel("percent of the dense network's")
     bought.set_title("What pruning bought: shorter is better")
     figure.legend(*bought.get_legend_handles_labels(), loc="outside lower left", ncols=len(rows))
-    paid.axhspan(dense["top1"] - NOISE, dense["top1"] + NOISE, color="#BBBBBB", alpha=0.5)
+    lowest, highest = dense["top1"] - dense["top1_noise"], dense["top1"] + dense["top1_noise"]
+    paid.axhspan(lowest, highest, color="#BBBBBB", alpha=0.5)
     for number, row in enumerate(rows):
         style = {**STYLES[row["method"]], "linestyle": "", "markersize": 10}
         paid.plot([number], [row["top1"]], **style)
@@ -171,7 +171,7 @@ def bought_and_paid(rows: Sequence[Mapping[str, Any]]) -> Figure:
     paid.set_xlim(-0.6, len(rows) - 0.4)
     low = min(row["top1"] for row in rows)
     paid.set_ylim(low - 0.2 * (102 - low), 102)
-    paid.set_ylabel("top-1 on 360 test images [%]")
+    paid.set_ylabel(f"top-1 on {dense['test_images']} test images [%]")
     paid.set_title("What it cost: in the grey band it is noise")
     return figure
 
@@ -181,7 +181,7 @@ def read_demo_report(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text())
         for row in rows:
-            if not all(row[key] > 0 for key in (*BOUGHT, "top1")):
+            if not all(row[key] > 0 for key in (*BOUGHT, "test_images", "top1", "top1_noise")):
                 raise ValueError
         if "dense" not in [row["method"] for row in rows]:
             raise ValueError

@@ -21,7 +21,6 @@ from experiments.runs.summary import RunSummary, read_summary
 from experiments.schema import Config
 from psap_core import InputError
 
-TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")  # excluded where runs are compared
 FIXED_FACTS = {
     "data_sha256": "the data of SHA-256",
     "world_size": "a number of processes of",

@@ -17,6 +17,7 @@ CELL_KEYS = {"name", "recipe", "overrides"}
 MORE_CELL_KEYS = {"plan_of", "against", "goal"}
 SUITE_KEYS = {"title", "seeds", "cells"}
 MORE_SUITE_KEYS = {"reference", "effects"}
+SET_BY_SUITE = {"experiment", "seed", "suite", "cell"}
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,6 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
-def read_suites() -> list[Suite]:
-    """All suites that come with the project, by name."""
-    return [read_suite(name) for name in suite_names()]
-
-
 def read_suite(name: str) -> Suite:
     """The suite of a name, or of a file whose path ends in .yaml.
 
@@ -99,6 +95,8 @@ def _suite(name: str, content: Any) -> Suite:
             f"it has {', '.join(sorted(SUITE_KEYS))}, perhaps {' and '.join(sorted(MORE_SUITE_KEYS))}, and nothing "
             f"else, not {', '.join(sorted(map(str, keys)))}"
         )
+    if not isinstance(content["title"], str):
+        raise ValueError(f"its title is a text, not {content['title']!r}")
     reference = content.get("reference")
     cells = tuple(_cell(entry, reference) for entry in content["cells"])
     effects = {
@@ -114,11 +112,27 @@ def _cell(entry: Any, reference: str | None) -> Cell:
             f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {sorted(entry)}"
         )
     name = entry["name"]
+    if not isinstance(entry["recipe"], str):
+        raise ValueError(f"the recipe of cell {name!r} is a name, not {entry['recipe']!r}")
+    if not isinstance(entry["overrides"], list):
+        raise ValueError(
+            f"the overrides of cell {name!r} are a list like [method=sfp], not {entry['overrides']!r}"
+        )
+    for override in entry["overrides"]:
+        _check_override(name, override)
     if not CELL_NAME.fullmatch(name):
         raise ValueError(f"the cell's name {name!r} must be words of letters, digits, _ % . and -")
     against = None if name == reference else entry.get("against", reference)
-    overrides = tuple(map(str, entry["overrides"]))
+    overrides = tuple(entry["overrides"])
     return Cell(name, entry["recipe"], overrides, entry.get("plan_of"), against, entry.get("goal"))
+
+
+def _check_override(cell: Any, override: Any) -> None:
+    if not isinstance(override, str) or "=" not in override:
+        raise ValueError(f"an override of cell {cell!r} is key=value, not {override!r}")
+    key = override.partition("=")[0]
+    if key in SET_BY_SUITE:
+        raise ValueError(f"cell {cell!r} sets {key}, which the suite sets itself")
 
 
 def _pair(pair: Any) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from experiments import configuration
 from experiments.configuration import CONF, _hydra, compose, typed
 from experiments.runs.files import DataError
 from experiments.runs.identity import settings
-from experiments.suites.spec import read_suite, read_suites
+from experiments.suites.spec import read_suite, suite_names
 
 RECIPES = sorted(path.stem for path in (Path(CONF) / "experiment").glob("*.yaml"))
 
@@ -23,7 +23,7 @@ def planned():
 def cells_with_new_overrides():
     """Of all suites' cells those that override something that no earlier one does, or choose another method."""
     seen = set()
-    for suite in read_suites():
+    for suite in map(read_suite, suite_names()):
         for cell in suite.cells:
             kinds = {o if o.startswith("method=") else o.split("=")[0] for o in cell.overrides}
             if not kinds <= seen:

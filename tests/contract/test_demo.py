@@ -2,15 +2,26 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
 from experiments import demo
-from experiments.demo import BATCH, METHODS, Facts, MethodResult, convolution_share, why_not_faster
+from experiments.demo import (
+    BATCH,
+    METHODS,
+    Facts,
+    MethodResult,
+    convolution_share,
+    noise,
+    why_not_faster,
+)
 
 REPORTED = {
     "method": str,
+    "test_images": int,
     "top1": float,
+    "top1_noise": float,
     "macs": int,
     "macs_cut": float,
     "params": int,
@@ -52,7 +63,21 @@ def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path,
 
 def row(method: str, macs_cut: float, latency_ms: float, latency_batch_ms: float) -> MethodResult:
     macs = round(2_500_000 * (1 - macs_cut))
-    return MethodResult(method, 97.0, macs, macs_cut, 1, latency_ms, latency_batch_ms, 1.0, 0.0)
+    latencies = latency_ms, latency_batch_ms
+    return MethodResult(method, 360, 97.0, 1.8, macs, macs_cut, 1, *latencies, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("right", [0.99, 0.9, 0.5])
+def test_equal_networks_differ_by_more_than_the_noise_in_one_of_twenty_cases(right):
+    images, draw = 360, torch.Generator().manual_seed(0)
+    share = torch.full((2, 100_000), right)
+    one, other = 100 * torch.binomial(share * 0 + images, share, generator=draw) / images
+    beyond = (one - other).abs() > noise(100 * right, images)
+    assert 0.03 < beyond.float().mean() < 0.07
+
+
+def test_a_perfect_network_has_noise_too():
+    assert 0 < noise(100.0, 360) < noise(99.0, 360)
 
 
 def test_a_slow_network_gets_its_reason_with_the_measured_figures_and_a_fast_one_none():

@@ -224,6 +224,20 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         (FILE.replace("name: thin", "name: a/b"), "must be words of letters"),
         (FILE.replace("recipe", "model"), "a cell has name, recipe, overrides and perhaps plan_of"),
         (FILE + "more: 1", "and nothing else"),
+        (FILE.replace("Two methods", "[two]"), "its title is a text, not"),
+        (
+            FILE.replace("[method=dense]", "method=dense"),
+            "are a list like .method=sfp., not 'method",
+        ),
+        (FILE.replace("[method=dense]", "[{method: dense}]"), "is key=value, not {'method'"),
+        (FILE.replace("[method=dense]", "[dense]"), "is key=value, not 'dense'"),
+        *(
+            (
+                FILE.replace("[method=dense]", f"[method=dense, {key}=1]"),
+                f"'dense' sets {key}, which",
+            )
+            for key in ("seed", "suite", "cell", "experiment")
+        ),
         *(
             (FILE.replace("name: dense", f"name: dense, goal: {goal}"), "is no top-1 in percent")
             for goal in ("high", "true", "0.92", "912", ".nan", "'91'")
