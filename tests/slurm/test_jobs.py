@@ -342,7 +342,7 @@ def test_what_training_refuses_ends_the_job_as_refused(checkout):
 
 
 def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
-    guide = (ROOT / "slurm" / "README.md").read_text()
+    guide = (ROOT / "docs" / "slurm.md").read_text()
     commands = re.findall(r"^sbatch (.*?)(?:  +#.*)?$", guide, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
