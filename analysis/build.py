@@ -39,28 +39,28 @@ def main(arguments: Sequence[str]) -> None:
         help="folder to write to; analysis/reports/tables or analysis/reports/figures if absent",
     )
     parser.add_argument("--pdf", action="store_true", help="figures as .pdf, too")
-    given = parser.parse_args(arguments)
-    out = given.out or REPORTS / given.what
+    options = parser.parse_args(arguments)
+    out = options.out or REPORTS / options.what
     with plain_exits():
-        runs = read_results(given.results, pulses=given.what == "figures")
-        if given.what == "figures":
+        runs = read_results(options.results, pulses=options.what == "figures")
+        if options.what == "figures":
             # The others need none of what these import.
             from analysis import figures
             from analysis.figures import growth, utility
 
-            written = figures.write_figures(runs, out, given.results, pdf=given.pdf)
-            written += growth.write_growth(given.results, out / "benchmark")
-            written += utility.write_pictures(given.results, out / "utility")
+            written = figures.write_figures(runs, out, options.results, pdf=options.pdf)
+            written += growth.write_growth(options.results, out / "benchmark")
+            written += utility.write_pictures(options.results, out / "utility")
             print("\n".join(map(str, written)) or "no recorded run: no figure")
             return
         published = read_published()
         suites = plan_suites()
         tables = [make_table(suite, runs, published) for suite in suites]
-        if given.what == "verify":
+        if options.what == "verify":
             _print_verdicts(suites, tables)
             return
         pages: dict[Path, str] = {}
-        if given.out is None and given.results == RESULTS:
+        if options.out is None and options.results == RESULTS:
             by_name = {table.name: table for table in tables}
             pages = filled_pages(Sources({s.name: s for s in suites}, runs, by_name, RESULTS))
         written = [*write_tables(tables, out), *write_findings(suites, runs, out)]

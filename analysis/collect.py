@@ -61,10 +61,10 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Run], list[str]]:
     Raises:
         DataError: another run is recorded in a run's place, or two runs have the same; nothing is written then.
     """
-    found, errors = scan(runs_dir)
+    runs_by_folder, errors = scan(runs_dir)
     left_out = [str(error) for error in errors]
     of_suites: dict[str, dict[Path, Run]] = defaultdict(dict)
-    for folder, run in found.items():
+    for folder, run in runs_by_folder.items():
         if run.suite is None or run.cell is None:
             left_out.append(f"{folder} belongs to no suite")
         else:
@@ -129,15 +129,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs_dir", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tidy", type=Path, metavar="OUT.csv")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with plain_exits():
-        if given.tidy:
-            tidy(read_runs(given.runs_dir)).to_csv(given.tidy, index=False)
+        if options.tidy:
+            tidy(read_runs(options.runs_dir)).to_csv(options.tidy, index=False)
             return
-        recorded, left_out = record(given.runs_dir, given.results)
+        recorded, left_out = record(options.runs_dir, options.results)
         if not recorded:
             first = f": {left_out[0]} ({len(left_out)} left out)" if left_out else ""
-            raise DataError(f"{given.runs_dir} holds no finished run of a suite{first}")
+            raise DataError(f"{options.runs_dir} holds no finished run of a suite{first}")
     for run in recorded:
         print(f"recorded: {run.suite}, {run.cell}, seed {run.seed}")
     for why in left_out:

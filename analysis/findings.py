@@ -138,8 +138,8 @@ def compare(suite: PlannedSuite, runs: Iterable[Run]) -> Study:
         raise DataError(f"the suite {suite.name} has no reference: name a cell in its file")
     of_cells, left_out = runs_of_cells(suite, runs)
     accuracy = {
-        name: {seed: _validation(run) for seed, run in found.items()}
-        for name, found in of_cells.items()
+        name: {seed: _validation(run) for seed, run in runs_by_seed.items()}
+        for name, runs_by_seed in of_cells.items()
     }
     reference = accuracy[suite.reference]
     method = next(cell.setting.method for cell in suite.cells if cell.name == suite.reference)
@@ -192,17 +192,17 @@ def findings(study: Study) -> tuple[pd.DataFrame, list[str]]:
     """One row per cell, as text, and what a reader must know."""
     rows = []
     for cell in study.suite.cells:
-        found = study.runs[cell.name]
+        runs_by_seed = study.runs[cell.name]
         row = dict.fromkeys(COLUMNS, "") | {
             "cell": cell.name,
-            "n": f"{len(found)} of {len(study.suite.seeds)}",
+            "n": f"{len(runs_by_seed)} of {len(study.suite.seeds)}",
         }
-        row |= _standing(found, study.accuracy[cell.name])
+        row |= _standing(runs_by_seed, study.accuracy[cell.name])
         if cell.against is not None and (difference := study.differences[cell.name]):
-            row |= {"against": cell.against, "plan": _moved(found, study.runs[cell.against])}
+            row |= {"against": cell.against, "plan": _moved(runs_by_seed, study.runs[cell.against])}
             row |= _difference_texts(difference)
         rows.append(row)
-    every = [run for found in study.runs.values() for run in found.values()]
+    every = [run for runs_by_seed in study.runs.values() for run in runs_by_seed.values()]
     facts = {name: getattr(study, name) for name in ("method", "inside", "outside")}
     facts |= {
         "reference": study.suite.reference,
@@ -359,10 +359,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("suite")
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with plain_exits():
-        suite = plan_suite(read_suite(given.suite))
-        print(study_markdown(compare(suite, read_runs(given.runs))))
+        suite = plan_suite(read_suite(options.suite))
+        print(study_markdown(compare(suite, read_runs(options.runs))))
 
 
 if __name__ == "__main__":

@@ -148,13 +148,13 @@ def study_table(sources: Sources) -> str:
 
 
 def defaults_table(sources: Sources) -> str:
-    found = sources.study("cifar16_defaults")
-    effects = effect_rows(found)[["effect", "n", "difference", "95 %", "verdict", "above zero"]]
-    return f"{_of_study(found)}\n\n{effects.to_markdown(index=False, disable_numparse=True)}"
+    study = sources.study("cifar16_defaults")
+    effects = effect_rows(study)[["effect", "n", "difference", "95 %", "verdict", "above zero"]]
+    return f"{_of_study(study)}\n\n{effects.to_markdown(index=False, disable_numparse=True)}"
 
 
-def _of_study(found: Study) -> str:
-    rows, _ = findings(found)
+def _of_study(study: Study) -> str:
+    rows, _ = findings(study)
     columns = ["cell", "n", "against", "difference", "95 %", "verdict", "plan"]
     table: str = rows[columns].to_markdown(index=False, disable_numparse=True)
     return table

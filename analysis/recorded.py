@@ -149,10 +149,10 @@ def read_suite_runs(folder: Path, *, pulses: bool = False) -> list[Run]:
     plans = _read_plans(folder / "plans.json")
     epochs = _read_frame(folder / "epochs.csv.gz", [*KEY, "epoch", "eval/top1"])
     metrics = dict(iter(epochs.groupby(KEY, sort=False)))
-    found: dict[Any, pd.DataFrame] = {}
+    pulse_frames: dict[Any, pd.DataFrame] = {}
     if pulses:
         frame = _read_frame(folder / "pulses.csv.gz", [*KEY, *PULSE_COLUMNS])
-        found = {key: part[PULSE_COLUMNS] for key, part in frame.groupby(KEY, sort=False)}
+        pulse_frames = {key: part[PULSE_COLUMNS] for key, part in frame.groupby(KEY, sort=False)}
     runs = []
     for summary, provenance in rows:
         key = str(summary.cell), summary.seed
@@ -174,7 +174,7 @@ def read_suite_runs(folder: Path, *, pulses: bool = False) -> list[Run]:
                 provenance=provenance,
                 metrics=_metrics(metrics[key], summary.epochs, folder),
                 plan=plan,
-                pulses=found.get(key, pulse_frame([])),
+                pulses=pulse_frames.get(key, pulse_frame([])),
             )
         )
     return runs

@@ -206,11 +206,11 @@ def _refuse_mixed(
                 f"{edited}: {name} is {ours} in summary.json and {theirs} in {file}; copy or train it again"
             )
     refuse_another(summary, manifest["identity"], folder)
-    found = digest(manifest["identity"])
-    if found != manifest["config_hash"]:
+    identity_hash = digest(manifest["identity"])
+    if identity_hash != manifest["config_hash"]:
         raise DataError(
-            f"{edited}: config_hash is {manifest['config_hash']} and the identity in manifest.json has {found}; "
-            "copy or train it again"
+            f"{edited}: config_hash is {manifest['config_hash']} and the identity in manifest.json has "
+            f"{identity_hash}; copy or train it again"
         )
     for section in ("data", "model", "method", "optim"):
         ours, theirs = manifest["identity"][section], config.get(section, {})

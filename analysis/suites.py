@@ -114,7 +114,7 @@ def setting_of(identity: Mapping[str, Any]) -> Setting:
 
 def plan_suites() -> list[PlannedSuite]:
     """All suites that come with the project, by name."""
-    return [plan_suite(read_suite(name)) for name in suite_names()]
+    return [_planned(name) for name in suite_names()]
 
 
 def plan_suite(suite: Suite) -> PlannedSuite:
@@ -124,18 +124,18 @@ def plan_suite(suite: Suite) -> PlannedSuite:
         InputError: there is no such configuration.
         DataError: a goal is of a cell without a target.
     """
-    found = {cell.name: settings(cell_config(cell)) for cell in suite.cells}
+    cell_settings = {cell.name: settings(cell_config(cell)) for cell in suite.cells}
     cells = []
     for cell in suite.cells:
-        target = setting_of(found[cell.plan_of or cell.name]).target
+        target = setting_of(cell_settings[cell.plan_of or cell.name]).target
         if cell.goal is not None and target is None:
             raise DataError(f"{suite.name}: the goal of cell {cell.name!r} is of no target")
         cells.append(
             PlannedCell(
                 cell.name,
-                setting_of(found[cell.name]),
+                setting_of(cell_settings[cell.name]),
                 target,
-                found[cell.name],
+                cell_settings[cell.name],
                 _has_default_switches(cell),
                 cell.against,
                 cell.goal,
@@ -155,10 +155,14 @@ def _has_default_switches(cell: Cell) -> bool:
     return True
 
 
-@cache
 def find_suite(name: str) -> PlannedSuite | None:
     """The suite of that name; None without such a file. Raises InputError if it is no suite."""
-    return plan_suite(read_suite(name)) if name in suite_names() else None
+    return _planned(name) if name in suite_names() else None
+
+
+@cache
+def _planned(name: str) -> PlannedSuite:
+    return plan_suite(read_suite(name))
 
 
 def runs_of_cells(
@@ -194,11 +198,11 @@ def runs_of_cells(
 
 def _differences(run: Run, cell: PlannedCell) -> list[str]:
     """What a run's configuration has otherwise than its cell."""
-    found, wanted = _flat(run.identity), _flat(cell.settings)
+    identity, wanted = _flat(run.identity), _flat(cell.settings)
     return [
-        f"{key} {found.get(key, 'not said')}, not {wanted.get(key, 'said')}"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key, "not said") != wanted.get(key, "said")
+        f"{key} {identity.get(key, 'not said')}, not {wanted.get(key, 'said')}"
+        for key in sorted(identity.keys() | wanted.keys())
+        if identity.get(key, "not said") != wanted.get(key, "said")
     ]
 
 
@@ -221,12 +225,12 @@ def refuse_different(what: str, runs: Iterable[Run]) -> None:
     for run in runs:
         seeds.setdefault(run.summary.config_hash, []).append(run.seed)
     if len(seeds) > 1:
-        found = [
+        labels = [
             f"{name} (seed{'s' * (len(of) > 1)} {', '.join(map(str, sorted(of)))})"
             for name, of in seeds.items()
         ]
         raise DataError(
-            f"{what} has runs of different configurations: {' and '.join(found)}: move those that do not belong away"
+            f"{what} has runs of different configurations: {' and '.join(labels)}: move those that do not belong away"
         )
 
 

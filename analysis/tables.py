@@ -178,9 +178,9 @@ def _dense_elsewhere(section: str, ours: Sequence[Run], runs: Iterable[Run]) -> 
     trained = _training(ours[0]) if ours else None
     if not trained or any(_training(run) != trained for run in ours):
         return {}
-    found = [run for run in runs if run.method == "dense" and _training(run) == trained]
-    refuse_different(f"the dense network of {section}", found)
-    return {run.seed: run for run in found}
+    dense_runs = [run for run in runs if run.method == "dense" and _training(run) == trained]
+    refuse_different(f"the dense network of {section}", dense_runs)
+    return {run.seed: run for run in dense_runs}
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -288,15 +288,15 @@ def _mean(values: Iterable[float]) -> float | None:
     return fmean(numbers) if numbers else None
 
 
-def _flat(name: str, found: Estimate | None) -> dict[str, float | None]:
-    if found is None:
+def _flat(name: str, statistic: Estimate | None) -> dict[str, float | None]:
+    if statistic is None:
         return {}
     return {
-        name: found.mean,
-        f"{name}_sd": found.sd,
-        f"{name}_low": found.low,
-        f"{name}_high": found.high,
-        f"{name}_n": found.n,
+        name: statistic.mean,
+        f"{name}_sd": statistic.sd,
+        f"{name}_low": statistic.low,
+        f"{name}_high": statistic.high,
+        f"{name}_n": statistic.n,
     }
 
 
@@ -457,21 +457,21 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("suites", nargs="*", metavar="SUITE")
     parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with plain_exits():
-        wanted = [plan_suite(read_suite(name)) for name in given.suites or suite_names()]
-        runs = read_runs(given.runs)
-        if given.runs != RESULTS and not {run.suite for run in runs} & {
+        wanted = [plan_suite(read_suite(name)) for name in options.suites or suite_names()]
+        runs = read_runs(options.runs)
+        if options.runs != RESULTS and not {run.suite for run in runs} & {
             suite.name for suite in wanted
         }:
             raise DataError(
-                f"{given.runs} holds no finished run of {', '.join(given.suites) or 'any suite'}"
+                f"{options.runs} holds no finished run of {', '.join(options.suites) or 'any suite'}"
             )
         tables = [make_table(suite, runs, read_published()) for suite in wanted]
-        if given.out is None:
+        if options.out is None:
             print("\n".join(map(table_markdown, tables)))
         else:
-            write_tables(tables, given.out)
+            write_tables(tables, options.out)
 
 
 if __name__ == "__main__":

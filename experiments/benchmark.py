@@ -50,15 +50,15 @@ def main() -> None:
     )
     parser.add_argument("sections", nargs="*", metavar="section")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/report.json"))
-    given = parser.parse_args()
-    if unknown := sorted({*given.sections} - {*SECTIONS}):
+    options = parser.parse_args()
+    if unknown := sorted({*options.sections} - {*SECTIONS}):
         parser.error(f"there is no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     try:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        if given.out.is_dir():
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        if options.out.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:
-        parser.error(f"--out={given.out} cannot be written: {error}")
+        parser.error(f"--out={options.out} cannot be written: {error}")
 
     import torch  # takes seconds
 
@@ -67,7 +67,7 @@ def main() -> None:
     from experiments.training.devices import device_name
 
     has_gpu = torch.cuda.is_available()
-    sections = given.sections or [
+    sections = options.sections or [
         name for name in SECTIONS if name not in LEFT_OUT and (has_gpu or name != "gpu")
     ]
     if "gpu" in sections and not has_gpu:
@@ -86,18 +86,18 @@ def main() -> None:
     for section in sections:
         began = time.perf_counter()
         module = "latency" if section == "mobilenet" else section
-        found = pkgutil.resolve_name(f"experiments.benchmarks.{module}:{section}")()
+        section_figures = pkgutil.resolve_name(f"experiments.benchmarks.{module}:{section}")()
         print(f"{section}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        for name, values in found.items():
+        for name, values in section_figures.items():
             low, high = values["spread"]
             print(
                 f"{name:48} {values['median']:10.3f}   [{low:.3f}, {high:.3f}]   n={values['n']}",
                 flush=True,
             )
-        figures |= found
+        figures |= section_figures
     if {"latency", "mobilenet"} & {*sections}:
         print(latency_table(figures))
-    given.out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
+    options.out.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

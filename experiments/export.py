@@ -41,13 +41,13 @@ def check_export(cfg: ExportConfig) -> Path:
     summary = read_summary(Path(cfg.run))
     small, _ = models.open_exported(folder)
     shape = models.image_shape(folder)
-    found = {"macs": macs(small, torch.zeros(1, *shape)), "params": params(small)}
-    if differing := [key for key, value in found.items() if getattr(summary, key) != value]:
+    counts = {"macs": macs(small, torch.zeros(1, *shape)), "params": params(small)}
+    if differing := [key for key, value in counts.items() if getattr(summary, key) != value]:
         key = differing[0]
         raise InputError(
-            f"{folder} has {found[key]} {key}, the run's summary says {getattr(summary, key)}"
+            f"{folder} has {counts[key]} {key}, the run's summary says {getattr(summary, key)}"
         )
-    print(f"{folder}: {found['macs']:,} MACs, {found['params']:,} parameters, as in summary.json")
+    print(f"{folder}: {counts['macs']:,} MACs, {counts['params']:,} parameters, as in summary.json")
     if cfg.onnx:
         path = folder / "model.onnx"
         export_onnx(small, path, read_plans(folder)[-1])

@@ -77,7 +77,7 @@ def check_filters(
     saved = {name: suspend_(tensors[name], filters, Snapshot()) for name, filters in chosen.items()}
     try:
         count = len(pulse_batches)
-        seen = pulse(model, tensors, saved, pulse_batches, partial(loss, model), count)
+        supervision = pulse(model, tensors, saved, pulse_batches, partial(loss, model), count)
         without = mean_loss(model, other_batches)
         rows = []
         for name, filters in chosen.items():
@@ -87,7 +87,7 @@ def check_filters(
                 restore_(group, snapshot)
                 reduction = without - mean_loss(model, other_batches)
                 silence_(group, [f])
-                utility, error = seen.utility[name][f]
+                utility, error = supervision.utility[name][f]
                 rows.append(
                     {
                         "layer": name,
@@ -261,9 +261,9 @@ def main() -> None:
     parser.add_argument("--after", type=int, nargs="+", required=True, metavar="EPOCH")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/utility.json"))
-    given = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     with plain_exits():
-        check_seeds(given.recipe, given.seeds, given.after, given.batches, given.out)
+        check_seeds(options.recipe, options.seeds, options.after, options.batches, options.out)
 
 
 def _short(value: Any) -> Any:

@@ -262,11 +262,11 @@ def register_types() -> None:
 
 
 def _subclasses(kind: type) -> list[type]:
-    found: list[type] = []
+    subclasses: list[type] = []
     subclass: type
     for subclass in kind.__subclasses__():
-        found += [subclass, *_subclasses(subclass)]
-    return found
+        subclasses += [subclass, *_subclasses(subclass)]
+    return subclasses
 
 
 def _schema_name(config: type) -> str:

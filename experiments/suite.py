@@ -82,44 +82,44 @@ def _parser(suite_name: str | None) -> argparse.ArgumentParser:
 
 def _parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
     """What the command line gives, and its overrides; ends the process where it is wrong."""
-    given, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args()
     if unknown := [word for word in overrides if word.startswith("-") or "=" not in word]:
         parser.error(f"unknown option {unknown[0]}")
     if (
-        given.command == "launch"
-        and given.launcher != "local"
-        and (given.jobs is not None or given.devices)
+        options.command == "launch"
+        and options.launcher != "local"
+        and (options.jobs is not None or options.devices)
     ):
         parser.error(
             "--jobs and --devices are of this machine's processes: leave them out, or leave out --launcher"
         )
-    return given, overrides
+    return options, overrides
 
 
-def _obey(runs: SuiteRuns, given: argparse.Namespace) -> None:
-    match given.command:
+def _obey(runs: SuiteRuns, options: argparse.Namespace) -> None:
+    match options.command:
         case "plan":
             print_plan(runs)
         case "status":
             print_status(runs)
         case "launch":
-            _launch(runs, given.launcher, given.jobs, given.devices)
+            _launch(runs, options.launcher, options.jobs, options.devices)
         case "show":
-            _show(runs, given.index)
+            _show(runs, options.index)
         case "run":
-            _run(runs, given.index)
+            _run(runs, options.index)
         case "latency":
             _latency(runs)
 
 
 def main(suite_name: str | None = None) -> None:
     """The command; an artefact's entry point names its suite, everybody else gives one."""
-    given, overrides = _parsed(_parser(suite_name))
+    options, overrides = _parsed(_parser(suite_name))
     with plain_exits():
-        runs = runs_of(suite_name or given.suite, overrides)
-        if "cells" in given:
-            runs = runs.choose(given.cells, given.seeds)
-        _obey(runs, given)
+        runs = runs_of(suite_name or options.suite, overrides)
+        if "cells" in options:
+            runs = runs.choose(options.cells, options.seeds)
+        _obey(runs, options)
 
 
 if __name__ == "__main__":

@@ -65,16 +65,16 @@ def filter_counts(
     for k, floor, o, step in zip(real, floors, cost.filters, steps, strict=True):
         whole = o if k >= o else math.floor(k) // step * step
         kept.append(max(floor, whole))
-    left = budget - cost.cost(kept)
+    rest = budget - cost.cost(kept)
     queue = [(n - k, l) for l, (n, k) in enumerate(zip(kept, real, strict=True))]
     heapify(queue)
     while queue:  # what does not fit now never will: budgets shrink, marginal costs grow
         missing, l = heappop(queue)
         more = min(steps[l], cost.filters[l] - kept[l])
         marginal = cost.marginal(kept, l, more)
-        if more > 0 and marginal <= left:
+        if more > 0 and marginal <= rest:
             kept[l] += more
-            left -= marginal
+            rest -= marginal
             heappush(queue, (missing + more, l))
     return kept
 
@@ -82,9 +82,9 @@ def filter_counts(
 def check_reachable(cost: CostModel, budget: float, floors: Sequence[int]) -> None:
     """Raise InputError if even the floors cost more than the budget."""
     if cost.cost(floors) > budget:
-        asked, most = 1 - budget / cost.dense, 1 - cost.cost(floors) / cost.dense
+        cut, most = 1 - budget / cost.dense, 1 - cost.cost(floors) / cost.dense
         raise InputError(
-            f"a cut of {asked:.4f} is unreachable: the groups' minimum filters allow {most:.4f}"
+            f"a cut of {cut:.4f} is unreachable: the groups' minimum filters allow {most:.4f}"
         )
 
 

@@ -226,17 +226,17 @@ class Ledger:
 
     def said_of(self, tensor: Tensor) -> Channels | Grid | Fixed | None:
         """What an operation has said of a tensor; of a parameter nothing, before it is used."""
-        found: Channels | Grid | Fixed | None = self._channels.get(tensor)
-        return found
+        channels: Channels | Grid | Fixed | None = self._channels.get(tensor)
+        return channels
 
     def known(self, tensor: Any) -> Channels | Grid | Fixed | None:
         """What lies along a tensor or parameter; a `Grid` where nothing has asked yet which of its axes shrinks."""
         if not isinstance(tensor, Tensor):
             return None
-        found = self.said_of(tensor)
-        if found is None and id(tensor) in self._names:
-            found = self._of_parameter(tensor)
-        return found
+        channels = self.said_of(tensor)
+        if channels is None and id(tensor) in self._names:
+            channels = self._of_parameter(tensor)
+        return channels
 
     def set(self, tensor: Tensor, channels: Channels | Grid | Fixed | None) -> None:
         if channels is None:
@@ -288,10 +288,10 @@ class Ledger:
 
     def union(self, labels: Sequence[Tensor]) -> Tensor:
         """Silent where all are: by everything that silences one of them; by nothing if one is never silent."""
-        together = labels[0]
+        unions = labels[0]
         for others in labels[1:]:
-            together = self._pairwise(together, others)
-        return together
+            unions = self._pairwise(unions, others)
+        return unions
 
     def _pairwise(self, labels: Tensor, others: Tensor) -> Tensor:
         if torch.equal(labels, others):
@@ -308,14 +308,14 @@ class Ledger:
     def slot(self, key: SlotKey, ids: Tensor, role: Role) -> None:
         """These channels own the entries of a tensor; called again, they are joined with the first call's."""
         self.used.add(key[0])
-        known = self.slots.get(key)
-        if known is None:
+        slot = self.slots.get(key)
+        if slot is None:
             self.slots[key] = Slot(ids, role, len(self.nodes))
         else:
             # What goes with a channel cannot stay whole where the channel's own norm is scattered.
-            order = None if known.role == "reads" else -1
+            order = None if slot.role == "reads" else -1
             reason = f"{key[0]} is also used where channels are fixed"
-            self.join(known.ids, ids, reason, order)
+            self.join(slot.ids, ids, reason, order)
 
     def join(self, ids: Tensor, others: Tensor, reason: str, order: int | None = None) -> None:
         """Channels that live and die together, place by place; where one side is none, the other is fixed."""

@@ -72,8 +72,8 @@ class CostModel:
 
     def budget(self, cut: float) -> float:
         """What the network may cost once the share `cut` is removed; rounding never misses a whole number."""
-        left = (1 - cut) * self.dense
-        return round(left) if math.isclose(left, round(left), rel_tol=1e-12) else left
+        budget = (1 - cut) * self.dense
+        return round(budget) if math.isclose(budget, round(budget), rel_tol=1e-12) else budget
 
 
 def macs(model: nn.Module, example_input: Example) -> int:

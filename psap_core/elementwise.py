@@ -27,10 +27,10 @@ def unknown(ledger: Ledger, call: Call) -> None:
 
 def fix_all(ledger: Ledger, call: Call, reason: str) -> None:
     """The channels of all operands are needed as they are, for a reason."""
-    known = [of(ledger, tensor) for tensor in tensors_in((call.args, call.kwargs))]
-    for channels in known:
+    layouts = [of(ledger, tensor) for tensor in tensors_in((call.args, call.kwargs))]
+    for channels in layouts:
         ledger.fix(channels, reason)
-    if any(channels is not None for channels in known):
+    if any(channels is not None for channels in layouts):
         for tensor in tensors_in(call.result):
             ledger.set(tensor, Fixed(reason))
 
@@ -57,11 +57,11 @@ def same(ledger: Ledger, call: Call, silent: bool) -> None:
 
 def pass_on(ledger: Ledger, call: Call, operand: Tensor, silent: bool) -> None:
     """What lies along the results is what lies along this operand."""
-    known = ledger.known(operand)
-    if isinstance(known, (Channels, Grid)) and not silent:
-        known = replace(known, labels=torch.zeros_like(known.labels))
+    channels = ledger.known(operand)
+    if isinstance(channels, (Channels, Grid)) and not silent:
+        channels = replace(channels, labels=torch.zeros_like(channels.labels))
     for tensor in tensors_in(call.result):
-        ledger.set(tensor, known)
+        ledger.set(tensor, channels)
 
 
 def behind_the_end(tensor: Tensor, channels: Channels) -> int:
@@ -81,8 +81,8 @@ def combine(ledger: Ledger, call: Call) -> None:
         return
     ends = not ledger.couple_sums and call.name in SUMS and len(operands) > 1
     if call.name in SUMS and len(operands) > 1:
-        known = tuple((of(ledger, tensor), ledger.node_of(tensor)) for tensor in operands)
-        ledger.sums.append(Sum(known))
+        pairs = tuple((of(ledger, tensor), ledger.node_of(tensor)) for tensor in operands)
+        ledger.sums.append(Sum(pairs))
     if ends and sum(of(ledger, tensor) is not None for tensor in operands) > 1:
         for tensor in operands:
             ledger.fix(of(ledger, tensor), f"they reach a sum ({call.where})")
@@ -199,14 +199,14 @@ def elementwise(
         return
     dim = along.pop()
     size = call.result.shape[dim]
-    known = [_spread(ledger, tensor, dim, size, call) for tensor in everything]
-    present = [channels for channels in known if channels is not None]
+    layouts = [_spread(ledger, tensor, dim, size, call) for tensor in everything]
+    present = [channels for channels in layouts if channels is not None]
     ids = max(present, key=lambda channels: bool(channels.ids.any())).ids
     for channels in present:
         ledger.join(ids, channels.ids, f"they meet a tensor of fixed size in {call.where}")
     labels = torch.zeros_like(ids)
     if labelling is not None:
-        parts = known[: len(operands)]
+        parts = layouts[: len(operands)]
         silent = [torch.zeros_like(ids) if part is None else part.labels for part in parts]
         labels = labelling(ledger, silent)
     ledger.set(call.result, Channels(ids, labels, call.result.ndim + dim))
@@ -215,7 +215,7 @@ def elementwise(
 def _lay_alike(ledger: Ledger, tensors: Sequence[Tensor]) -> None:
     """Where the channels of one operand lie along one dimension, those of a grid are to shrink along the same."""
     plain = [(tensor, ledger.known(tensor)) for tensor in tensors]
-    along = {behind_the_end(t, known) for t, known in plain if isinstance(known, Channels)}
+    along = {behind_the_end(t, channels) for t, channels in plain if isinstance(channels, Channels)}
     for tensor in tensors:
         others = [dim for dim in range(tensor.ndim) if dim - tensor.ndim not in along]
         of_avoiding(ledger, tensor, others if along else ())
@@ -224,9 +224,9 @@ def _lay_alike(ledger: Ledger, tensors: Sequence[Tensor]) -> None:
 def first_known(ledger: Ledger, tensors: Sequence[Tensor]) -> Channels | Fixed | None:
     """What is known of the first tensor of which anything is."""
     for tensor in tensors:
-        known = of(ledger, tensor)
-        if known is not None:
-            return known
+        channels = of(ledger, tensor)
+        if channels is not None:
+            return channels
     return None
 
 

@@ -219,8 +219,8 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
         InputError: the network is not of the plan's size.
     """
     _refuse_another_size(small, plan)
-    drawn = draw(plan.inputs, torch.Generator().manual_seed(0))
-    example = map_tensors(drawn, _twice)  # a size of one would be taken for a constant
+    inputs = draw(plan.inputs, torch.Generator().manual_seed(0))
+    example = map_tensors(inputs, _twice)  # a size of one would be taken for a constant
     network = copy_network(small).cpu().eval()
     with torch.no_grad():
         output = call(network, _in_type_of(network, example))
@@ -309,18 +309,18 @@ def _refuse_another_size(small: nn.Module, plan: PrunePlan) -> None:
     """A dense network beside a plan would be written without a word, and never be loaded."""
     example = draw(plan.inputs, torch.Generator().manual_seed(0))
     network = copy_network(small).cpu().eval()
-    found = macs(network, _in_type_of(network, example))
-    if found != plan.macs:
+    count = macs(network, _in_type_of(network, example))
+    if count != plan.macs:
         raise InputError(
-            f"the network has {found:,} MACs and its plan leaves {plan.macs:,}: give what export() returns"
+            f"the network has {count:,} MACs and its plan leaves {plan.macs:,}: give what export() returns"
         )
 
 
 def _verify(model: nn.Module, small: nn.Module, inputs: Description) -> None:
-    error, allowed = _compare(model, small, inputs)
-    if error <= allowed:
+    error, limit = _compare(model, small, inputs)
+    if error <= limit:
         return
-    if not _compare(model, model, inputs)[0] <= allowed:
+    if not _compare(model, model, inputs)[0] <= limit:
         raise InputError(
             f"{type(model).__name__} draws random numbers in evaluation mode, or its output is not finite: "
             "what an exported network computes cannot be compared with it"
@@ -368,8 +368,8 @@ def _difference(
             twin = twin.double() if double else twin.float()
             batch = map_tensors(example, torch.clone)
             with watch:
-                found = tensors_in(call(twin, batch))
-            outputs.append([tensor.double() for tensor in found])
+                tensors = tensors_in(call(twin, batch))
+            outputs.append([tensor.double() for tensor in tensors])
     gap, size = 0.0, 0.0
     for ours, theirs in zip(*outputs, strict=True):
         if ours.shape != theirs.shape:

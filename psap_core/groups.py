@@ -150,15 +150,15 @@ def search_groups(
     if not couples:
         for name in _projection_shortcuts(trace):
             facts.fix(trace.slots[name, 0].ids, "it is a projection shortcut")
-    found = _form_groups(facts, facts.free(), facts.slots)
+    candidates = _form_groups(facts, facts.free(), facts.slots)
     if scope == "all":
-        found += _scattered_groups(facts, model)
+        candidates += _scattered_groups(facts, model)
     parameters = dict(model.named_parameters())
     if trained is None:
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     untrained = {*parameters}.difference(trained)
     groups = []
-    for components, group in found:
+    for components, group in candidates:
         why = _reason_against(group, exclude, untrained)
         if why is None and not couples and _is_linear(group, parameters):
             why = f"scope {scope} prunes filters of convolutions only"
@@ -261,12 +261,12 @@ class _Facts:
         return slot.order, int(writer.index[0, 0])
 
 
-Found = tuple[Tensor, ChannelGroup]  # the components that are the filters, and the group
+Candidate = tuple[Tensor, ChannelGroup]  # the components that are the filters, and the group
 
 
 def _form_groups(
     facts: _Facts, possible: Tensor, slots: Mapping[SlotKey, Tensor], scattered: str | None = None
-) -> list[Found]:
+) -> list[Candidate]:
     """Groups of the possible components [components] that have entries in the same slots.
 
     A group has at least two filters and a writer.
@@ -278,12 +278,12 @@ def _form_groups(
         for number, index in _indices(components, group_of, filter_of, sizes):
             entries[number][key] = Entries(*key, index)
     silencers = _silencers(facts.trace, group_of, len(sizes))
-    found = []
+    groups = []
     for number, parts in enumerate(entries):
         components = (group_of == number).nonzero().flatten()
         group = _make_group(facts.trace, parts, silencers[number], scattered)
-        found.append((components, group))
-    return found
+        groups.append((components, group))
+    return groups
 
 
 def _sort_components(
@@ -350,14 +350,14 @@ def _indices(
 def _silencers(trace: ChannelTrace, group_of: Tensor, groups: int) -> list[set[SlotKey]]:
     """For every group the slots that silence its filters wherever they are read."""
     labels = len(trace.silencers)
-    together: list[set[SlotKey]] = [set() for _ in range(groups)]
+    silencers: list[set[SlotKey]] = [set() for _ in range(groups)]
     for read in trace.reads:
         group = group_of[trace.component[read.ids]]
         is_inside = (group >= 0) & (read.labels != UNREAD)
         pairs = (group * labels + read.labels)[is_inside].unique()
         for pair in pairs.tolist():
-            together[pair // labels] |= trace.silencers[pair % labels]
-    return together
+            silencers[pair // labels] |= trace.silencers[pair % labels]
+    return silencers
 
 
 def _make_group(
@@ -382,7 +382,7 @@ def _make_group(
     )
 
 
-def _scattered_groups(facts: _Facts, model: nn.Module) -> list[Found]:
+def _scattered_groups(facts: _Facts, model: nn.Module) -> list[Candidate]:
     """Scope `all`: convolution and BatchNorm shrink although their channels end in something that needs them all.
 
     Possible where one plain BatchNorm silences the channels of one convolution: its output is scattered into the full
@@ -400,15 +400,15 @@ def _scattered_groups(facts: _Facts, model: nn.Module) -> list[Found]:
     for key, components in facts.slots.items():
         for label in labels[components].unique().tolist():
             by_label.setdefault(label, {})[key] = components
-    found = []
+    groups = []
     for label, slots in by_label.items():
         norm = _plain_batch_norm(trace.silencers[label], model)
         if norm is not None:
             last = trace.slots[f"{norm}.weight", 0].order
             possible = (labels == label) & ~facts.fixed_until(last)
             before = {key: c for key, c in slots.items() if trace.slots[key].order <= last}
-            found += _form_groups(facts, possible, before, scattered=norm)
-    return found
+            groups += _form_groups(facts, possible, before, scattered=norm)
+    return groups
 
 
 def _plain_batch_norm(silencers: Collection[SlotKey], model: nn.Module) -> str | None:
@@ -424,28 +424,28 @@ def _plain_batch_norm(silencers: Collection[SlotKey], model: nn.Module) -> str |
 
 def _projection_shortcuts(trace: ChannelTrace) -> list[str]:
     """Weights of convolutions beside which a longer branch, from the same input, runs to the same sum."""
-    found = []
+    shortcuts = []
     for name, (source, node) in trace.convolutions.items():
         ids = trace.slots[name, 0].ids
         while trace.nodes[source].keeps_channels and len(trace.nodes[source].parents) == 1:
             source = trace.nodes[source].parents[0]
         others = _other_operands(trace, ids)
         if others and max(_convolutions_from(trace, source, node, others)) >= 2:
-            found.append(name)
-    return found
+            shortcuts.append(name)
+    return shortcuts
 
 
 def _other_operands(trace: ChannelTrace, ids: Tensor) -> list[int]:
     """Nodes that are added to these channels."""
-    found = []
+    nodes = []
     for total in trace.sums:
         holds = [
             isinstance(c, Channels) and bool((c.ids == ids[0]).any()) for c, _ in total.operands
         ]
         for mine, (_, node) in zip(reversed(holds), total.operands, strict=True):
             if mine and node is not None:
-                found.append(node)
-    return found
+                nodes.append(node)
+    return nodes
 
 
 def _convolutions_from(
@@ -492,12 +492,12 @@ def _is_linear(group: ChannelGroup, parameters: Mapping[str, Tensor]) -> bool:
 
 def _with_unique_names(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     """A convolution whose filters are of several groups names the second `conv:2`, and so on."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     named = []
     for group in groups:
-        seen[group.name] += 1
-        if seen[group.name] > 1:
-            group = replace(group, name=f"{group.name}:{seen[group.name]}")
+        counts[group.name] += 1
+        if counts[group.name] > 1:
+            group = replace(group, name=f"{group.name}:{counts[group.name]}")
         named.append(group)
     return tuple(named)
 
@@ -508,8 +508,8 @@ def _left_alone(facts: _Facts, groups: Sequence[ChannelGroup], model: nn.Module)
     for group in groups:
         for entries in group.members:
             key = (entries.tensor, entries.dim)
-            taken = free.setdefault(key, torch.ones_like(facts.slots[key], dtype=torch.bool))
-            taken[entries.index.flatten()] = False
+            mask = free.setdefault(key, torch.ones_like(facts.slots[key], dtype=torch.bool))
+            mask[entries.index.flatten()] = False
     reasons = {}
     for key, components in facts.slots.items():
         module = key[0].rpartition(".")[0]
@@ -518,9 +518,9 @@ def _left_alone(facts: _Facts, groups: Sequence[ChannelGroup], model: nn.Module)
         is_layer = facts.trace.slots[key].role == "writes" or _is_grouped(
             model.get_submodule(module)
         )
-        alone = components[free.get(key, torch.ones_like(components, dtype=torch.bool))]
-        if is_layer and len(alone):
-            reasons[module] = facts.reason(int(alone[0]))
+        rest = components[free.get(key, torch.ones_like(components, dtype=torch.bool))]
+        if is_layer and len(rest):
+            reasons[module] = facts.reason(int(rest[0]))
     for module in facts.trace.computed:
         reasons[module] = "its weight is computed"
     return reasons

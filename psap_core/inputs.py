@@ -79,8 +79,8 @@ def describe(example: Example) -> Description:
 def shapes_of(description: Any) -> Any:
     """A description without the ranges of the values: what does not depend on the example's content."""
     if isinstance(description, dict):
-        kept = {key: part for key, part in description.items() if key not in ("low", "high")}
-        return {key: shapes_of(part) for key, part in kept.items()}
+        parts = {key: part for key, part in description.items() if key not in ("low", "high")}
+        return {key: shapes_of(part) for key, part in parts.items()}
     if isinstance(description, list):
         return [shapes_of(part) for part in description]
     return description
@@ -124,8 +124,8 @@ def copy_network(model: nn.Module) -> nn.Module:
     Raises:
         InputError: the model cannot be copied.
     """
-    kept = (part for module in model.modules() for part in tensors_in(vars(module)))
-    memo = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    tensors = (part for module in model.modules() for part in tensors_in(vars(module)))
+    memo = {id(tensor): tensor.detach().clone() for tensor in tensors if tensor.grad_fn is not None}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

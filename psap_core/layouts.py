@@ -22,18 +22,18 @@ def of(ledger: Ledger, tensor: Any) -> Channels | Fixed | None:
     """What lies along a tensor's channels; None: nothing of the network's."""
     if not isinstance(tensor, Tensor):
         return None
-    found = ledger.known(tensor)
-    if isinstance(found, Grid):
-        return settle(ledger, tensor, found, ())
-    return found
+    channels = ledger.known(tensor)
+    if isinstance(channels, Grid):
+        return settle(ledger, tensor, channels, ())
+    return channels
 
 
 def of_avoiding(ledger: Ledger, tensor: Tensor, dims: Collection[int]) -> Channels | Fixed | None:
     """What lies along a tensor's channels, not along these dimensions if that can still be chosen."""
-    found = ledger.known(tensor)
-    if isinstance(found, Grid):
-        return settle(ledger, tensor, found, dims)
-    return found
+    channels = ledger.known(tensor)
+    if isinstance(channels, Grid):
+        return settle(ledger, tensor, channels, dims)
+    return channels
 
 
 def settle(
@@ -47,17 +47,17 @@ def settle(
         _settle_axis(ledger, split, wanted or possible)
     assert split.axis is not None
     dim = grid.dims[split.axis]
-    settled: Channels | Fixed
+    channels: Channels | Fixed
     if dim is None:
         reason = f"a part of them is taken by number behind {split.where}"
         ledger.fix_ids(split.ids.flatten(), grid.labels.expand_as(split.ids).flatten(), reason)
-        settled = Fixed(reason)
+        channels = Fixed(reason)
     else:
         rows = grid.labels.movedim(split.axis, -1).flatten(0, -2).unique(dim=0)
         ids = split.ids.movedim(split.axis, -1).flatten(0, -2)[0]
-        settled = Channels(ids, ledger.union(rows.unbind(0)), dim)
-    ledger.set(tensor, settled)
-    return settled
+        channels = Channels(ids, ledger.union(rows.unbind(0)), dim)
+    ledger.set(tensor, channels)
+    return channels
 
 
 def _settle_axis(ledger: Ledger, split: Split, possible: Sequence[int]) -> None:
@@ -78,13 +78,13 @@ def _settle_axis(ledger: Ledger, split: Split, possible: Sequence[int]) -> None:
 def sizes_of(ledger: Ledger, tensor: Tensor) -> list[int]:
     """A tensor's shape, in which the numbers of channels say what they count."""
     sizes: list[int] = [*tensor.shape]
-    known = ledger.said_of(tensor)
-    if isinstance(known, Channels):
-        sizes[known.dim] = Size(sizes[known.dim], ids=known.ids)
-    elif isinstance(known, Grid):
-        for axis, dim in enumerate(known.dims):
+    channels = ledger.said_of(tensor)
+    if isinstance(channels, Channels):
+        sizes[channels.dim] = Size(sizes[channels.dim], ids=channels.ids)
+    elif isinstance(channels, Grid):
+        for axis, dim in enumerate(channels.dims):
             if dim is not None:
-                sizes[dim] = Size(sizes[dim], axis=(known.split, axis))
+                sizes[dim] = Size(sizes[dim], axis=(channels.split, axis))
     ledger.sizes += [size for size in sizes if isinstance(size, Size)]
     return sizes
 
@@ -155,10 +155,10 @@ def _keep_size(ledger: Ledger, size: Size, reason: str) -> None:
 
 def _follows(ledger: Ledger, size: Size, source: Tensor, where: str) -> bool:
     """Does a size that was computed from the number of channels follow when some of `source` go?"""
-    found = counted(size, len(source))
-    for ids in found:
+    counterparts = counted(size, len(source))
+    for ids in counterparts:
         ledger.join(ids, source, f"they are as many as fixed channels in {where}")
-    return bool(found)
+    return bool(counterparts)
 
 
 def _keep_counted(ledger: Ledger, size: Size, reason: str) -> None:

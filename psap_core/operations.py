@@ -316,8 +316,8 @@ def _write_in_groups(
         outputs = ledger.new_ids(weight.shape[1] if transposed else weight.shape[0] // groups)
         rows = outputs if transposed else outputs.repeat(groups)
         ledger.slot((name, output_dim), rows, "writes")
-    written = ledger.slots[name, output_dim].ids
-    ids = written.repeat(groups) if transposed else written
+    slot_ids = ledger.slots[name, output_dim].ids
+    ids = slot_ids.repeat(groups) if transposed else slot_ids
     rows_and_bias = {(name, output_dim)} | _bias_slot(ledger, call, ids)
     labels = torch.full_like(ids, ledger.label(frozenset(rows_and_bias)))
     ledger.set(call.result, Channels(ids, labels, channels.dim))
@@ -535,14 +535,14 @@ def attention(ledger: Ledger, call: Call) -> None:
     operands = [call.argument(place, name) for place, name in enumerate(("query", "key", "value"))]
     mask = call.argument(3, "attn_mask")
     summed = call.kwargs.get("scale") is None
-    found = []
+    layouts = []
     for tensor in operands:
-        avoided = (tensor.ndim - 2, tensor.ndim - 1) if summed else (tensor.ndim - 2,)
-        found.append(of_avoiding(ledger, tensor, avoided))
-    if not all(isinstance(channels, Channels) for channels in found):
+        dims = (tensor.ndim - 2, tensor.ndim - 1) if summed else (tensor.ndim - 2,)
+        layouts.append(of_avoiding(ledger, tensor, dims))
+    if not all(isinstance(channels, Channels) for channels in layouts):
         unknown(ledger, call)
         return
-    query, key, value = [channels for channels in found if isinstance(channels, Channels)]
+    query, key, value = [channels for channels in layouts if isinstance(channels, Channels)]
     behind = {behind_the_end(t, c) for t, c in zip(operands, (query, key, value), strict=True)}
     is_of_heads = behind == {-3} and (mask is None or mask.ndim < 3 or mask.shape[-3] == 1)
     is_of_entries = behind == {-1} and not summed

@@ -82,11 +82,11 @@ class PrunePlan:
 
     def match(self, groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, LayerPlan]]:
         """A network's groups beside the plan's layers; raises InputError if the plan is of another network."""
-        found = {(group.name, group.filters): group for group in groups}
+        group_of = {(group.name, group.filters): group for group in groups}
         for part in self.layers:
-            if (part.name, part.filters) not in found:
+            if (part.name, part.filters) not in group_of:
                 raise InputError(f"the plan is of another network: {self._misfit(part, groups)}")
-        return [(found[part.name, part.filters], part) for part in self.layers]
+        return [(group_of[part.name, part.filters], part) for part in self.layers]
 
     def _misfit(self, part: LayerPlan, groups: Sequence[ChannelGroup]) -> str:
         """What is wrong where a network has no group for a layer of the plan."""

@@ -244,37 +244,37 @@ class PSAP:
         earlier = self.plan.pruned
         sparsity, norms = self._measure(tensors)
         kept = self._kept(sparsity, target)
-        anew = self._propose(norms, kept)
+        proposals = self._propose(norms, kept)
         snapshots = {
             name: suspend_(tensors[name], filters, self._snapshots[name])
-            for name, filters in anew.items()
+            for name, filters in proposals.items()
         }
-        proposed = {name: tuple(sorted(saved.filters)) for name, saved in snapshots.items()}
+        candidates = {name: tuple(sorted(saved.filters)) for name, saved in snapshots.items()}
         try:
-            seen = self._supervise(tensors, snapshots, batches, loss_of_batch)
-            restored = self._protect(seen, norms, anew, kept)
-            suspended = {n: {*filters}.difference(restored[n]) for n, filters in proposed.items()}
+            supervision = self._supervise(tensors, snapshots, batches, loss_of_batch)
+            restored = self._protect(supervision, norms, proposals, kept)
+            suspended = {n: {*filters}.difference(restored[n]) for n, filters in candidates.items()}
             plan = self._plan(suspended, target)
             _check_same_plan_on_all_ranks(plan)
         except BaseException:
-            for name, filters in anew.items():
+            for name, filters in proposals.items():
                 restore_(tensors[name], snapshots[name].select(filters))
             self._clear_gradients()
             raise
         self._adopt(plan, tensors, snapshots, restored, epochs_done)
-        changed = sum(
-            len({*earlier[n]}.symmetric_difference(now)) for n, now in plan.pruned.items()
+        changes = sum(
+            len({*earlier[n]}.symmetric_difference(filters)) for n, filters in plan.pruned.items()
         )
         return PruneStep(
             epochs_done,
             plan,
             sparsity,
-            proposed,
+            candidates,
             restored,
-            seen.utility,
-            seen.grad_norm_live,
-            seen.grad_norm_suspended,
-            changed / sum(self._cost.filters),
+            supervision.utility,
+            supervision.grad_norm_live,
+            supervision.grad_norm_suspended,
+            changes / sum(self._cost.filters),
             time.perf_counter() - began,
         )
 
@@ -282,14 +282,14 @@ class PSAP:
         self, tensors: Mapping[str, FilterTensors]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Sparsity ratios and norms; a suspended filter counts with its snapshot, which undoes weight decay too."""
-        earlier = {name: saved for name, saved in self._snapshots.items() if saved.filters}
-        for name, saved in earlier.items():
+        snapshots = {name: saved for name, saved in self._snapshots.items() if saved.filters}
+        for name, saved in snapshots.items():
             restore_(tensors[name], saved)
         try:
             writers = {name: group.filter_rows() for name, group in tensors.items()}
             return self._sparsity(writers), self._norms(writers)
         finally:
-            for name, saved in earlier.items():
+            for name, saved in snapshots.items():
                 silence_(tensors[name], saved.filters)
 
     def _sparsity(self, writers: Mapping[str, Sequence[FilterRows]]) -> dict[str, float]:
@@ -321,13 +321,13 @@ class PSAP:
         )
 
     def _propose(self, norms: Mapping[str, Tensor], kept: Sequence[int]) -> Filters:
-        anew = {}
+        proposals = {}
         for part, k, floor in zip(self.plan.layers, kept, self._floors, strict=True):
             margin = 0
             if self.settings.protection:
                 margin = pulse_margin(part.filters - k, k, floor, self.settings.margin)
-            anew[part.name] = propose(norms[part.name], part.pruned, part.filters - k, margin)
-        return anew
+            proposals[part.name] = propose(norms[part.name], part.pruned, part.filters - k, margin)
+        return proposals
 
     def _supervise(
         self,
@@ -339,25 +339,25 @@ class PSAP:
         if not self.settings.protection or not any(saved.filters for saved in snapshots.values()):
             return Supervision({}, {}, {})
         count = self.settings.pulse_batches
-        seen = pulse(self.model, tensors, snapshots, batches, loss_of_batch, count)
+        supervision = pulse(self.model, tensors, snapshots, batches, loss_of_batch, count)
         self._clear_gradients()  # also of what the losses pass through outside the model
-        return seen
+        return supervision
 
     def _protect(
         self,
-        seen: Supervision,
+        supervision: Supervision,
         norms: Mapping[str, Tensor],
-        anew: Filters,
+        proposals: Filters,
         kept: Sequence[int],
     ) -> Filters:
         restored = {}
-        for part, k, new in zip(self.plan.layers, kept, anew.values(), strict=True):
-            utility = seen.utility.get(part.name)
+        for part, k, proposal in zip(self.plan.layers, kept, proposals.values(), strict=True):
+            utility = supervision.utility.get(part.name)
             sizes = norms[part.name].tolist()
             scores = {}
-            for f in (*part.pruned, *new):  # without a pulse, the largest norms come back
+            for f in (*part.pruned, *proposal):  # without a pulse, the largest norms come back
                 scores[f] = utility[f][0] if utility else sizes[f]
-            restored[part.name] = choose_restored(scores, part.pruned, new, part.filters - k)
+            restored[part.name] = choose_restored(scores, part.pruned, proposal, part.filters - k)
         return restored
 
     def _plan(self, suspended: Mapping[str, Collection[int]], target: float) -> PrunePlan:
@@ -548,11 +548,11 @@ def _bare_optimizers(
     optimizer: Optimizers, mine: Sequence[Optimizer] = ()
 ) -> tuple[Optimizer, ...]:
     """The optimisers themselves, none of which may serve another PSAP."""
-    found = optimizers_in(optimizer)
-    for each in found:
+    optimizers = optimizers_in(optimizer)
+    for each in optimizers:
         if each in SERVING and each not in mine:
             raise InputError("optimizer must be new: this one serves another PSAP")
-    return found
+    return optimizers
 
 
 def _trained_names(model: nn.Module, optimizers: Sequence[Optimizer]) -> set[str]:

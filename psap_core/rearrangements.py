@@ -78,9 +78,9 @@ def _set_along(
     for d in reversed(range(places.ndim)):
         if d not in varying:
             places = places.select(d, 0)
-    asked = tuple(sizes[d] for d in varying)
-    can_shrink = tuple(_can_shrink(size, channels) for size in asked)
-    split = Split(channels.ids[places], channels.ids, asked, can_shrink, call.where)
+    axis_sizes = tuple(sizes[d] for d in varying)
+    can_shrink = tuple(_can_shrink(size, channels) for size in axis_sizes)
+    split = Split(channels.ids[places], channels.ids, axis_sizes, can_shrink, call.where)
     ledger.set(call.result, Grid(split, channels.labels[places], tuple(varying)))
 
 
@@ -99,8 +99,8 @@ def _sizes_asked(ledger: Ledger, call: Call) -> list[int | None]:
         arguments = [*arguments[0]]
     if not all(isinstance(size, int) for size in arguments):
         return []
-    asked = [None if size == -1 else size for size in arguments]
-    return [*[None] * before, *asked, *[None] * after]
+    sizes = [None if size == -1 else size for size in arguments]
+    return [*[None] * before, *sizes, *[None] * after]
 
 
 def _can_shrink(size: int | None, channels: Channels) -> bool:
@@ -115,10 +115,10 @@ def _can_shrink(size: int | None, channels: Channels) -> bool:
 def _moves_grid(ledger: Ledger, call: Call) -> bool:
     """Pass a grid on, where that can be left open."""
     grid = ledger.known(call.first)
-    moved = _moved_grid(call.first, grid, call) if isinstance(grid, Grid) else None
-    if moved is None:
+    grids = _moved_grid(call.first, grid, call) if isinstance(grid, Grid) else None
+    if grids is None:
         return False
-    for result, part in zip(tensors_in(call.result), moved, strict=True):
+    for result, part in zip(tensors_in(call.result), grids, strict=True):
         ledger.set(result, part)
     return True
 
@@ -131,14 +131,14 @@ def _moved_grid(source: Tensor, grid: Grid, call: Call) -> list[Grid] | None:
         dim, size = grid.dims[axis], grid.split.ids.shape[axis]
         assert dim is not None
         whole = Channels(torch.arange(size), torch.zeros(size, dtype=torch.long), dim)
-        found = _moved(source, whole, call)
-        parts = [found] if isinstance(found, Tensor) else [*found]
+        places = _moved(source, whole, call)
+        parts = [places] if isinstance(places, Tensor) else [*places]
         results = results or [grid] * len(parts)
         for number, part in enumerate(parts):
-            moved = _moved_axis(results[number], axis, part)
-            if moved is None:
+            result = _moved_axis(results[number], axis, part)
+            if result is None:
                 return None
-            results[number] = moved
+            results[number] = result
     return results
 
 
@@ -169,8 +169,8 @@ def pixel_shuffle(ledger: Ledger, call: Call) -> None:
     labels = channels.labels.view(-1, factor**2)
     for member in range(1, factor**2):
         ledger.join(members[:, 0], members[:, member], f"they meet fixed channels in {call.where}")
-    together = ledger.union(labels.unbind(1))
-    ledger.set(call.result, Channels(members[:, 0], together, channels.dim))
+    unions = ledger.union(labels.unbind(1))
+    ledger.set(call.result, Channels(members[:, 0], unions, channels.dim))
 
 
 def pixel_unshuffle(ledger: Ledger, call: Call) -> None:
@@ -232,10 +232,10 @@ def _takes_all(call: Call, channels: Channels) -> bool:
     shape[channels.dim] = fewer
     less = Channels(channels.ids[:-1], channels.labels[:-1], channels.dim)
     try:
-        found = _moved(call.first.new_empty(shape), less, call)
+        places = _moved(call.first.new_empty(shape), less, call)
     except (IndexError, RuntimeError):
         return False
-    parts = [found] if isinstance(found, Tensor) else [*found]
+    parts = [places] if isinstance(places, Tensor) else [*places]
     return all(fewer in part.shape and int(part.max()) == fewer - 1 for part in parts)
 
 
@@ -272,14 +272,14 @@ def split(ledger: Ledger, call: Call) -> None:
 
 def _count_pieces(ledger: Ledger, call: Call, channels: Channels, pieces: Sequence[Tensor]) -> None:
     """The sizes of a split: a sequence of them, or one for all."""
-    asked = call.argument(1, "split_size_or_sections", call.kwargs.get("split_size"))
-    if call.name not in ("split", "split_with_sizes") or asked is None:
+    size_or_sizes = call.argument(1, "split_size_or_sections", call.kwargs.get("split_size"))
+    if call.name not in ("split", "split_with_sizes") or size_or_sizes is None:
         ledger.fix(channels, f"they are split by sizes in {call.where}")
         return
-    is_sequence = isinstance(asked, (tuple, list))
+    is_sequence = isinstance(size_or_sizes, (tuple, list))
     if len(pieces) == 1 and not is_sequence:  # a larger size than there are channels
         return
-    sizes = [*asked] if is_sequence else [asked] * len(pieces)
+    sizes = [*size_or_sizes] if is_sequence else [size_or_sizes] * len(pieces)
     if any(isinstance(size, Size) and size.sources for size in sizes):
         if len({len(ids) for ids in pieces}) > 1:  # no part of them follows
             ledger.fix(channels, f"they are split by sizes in {call.where}")
@@ -314,8 +314,8 @@ def concatenate(ledger: Ledger, call: Call) -> None:
     tensors = [*call.argument(0, "tensors")]
     dim = call.argument(1, "dim", 0) % call.result.ndim
     tensors = [tensor for tensor in tensors if tensor.ndim == call.result.ndim]
-    found = [of(ledger, tensor) for tensor in tensors]
-    along = {channels.dim for channels in found if isinstance(channels, Channels)}
+    layouts = [of(ledger, tensor) for tensor in tensors]
+    along = {channels.dim for channels in layouts if isinstance(channels, Channels)}
     if not along:
         ledger.set(call.result, first_known(ledger, tensors))
     elif along == {dim}:
@@ -333,17 +333,17 @@ def stack(ledger: Ledger, call: Call) -> None:
     """Along a new dimension: joined place by place."""
     tensors = [*call.argument(0, "tensors")]
     dim = call.argument(1, "dim", 0) % call.result.ndim
-    found = [of(ledger, tensor) for tensor in tensors]
-    along = {channels.dim for channels in found if isinstance(channels, Channels)}
-    if len(along) != 1 or not all(isinstance(channels, Channels) for channels in found):
+    layouts = [of(ledger, tensor) for tensor in tensors]
+    along = {channels.dim for channels in layouts if isinstance(channels, Channels)}
+    if len(along) != 1 or not all(isinstance(channels, Channels) for channels in layouts):
         unknown(ledger, call)
         return
-    old = along.pop()
-    vectors = [channels for channels in found if isinstance(channels, Channels)]
+    old_dim = along.pop()
+    vectors = [channels for channels in layouts if isinstance(channels, Channels)]
     for channels in vectors[1:]:
         ledger.join(vectors[0].ids, channels.ids, f"they meet fixed channels in {call.where}")
     labels = ledger.union([channels.labels for channels in vectors])
-    ledger.set(call.result, Channels(vectors[0].ids, labels, old + (dim <= old)))
+    ledger.set(call.result, Channels(vectors[0].ids, labels, old_dim + (dim <= old_dim)))
 
 
 def pad(ledger: Ledger, call: Call) -> None:
@@ -370,8 +370,8 @@ def pad(ledger: Ledger, call: Call) -> None:
 def roll(ledger: Ledger, call: Call) -> None:
     dims = call.argument(2, "dims")
     channels = of(ledger, call.first)
-    moved = {d % call.first.ndim for d in ([dims] if isinstance(dims, int) else dims or [])}
-    moves_channels = isinstance(channels, Channels) and (not moved or channels.dim in moved)
+    axes = {d % call.first.ndim for d in ([dims] if isinstance(dims, int) else dims or [])}
+    moves_channels = isinstance(channels, Channels) and (not axes or channels.dim in axes)
     (unknown if moves_channels else keep)(ledger, call)
 
 
@@ -385,8 +385,8 @@ def _moved(source: Tensor, channels: Channels, call: Call) -> Any:
     operation = getattr(numbers, call.method)
     if isinstance(operation, Tensor):  # a property, such as mT
         return operation.cpu()
-    named = {key: value for key, value in call.kwargs.items() if key not in ("input", "self")}
-    return map_tensors(operation(*call.args[1:], **named), Tensor.cpu)
+    kwargs = {key: value for key, value in call.kwargs.items() if key not in ("input", "self")}
+    return map_tensors(operation(*call.args[1:], **kwargs), Tensor.cpu)
 
 
 def _varies(places: Tensor, dim: int) -> bool:

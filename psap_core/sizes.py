@@ -145,10 +145,10 @@ def _as_value(name: str) -> Callable[..., Any]:
 
 def counted(size: Size, total: int) -> list[Tensor]:
     """The channels, int64 [total] each, from whose number a size was computed; empty if it follows others as well."""
-    found = [source.ids for source in size.sources if source.ids is not None]
+    source_ids = [source.ids for source in size.sources if source.ids is not None]
     if not size.is_proportional or any(source.axis is not None for source in size.sources):
         return []
-    return found if all(len(ids) == total for ids in found) else []
+    return source_ids if all(len(ids) == total for ids in source_ids) else []
 
 
 for _name in ARITHMETIC:
@@ -160,7 +160,7 @@ for _name in VALUES:
 
 def track_attributes_(network: nn.Module) -> list[Size]:
     """Make the whole numbers above 1 of the network's own module classes, and those in their sequences, `Size`s."""
-    found: list[Size] = []
+    sizes: list[Size] = []
     for name, module in network.named_modules():
         if type(module).__module__.startswith("torch."):
             continue
@@ -168,15 +168,15 @@ def track_attributes_(network: nn.Module) -> list[Size]:
             path = f"{name}.{key}".lstrip(".")
             if type(value) is int and value > 1:
                 vars(module)[key] = Size(value, path)
-                found.append(vars(module)[key])
+                sizes.append(vars(module)[key])
             elif type(value) in (tuple, list):
                 parts = [
                     Size(part, f"{path}[{place}]") if type(part) is int and part > 1 else part
                     for place, part in enumerate(value)
                 ]
                 vars(module)[key] = type(value)(parts)
-                found += [part for part in parts if isinstance(part, Size)]
-    return found
+                sizes += [part for part in parts if isinstance(part, Size)]
+    return sizes
 
 
 def read_number(module: nn.Module, key: str) -> int:

@@ -78,14 +78,14 @@ def pulse(
         raise InputError(
             f"the pulse needs at least 2 batches for a standard error, it was given {len(utilities)}"
         )
-    seen = torch.stack(utilities).double().cpu()
+    utility = torch.stack(utilities).double().cpu()
     norm = torch.stack(norms).double().cpu().mean(0)
-    if not (seen.isfinite().all() and norm.isfinite().all()):
+    if not (utility.isfinite().all() and norm.isfinite().all()):
         raise InputError(
             "a loss of the pulse has a gradient that is not finite: the training has diverged"
         )
-    mean = seen.mean(0)
-    error = seen.std(0) / len(utilities) ** 0.5
+    mean = utility.mean(0)
+    error = utility.std(0) / len(utilities) ** 0.5
     widths = [len(group.parameters[group.silencers[0]].index) for group in tensors.values()]
     return _by_group(filters, mean, error, norm, widths)
 
@@ -178,19 +178,19 @@ def _standing(
             for name, group in tensors.items():
                 silence_(group, snapshots[name].filters)
             with torch.no_grad():
-                for module, name, buffer, before in buffers:
+                for module, name, buffer, content in buffers:
                     module._buffers[name] = buffer  # a forward pass may have made another
-                    buffer.copy_(before)
+                    buffer.copy_(content)
 
 
 def _buffers_of(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
     """Every buffer with its place, and a copy of what it holds."""
-    found = []
+    buffers = []
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                found.append((module, name, buffer, buffer.clone()))
-    return found
+                buffers.append((module, name, buffer, buffer.clone()))
+    return buffers
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class ScatteredBatchNorm(_BatchNorm):
 def _of_zeros(norm: _BatchNorm) -> Tensor:
     """What a BatchNorm makes of zeros, in evaluation mode: float64 [width]."""
     mean, variance = norm.running_mean, norm.running_var
-    made = F.batch_norm(
+    output = F.batch_norm(
         torch.zeros(2, norm.num_features, 1, device=norm.weight.device, dtype=torch.float64),
         None if mean is None else mean.double(),
         None if variance is None else variance.double(),
@@ -70,8 +70,8 @@ def _of_zeros(norm: _BatchNorm) -> Tensor:
         eps=norm.eps,
     )[0].flatten()
     if not isinstance(norm, ScatteredBatchNorm):
-        return made
-    return norm.constant.double().index_copy(0, norm.kept, made)
+        return output
+    return norm.constant.double().index_copy(0, norm.kept, output)
 
 
 def smaller_copy(model: nn.Module, groups: Sequence[ChannelGroup], plan: PrunePlan) -> nn.Module:
@@ -97,7 +97,7 @@ def cut_(
         InputError: the plan is of another network, or an optimiser keeps state that cannot be cut; nothing is cut then.
     """
     _check_state(optimizers)
-    removed = defaultdict[str, dict[int, list[Tensor]]](lambda: defaultdict(list))
+    cuts = defaultdict[str, dict[int, list[Tensor]]](lambda: defaultdict(list))
     for group, part in plan.match(groups):
         if not part.pruned:
             continue
@@ -105,24 +105,24 @@ def cut_(
             _scatter_(model, group, part.pruned)
         for entries in (*group.members, *group.readers):
             places = entries.index[[*part.pruned]].flatten()
-            removed[entries.tensor][entries.dim].append(places)
+            cuts[entries.tensor][entries.dim].append(places)
     owners = _owners(model)
     sizes = defaultdict[str, dict[int, int]](dict)
-    for name, by_dim in removed.items():
+    for name, by_dim in cuts.items():
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
         for dim, parts in by_dim.items():
-            gone = torch.cat(parts)
+            index = torch.cat(parts)
             if not isinstance(getattr(module, key, None), Tensor):
-                write_number_(module, key, read_number(module, key) - len(gone))
+                write_number_(module, key, read_number(module, key) - len(index))
                 continue
             tensor = getattr(module, key)
-            before = tensor.shape[dim]
-            _cut_tensor_(tensor, dim, gone, optimizers)
+            old_size = tensor.shape[dim]
+            _cut_tensor_(tensor, dim, index, optimizers)
             for owner in owners[id(tensor)]:
-                sizes[owner][before] = tensor.shape[dim]
+                sizes[owner][old_size] = tensor.shape[dim]
     for owner, changes in sizes.items():
-        counted = {name.rpartition(".")[2] for name in removed if name.rpartition(".")[0] == owner}
+        counted = {name.rpartition(".")[2] for name in cuts if name.rpartition(".")[0] == owner}
         _fit_numbers_(model.get_submodule(owner), changes, counted)
 
 
@@ -150,15 +150,15 @@ def _check_state(optimizers: Sequence[Optimizer]) -> None:
 
 
 @torch.no_grad()
-def _cut_tensor_(tensor: Tensor, dim: int, gone: Tensor, optimizers: Sequence[Optimizer]) -> None:
+def _cut_tensor_(tensor: Tensor, dim: int, index: Tensor, optimizers: Sequence[Optimizer]) -> None:
     stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
-    stays[gone] = False
+    stays[index] = False
     kept = stays.nonzero().flatten().to(tensor.device)
-    before = tensor.shape
+    shape = tensor.shape
     for optimizer in optimizers:
         state = optimizer.state.get(tensor, {})
         for kind, value in state.items():
-            if lies_along(value, before) and value.shape[dim] == before[dim]:
+            if lies_along(value, shape) and value.shape[dim] == shape[dim]:
                 state[kind] = _selected(value, dim, kept)
     selected = _selected(tensor.detach(), dim, kept)
     # A graph that somebody still holds (a loss, a kept activation) would keep the old shape's gradient accumulator;

@@ -121,13 +121,13 @@ class FilterTensors:
 
     def filter_rows(self) -> list[FilterRows]:
         """The rows of every writer, with the fans of its whole layer."""
-        found = []
+        rows = []
         for name in self.writers:
             weight = self.parameters[name]
             outputs, inputs = weight.tensor.shape[weight.dim], weight.tensor.shape[1 - weight.dim]
             positions = weight.tensor[0, 0].numel()
-            found.append(FilterRows(weight.all_rows(), inputs * positions, outputs * positions))
-        return found
+            rows.append(FilterRows(weight.all_rows(), inputs * positions, outputs * positions))
+        return rows
 
 
 def filter_tensors(
@@ -143,15 +143,15 @@ def tensors_by_group(
     optimizers: Optimizer | Sequence[Optimizer] = (),
 ) -> dict[str, FilterTensors]:
     """The same of several groups, by name."""
-    named = {}
+    tensors = {}
     for prefix, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            named[f"{prefix}.{name}" if prefix else name] = tensor
-    return {group.name: _tensors_of(named, group, optimizers) for group in groups}
+            tensors[f"{prefix}.{name}" if prefix else name] = tensor
+    return {group.name: _tensors_of(tensors, group, optimizers) for group in groups}
 
 
 def _tensors_of(
-    named: Mapping[str, Tensor | None],
+    tensors: Mapping[str, Tensor | None],
     group: ChannelGroup,
     optimizers: Optimizer | Sequence[Optimizer],
 ) -> FilterTensors:
@@ -160,7 +160,7 @@ def _tensors_of(
     state: dict[str, Rows] = {}
     silencers = tuple(entries.tensor for entries in group.silencers)
     for entries in group.members:
-        tensor = named[entries.tensor]
+        tensor = tensors[entries.tensor]
         assert tensor is not None
         index = entries.index.to(tensor.device)
         rows = Rows(tensor, entries.dim, index, entries.are_in_order)
@@ -193,15 +193,15 @@ def lies_along(value: Any, shape: Sequence[int]) -> bool:
 
 def optimizers_in(optimizer: Any) -> tuple[Optimizer, ...]:
     """An optimiser, or several, without the wrappers that hold one as `.optimizer`."""
-    found = []
+    optimizers = []
     wrapped: Sequence[Any] = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
     for each in wrapped:
         while hasattr(each, "optimizer") and not isinstance(each, LRScheduler):
             each = each.optimizer
         if not isinstance(each, Optimizer):
             raise InputError(f"optimizer must be a torch optimizer, not {type(each).__name__}")
-        found.append(each)
-    return tuple(found)
+        optimizers.append(each)
+    return tuple(optimizers)
 
 
 @torch.no_grad()

@@ -89,14 +89,14 @@ class Tracer(TorchFunctionMode):
             self.ledger.add_node([tensor])
         with torch.no_grad(), self._watching(model), self:
             output = call(model, example)
-        returned = [*tensors_in(output)]
-        if not returned:
+        tensors = [*tensors_in(output)]
+        if not tensors:
             kind = type(output).__name__
             raise InputError(
                 f"the model returns a {kind} in which no tensor is found: return tensors, containers of them or "
                 "a dataclass"
             )
-        for tensor in returned:
+        for tensor in tensors:
             self.ledger.fix(of(self.ledger, tensor), "the model returns them")
 
     def __torch_function__(
@@ -149,7 +149,7 @@ class Tracer(TorchFunctionMode):
         this = self._call(func, args, kwargs, result)
         self.ledger.used.clear()
         self._apply_rule(func, this)
-        if any(made is not operands[0] for made in results):
+        if any(tensor is not operands[0] for tensor in results):
             self._keep_other_parameters(operands)
         if not parents:
             return
@@ -288,11 +288,11 @@ def _run_in_training_mode(tracer: Tracer, network: nn.Module, example: Example) 
             module.eval()  # it waits for the other processes
     with torch.random.fork_rng(devices=[]):
         for batch in (map_tensors(example, _twice), example):
-            known = dict(tracer.convolutions)
+            convolutions = dict(tracer.convolutions)
             try:
                 tracer.run(network, batch)
             except Exception:  # what runs in evaluation only is analysed in evaluation only
-                tracer.convolutions = known
+                tracer.convolutions = convolutions
                 continue
             return
 

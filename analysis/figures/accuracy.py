@@ -40,8 +40,8 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
     fitted to our cells within REACH of the best and nine tenths of the published points; its title says what lies
     below.
     """
-    found = seed_groups(runs)
-    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    cells = seed_groups(runs)
+    networks = {name: [*group] for name, group in groupby(cells, key=lambda cell: cell.network)}
     figure, panels = grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
         group = within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
@@ -79,7 +79,7 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
         axes.margins(0.08)
         axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
     note = "ours: mean of n seeds, bar from the lowest to the highest; marks at one cut stand side by side"
-    add_legend(figure, found, note)
+    add_legend(figure, cells, note)
     return figure
 
 
@@ -89,13 +89,13 @@ def _cut(cell: SeedGroup) -> float:
 
 def _at_one_cut(of: Sequence[SeedGroup]) -> list[list[SeedGroup]]:
     """Cells in the order of their cuts, those together whose cuts are as good as the same."""
-    found: list[list[SeedGroup]] = []
+    groups: list[list[SeedGroup]] = []
     for cell in of:
-        if found and _cut(cell) - _cut(found[-1][-1]) <= ONE_CUT:
-            found[-1].append(cell)
+        if groups and _cut(cell) - _cut(groups[-1][-1]) <= ONE_CUT:
+            groups[-1].append(cell)
         else:
-            found.append([cell])
-    return found
+            groups.append([cell])
+    return groups
 
 
 def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
@@ -124,10 +124,10 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
 
 def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
     """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
-    found = [cell for cell in seed_groups(runs) if cell.runs[0].cell in latencies["latency_ms"]]
-    if not found:
+    cells = [cell for cell in seed_groups(runs) if cell.runs[0].cell in latencies["latency_ms"]]
+    if not cells:
         raise NothingToDrawError("no run was measured")
-    networks = {name: [*group] for name, group in groupby(found, key=lambda cell: cell.network)}
+    networks = {name: [*group] for name, group in groupby(cells, key=lambda cell: cell.network)}
     figure, panels = grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
         group = within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
@@ -144,5 +144,5 @@ def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) 
         axes.set(
             xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]"
         )
-    add_legend(figure, found, "mean of n seeds, bar from the lowest to the highest")
+    add_legend(figure, cells, "mean of n seeds, bar from the lowest to the highest")
     return figure

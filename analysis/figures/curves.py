@@ -25,12 +25,12 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     A panel is fitted to the cells that end within REACH of the best, and to nine tenths of their epochs; its title
     says what lies below.
     """
-    images, found = (
+    images, cells = (
         "validation" if runs[0].identity["data"]["validation_images"] > 0 else "test",
         seed_groups(runs),
     )
-    figure = _over_epochs(found, "eval/top1", f"top-1 on the {images} images [%]")
-    for axes, group in zip(figure.axes, panels_of(found).values(), strict=True):
+    figure = _over_epochs(cells, "eval/top1", f"top-1 on the {images} images [%]")
+    for axes, group in zip(figure.axes, panels_of(cells).values(), strict=True):
         shown = within_reach(
             axes, group, [cell.over_epochs("eval/top1").iloc[-1].mean() for cell in group]
         )

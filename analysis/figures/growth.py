@@ -87,9 +87,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with plain_exits():
-        save_picture(draw_growth(_read_figures(given.report)), given.out)
+        save_picture(draw_growth(_read_figures(options.report)), options.out)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ def draw_sparsity_ratios(runs: Sequence[Run]) -> Figure:
 
 
 def _maps(runs: Sequence[Run], quantity: str, unit: str) -> Figure:
-    found = of_psap(runs)
-    figure, panels = grid([panel_title(cell) for cell in found], MAP_COLUMNS, width=5.4, height=4.6)
-    values = [cell.layers(quantity) for cell in found]
+    cells = of_psap(runs)
+    figure, panels = grid([panel_title(cell) for cell in cells], MAP_COLUMNS, width=5.4, height=4.6)
+    values = [cell.layers(quantity) for cell in cells]
     low, high = (
         min(frame.min(axis=None) for frame in values),
         max(frame.max(axis=None) for frame in values),

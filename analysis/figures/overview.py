@@ -197,14 +197,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.png")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN_FOLDER")
     parser.add_argument("--report", type=Path, metavar="REPORT.json")
-    given = parser.parse_args(arguments)
-    if (given.report is None) == (not given.runs):
+    options = parser.parse_args(arguments)
+    if (options.report is None) == (not options.runs):
         parser.error("give run folders, or --report")
     with plain_exits():
-        if given.report is not None:
-            save_picture(bought_and_paid(read_demo_report(given.report)), given.out)
+        if options.report is not None:
+            save_picture(bought_and_paid(read_demo_report(options.report)), options.out)
         else:
-            save_picture(what_happened([read_run(folder) for folder in given.runs]), given.out)
+            save_picture(what_happened([read_run(folder) for folder in options.runs]), options.out)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ def pulses(runs: Sequence[Run]) -> Figure:
     pulsed = [cell for cell in of_psap(runs) if not cell.runs[0].pulses.empty]
     if not pulsed:
         raise NothingToDrawError("no run has pulses")
-    found = [cell for cell in pulsed if cell.label == "psap"] or pulsed
+    cells = [cell for cell in pulsed if cell.label == "psap"] or pulsed
     titles = [
         title
-        for cell in found
+        for cell in cells
         for title in (f"{panel_title(cell)}, seed {cell.runs[0].seed}", RESTORED)
     ]
     figure, panels = grid(titles, columns=2, width=5.4, height=4.2)
-    for left, right, cell in zip(panels[::2], panels[1::2], found, strict=True):
+    for left, right, cell in zip(panels[::2], panels[1::2], cells, strict=True):
         pulse = cell.runs[0].pulses
         dots: dict[str, Any] = {
             "linestyle": "",

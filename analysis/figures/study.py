@@ -44,9 +44,9 @@ def draw_study(study: Study) -> Figure:
     not_run = {number for number, cell in enumerate(cells) if not study.runs[cell.name]}
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, found) in enumerate(rows):
-        if found:
-            _draw_difference(axes, place, found)
+    for place, (_, difference) in enumerate(rows):
+        if difference:
+            _draw_difference(axes, place, difference)
         else:
             missing = "not run" if place in not_run else "no seed in common"
             axes.annotate(
@@ -60,7 +60,9 @@ def draw_study(study: Study) -> Figure:
     axes.axvline(0, color="#000000", linewidth=0.8)
     if study.effects:
         axes.axhline(len(cells) - 0.5, color="#BBBBBB", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [label + _seeds(study, found) for label, found in rows])
+    axes.set_yticks(
+        range(len(rows)), [label + _seeds(study, difference) for label, difference in rows]
+    )
     axes.set(
         xlabel="difference in top-1 on the validation images [points]", ylim=(len(rows) - 0.5, -0.5)
     )
@@ -81,16 +83,20 @@ def draw_study(study: Study) -> Figure:
     return figure
 
 
-def _draw_difference(axes: Axes, place: int, found: Difference) -> None:
-    style = JUDGED[found.verdict]
-    for half, width in ((found.together, 1), (found.half, 3)):
+def _draw_difference(axes: Axes, place: int, difference: Difference) -> None:
+    style = JUDGED[difference.verdict]
+    for half, width in ((difference.together, 1), (difference.half, 3)):
         if half is not None:
             axes.hlines(
-                place, found.mean - half, found.mean + half, color=style["color"], linewidth=width
+                place,
+                difference.mean - half,
+                difference.mean + half,
+                color=style["color"],
+                linewidth=width,
             )
-    seeds = list(found.by_seed.values())
+    seeds = list(difference.by_seed.values())
     axes.plot(seeds, [place] * len(seeds), zorder=4, **SEED)
-    axes.plot([found.mean], [place], zorder=3, **style)
+    axes.plot([difference.mean], [place], zorder=3, **style)
 
 
 def _row_label(study: Study, cell: str, against: str) -> str:
@@ -102,10 +108,10 @@ def _row_label(study: Study, cell: str, against: str) -> str:
     )
 
 
-def _seeds(study: Study, found: Difference | None) -> str:
+def _seeds(study: Study, difference: Difference | None) -> str:
     """The number of seeds, if not all have run."""
     return (
-        f" (n = {len(found.by_seed)})"
-        if found and len(found.by_seed) < len(study.suite.seeds)
+        f" (n = {len(difference.by_seed)})"
+        if difference and len(difference.by_seed) < len(study.suite.seeds)
         else ""
     )

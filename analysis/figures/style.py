@@ -104,7 +104,7 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
         places[name] = (method, network_title(run), None if run.method == "dense" else target)
     counts = Counter(places.values())
     spare = cycle(SPARE_STYLES)
-    found = []
+    cells = []
     for name, (method, network, target) in places.items():
         label = (
             method
@@ -112,9 +112,9 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
             else name.removesuffix(f" {100 * target:g}")
         )
         style = STYLES[label] if label in STYLES else next(spare)
-        found.append(SeedGroup(label, style, network, target, tuple(groups[name])))
+        cells.append(SeedGroup(label, style, network, target, tuple(groups[name])))
     order = {label: place for place, label in enumerate(STYLES)}
-    return sorted(found, key=lambda cell: (cell.network, order.get(cell.label, len(order))))
+    return sorted(cells, key=lambda cell: (cell.network, order.get(cell.label, len(order))))
 
 
 def network_title(run: Run) -> str:
@@ -176,10 +176,10 @@ def draw_band(axes: Axes, x: Any, values: pd.DataFrame, cell: SeedGroup) -> None
 
 
 def of_psap(runs: Sequence[Run]) -> list[SeedGroup]:
-    found = [cell for cell in seed_groups(runs) if cell.runs[0].method == "psap"]
-    if not found:
+    cells = [cell for cell in seed_groups(runs) if cell.runs[0].method == "psap"]
+    if not cells:
         raise NothingToDrawError("no run is PSAP's")
-    return found
+    return cells
 
 
 def panel_title(cell: SeedGroup) -> str:

@@ -77,9 +77,9 @@ def picture(report: dict[str, Any]) -> Figure:
         ylabel="other batches: the loss falls by, when given back",
     )
     left.legend(title="a filter")
-    found = correlations(filters)
+    coefficients = correlations(filters)
     for place, epoch in enumerate(epochs):
-        of_epoch = found.loc[epoch]
+        of_epoch = coefficients.loc[epoch]
         null = 1.96 / of_epoch["degrees"].mean() ** 0.5
         right.fill_between([place - 0.4, place + 0.4], -null, null, color="#DDDDDD", linewidth=0)
         for shift, (criterion, style) in zip((-0.25, 0, 0.25), CRITERIA.items(), strict=True):
@@ -149,10 +149,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("report", type=Path, metavar="REPORT.json")
     parser.add_argument("out", type=Path, metavar="OUT.png")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with plain_exits():
-        report = read_pulse_check(given.report)
-        save_picture(picture(report), given.out)
+        report = read_pulse_check(options.report)
+        save_picture(picture(report), options.out)
     print(correlations(pd.DataFrame(report["filters"])).to_markdown(floatfmt=".2f"))
 
 

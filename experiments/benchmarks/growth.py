@@ -35,8 +35,8 @@ def growth() -> Figures:
     points |= {f"ranks_{ranks}": _with(ranks) for ranks in RANKS}
     return {
         f"growth_{name}_{part}_seconds": figure([value])
-        for name, found in points.items()
-        for part, value in zip(("epoch", "step"), found, strict=True)
+        for name, timing in points.items()
+        for part, value in zip(("epoch", "step"), timing, strict=True)
     }
 
 
@@ -96,9 +96,9 @@ def _with(ranks: int) -> tuple[float, float]:
 def main() -> None:
     """One rank of a measurement; the first one prints it."""
     torch.set_num_threads(1)
-    found = measured(20)
+    timing = measured(20)
     if os.environ["RANK"] == "0":
-        print(json.dumps(found))
+        print(json.dumps(timing))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _latency(network: str, networks: Networks) -> Figures:
                 figures[f"latency_speedup_{key}"] = figure([row[0] / row[1] for row in rows])
                 speedups.append(figures[f"latency_speedup_{key}"])
             figures[f"latency_speedup_{name}_b{batch}"] = max(
-                speedups, key=lambda found: found["median"]
+                speedups, key=lambda speedup: speedup["median"]
             )
     return figures
 

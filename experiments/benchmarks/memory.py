@@ -22,15 +22,17 @@ EPOCHS = 3  # of one training step each: enough for every allocation to have hap
 def memory() -> Figures:
     peaks: dict[str, list[float]] = {"dense": [], "psap": []}
     for _ in range(REPETITIONS):
-        for method, found in peaks.items():
+        for method, method_peaks in peaks.items():
             command = [sys.executable, "-m", "experiments.benchmarks.memory", method]
-            found.append(
+            method_peaks.append(
                 float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             )
     more = [
         100 * (psap / dense - 1) for dense, psap in zip(peaks["dense"], peaks["psap"], strict=True)
     ]
-    figures = {f"peak_memory_gib_{method}": figure(found) for method, found in peaks.items()}
+    figures = {
+        f"peak_memory_gib_{method}": figure(method_peaks) for method, method_peaks in peaks.items()
+    }
     return figures | {"psap_memory_overhead_pct": figure(more)}
 
 

@@ -134,7 +134,7 @@ def _inference(networks: Mapping[str, Network]) -> Figures:
         for name in networks:
             if name != "dense":
                 keys = [f"inference_b{batch}_{backend}_speedup_{name}" for backend in backends]
-                best = max((figures[key] for key in keys), key=lambda found: found["median"])
+                best = max((figures[key] for key in keys), key=lambda speedup: speedup["median"])
                 figures[f"inference_b{batch}_speedup_{name}"] = best
         figures |= _share_of_thin(figures, f"inference_b{batch}", networks)
     return figures

@@ -234,26 +234,26 @@ def _measured(package: str, name: str, side: int) -> dict[str, Any]:
     model, images = build_network(package, name, side), torch.randn(2, 3, side, side)
     _outputs(model, images)  # what is set up in a first pass
     forward, _ = _timed(lambda: _outputs(model, images))
-    analysis, found = _timed(lambda: search_groups(model, images, scope="coupled"))
+    analysis, search = _timed(lambda: search_groups(model, images, scope="coupled"))
     row: dict[str, Any] = {
-        "groups": len(found.groups),
+        "groups": len(search.groups),
         "analysis": analysis,
         "forward": forward,
-        "left": _largest_reason(found, model, images),
+        "left": _largest_reason(search, model, images),
     }
-    if not found.groups:
+    if not search.groups:
         return row
-    cost = macs_cost_model(model, found.groups, images)
+    cost = macs_cost_model(model, search.groups, images)
     row["reach"] = 1 - cost.cost(filter_floors(cost.filters, 1, 0.0)) / cost.dense
-    pruned = _drawn(found.groups)
-    plan = make_plan(found.groups, pruned, cost, describe(images), "coupled")
-    row["macs_gap"] = macs(smaller_copy(model, found.groups, plan), images) - plan.macs
+    pruned = _drawn(search.groups)
+    plan = make_plan(search.groups, pruned, cost, describe(images), "coupled")
+    row["macs_gap"] = macs(smaller_copy(model, search.groups, plan), images) - plan.macs
     model, images = model.double(), images.double()
     dense = _outputs(model, images)
-    apply_(model, found.groups, plan)
+    apply_(model, search.groups, plan)
     masked = _outputs(model, images)
     row["changed"] = difference(dense, masked)
-    small = smaller_copy(model, found.groups, plan)
+    small = smaller_copy(model, search.groups, plan)
     row["error"] = difference(masked, _outputs(small, images))
     loaded = _saved_and_loaded(small, plan, build_network(package, name, side).double())
     row["loaded_error"] = difference(masked, _outputs(loaded, images))
@@ -291,11 +291,11 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return gap / max(size, 1e-300)
 
 
-def _largest_reason(found: GroupSearch, model: nn.Module, images: Tensor) -> str:
+def _largest_reason(search: GroupSearch, model: nn.Module, images: Tensor) -> str:
     """Why most of the MACs that are left alone are: a part of the MACs of every layer, and its reason."""
     table = {layer.name: layer.macs for layer in layer_table(model, images)}
     shares: Counter[str] = Counter()
-    for layer, reason in found.left_alone.items():
+    for layer, reason in search.left_alone.items():
         shares[reason] += table.get(layer, 0)
     if not shares or not sum(shares.values()):
         return ""
@@ -585,17 +585,17 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", metavar="NAME", help="resnet18, or timm:resnet18")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--page", type=Path, help="write the table of what is in --out")
-    given = parser.parse_args()
-    if given.page:
-        given.page.write_text(page(read(given.out)))
+    options = parser.parse_args()
+    if options.page:
+        options.page.write_text(page(read(options.out)))
         return
     known = network_names()
-    chosen = [name for name in known if {name, name.partition(":")[2]} & {*given.networks}]
+    chosen = [name for name in known if {name, name.partition(":")[2]} & {*options.networks}]
     if unknown := [
-        n for n in given.networks if not any(n in (k, k.partition(":")[2]) for k in known)
+        n for n in options.networks if not any(n in (k, k.partition(":")[2]) for k in known)
     ]:
         parser.error(f"there is no network {unknown[0]!r} in the lists")
-    try_networks(chosen or known, given.out, again=bool(chosen))
+    try_networks(chosen or known, options.out, again=bool(chosen))
 
 
 if __name__ == "__main__":

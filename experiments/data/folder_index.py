@@ -160,9 +160,9 @@ def files_by_table(root: Path, folder: Folder) -> tuple[Files, list[str]]:
         raise InputError(
             f"{path} does not name the class of {root / 'val' / missing[0]}: it must cover every image"
         )
-    found = [wnid[Path(name).stem] for name in folder.names]
-    wnids = sorted(set(found))
-    labels = np.searchsorted(wnids, found)
+    image_wnids = [wnid[Path(name).stem] for name in folder.names]
+    wnids = sorted(set(image_wnids))
+    labels = np.searchsorted(wnids, image_wnids)
     return _files((f"val/{name}" for name in folder.names), labels, folder.sizes), wnids
 
 

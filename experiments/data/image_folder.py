@@ -174,8 +174,8 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 def _end_workers(loader: "weakref.ref[DataLoader[Views]]") -> None:
     """After an error the loader may outlive main; the interpreter would wait for each worker, which ignores it."""
-    if (found := loader()) is not None and found._iterator is not None:
-        workers: Any = found._iterator
+    if (data_loader := loader()) is not None and data_loader._iterator is not None:
+        workers: Any = data_loader._iterator
         workers._shutdown_workers()
         for worker in workers._workers:
             worker.kill()

@@ -58,16 +58,16 @@ class PSAPVariant(PSAP):
 
     def _protect(
         self,
-        seen: Supervision,
+        supervision: Supervision,
         norms: Mapping[str, Tensor],
-        anew: Filters,
+        proposals: Filters,
         kept: Sequence[int],
     ) -> Filters:
         if self.rule not in RETURNS:
-            return super()._protect(seen, norms, anew, kept)
+            return super()._protect(supervision, norms, proposals, kept)
         restored = {}
         for part, k in zip(self.plan.layers, kept, strict=True):
-            utility = seen.utility.get(part.name, {})
+            utility = supervision.utility.get(part.name, {})
             means = {f: mean for f, (mean, _) in utility.items()}
             restored[part.name] = choose_restored(means, (), tuple(means), part.filters - k)
         return restored

@@ -63,13 +63,13 @@ def provenance_of(manifest: Mapping[str, Any], threads: int | None) -> Provenanc
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the libraries that change results; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    version_numbers: dict[str, str | None] = {"python": platform.python_version()}
     for package in VERSIONS_OF:
         try:
-            found[package] = version(package)
+            version_numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            version_numbers[package] = None
+    return version_numbers
 
 
 def code_version() -> dict[str, str | None]:

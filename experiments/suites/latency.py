@@ -47,17 +47,17 @@ def suite_latencies(suite_runs: SuiteRuns) -> dict[str, Any]:
             groups[image_shape(run.record.folder / "export")].append(run)
     if not groups:
         raise InputError(f"no run of {suite_runs.suite.name} is done: launch it first")
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    latencies: dict[str, dict[str, float]] = defaultdict(dict)
     for shape, runs in groups.items():
         networks = {
             run.index: open_exported(run.record.folder / "export")[0].eval() for run in runs
         }
         measured = latencies_ms(networks, torch.rand(1, *shape))
         for run in runs:
-            found[run.cell.name][str(run.seed)] = measured[run.index]
+            latencies[run.cell.name][str(run.seed)] = measured[run.index]
     machine = {
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         **code_version(),
     }
-    return {**machine, "rounds": ROUNDS, "latency_ms": found}
+    return {**machine, "rounds": ROUNDS, "latency_ms": latencies}

@@ -17,15 +17,15 @@ def method_styles() -> Mapping[str, Mapping[str, Any]]:
         name: dict(figures["style"]) for name, figures in _figures().items() if "style" in figures
     }
     ordered = sorted(styles, key=lambda name: styles[name]["place"])
-    found = {}
+    legend_styles = {}
     for name in ordered:
         style = styles[name]
         del style["place"]
         if isinstance(style["linestyle"], list):
             offset, dashes = style["linestyle"]
             style["linestyle"] = (offset, tuple(dashes))
-        found[name] = style
-    return found
+        legend_styles[name] = style
+    return legend_styles
 
 
 @cache
@@ -38,8 +38,8 @@ def published_names() -> Mapping[str, str]:
 
 
 def _figures() -> dict[str, dict[str, Any]]:
-    found = {}
+    figures = {}
     for path in sorted(METHODS.glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
-        found[path.stem] = content.get("figures", {})
-    return found
+        figures[path.stem] = content.get("figures", {})
+    return figures

@@ -167,10 +167,10 @@ def _save_checkpoint(training: _Training, position: Position) -> None:
 
 
 def _refuse_another_position(record: Record, position: Position, world: World) -> None:
-    seen = set(world.gather((position.epoch, position.batch)))
-    if len(seen) > 1:
+    positions = set(world.gather((position.epoch, position.batch)))
+    if len(positions) > 1:
         raise InputError(
-            f"the processes see different checkpoints in {record.folder}: {sorted(seen)}; try again later"
+            f"the processes see different checkpoints in {record.folder}: {sorted(positions)}; try again later"
         )
 
 
