@@ -2,12 +2,16 @@
 
 import io
 import json
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
+
+from experiments import entry
+from experiments.configuration import compose
 
 # What two equal runs may differ in.
 TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")
@@ -32,8 +36,12 @@ def small(runs_dir: Path, method: str, *overrides: str) -> list[str]:
 
 
 def refusal(main: Any, arguments: list[str], monkeypatch: Any) -> str:
-    """Run a command in this process; it must leave with exit code 2 and one sentence, which is returned."""
+    """Run a command in this process; it must leave with exit code 2 and one sentence, which is returned.
+
+    Its configuration is composed as everywhere but on a command line: with the same result, in a tenth of the time.
+    """
     GlobalHydra.instance().clear()
+    monkeypatch.setattr(entry, "_from_command_line", lambda name: [compose(name, sys.argv[1:])])
     monkeypatch.setattr("sys.argv", ["command", *arguments])
     out, err = io.StringIO(), io.StringIO()
     code = None

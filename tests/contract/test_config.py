@@ -63,7 +63,15 @@ def test_every_recipe_does_one_step(recipe, tiny):
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=pytest.mark.long)
+        if method in ("l1", "random", "fpgm")
+        else method
+        for method in METHODS
+    ],
+)
 def test_the_run_folder_is_complete(method, tmp_path):
     folder = train.run(small(tmp_path, method))
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -16,6 +16,7 @@ from experiments.demo import (
     noise,
     why_not_faster,
 )
+from experiments.suites import latency
 
 REPORTED = {
     "method": str,
@@ -32,7 +33,12 @@ REPORTED = {
 }
 
 
-def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(tmp_path, capsys):
+def test_report_has_one_row_per_method_and_a_second_run_trains_nothing(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(demo, "BATCH", 4)
+    monkeypatch.setattr(demo, "ROUNDS", 2)
+    monkeypatch.setattr(latency, "ROUNDS", 2)
     tiny = [
         f"runs_dir={tmp_path}",
         "epochs=1",

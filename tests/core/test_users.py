@@ -770,7 +770,7 @@ def test_three_rounds_are_loaded_in_one_call(tmp_path, scope: str) -> None:
         pytest.param("chunk, C2f", marks=pytest.mark.long),
         "transposed, U-Net",
         pytest.param("two inputs, a backbone called twice", marks=pytest.mark.long),
-        "uint8",
+        pytest.param("uint8", marks=pytest.mark.long),
     ],
 )
 def test_onnx_takes_any_batch_height_and_width(tmp_path, name: str) -> None:

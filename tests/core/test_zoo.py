@@ -14,21 +14,15 @@ from experiments.benchmarks.zoo import (
     summary,
 )
 
-# A dozen that are quick: concatenation, shuffle, squeeze-and-excite, layer scale, grouped convolutions, splits,
-# attention, a focus of pixels, a class that asks for its version, heads for training.
+# Quick ones: concatenation, shuffle, squeeze-and-excite, layer scale, splits, a focus of pixels, a class that asks for
+# its version.
 SOME = [
-    "torchvision:googlenet",
-    "torchvision:lraspp_mobilenet_v3_large",
     "torchvision:mnasnet0_5",
     "torchvision:mobilenet_v3_small",
     "torchvision:shufflenet_v2_x0_5",
     "torchvision:squeezenet1_1",
     "timm:convnext_atto",
     "timm:cs3darknet_focus_s",
-    "timm:dla46_c",
-    "timm:levit_conv_128s",
-    "timm:mobilevit_xxs",
-    "timm:resnest14d",
 ]
 # Networks of which more is left alone: normalised over channels, weights that are computed, constants that are learned.
 BELOW = {

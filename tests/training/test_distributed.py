@@ -84,6 +84,7 @@ def uninterrupted(tmp_path_factory) -> dict:
     return state_of(folder_of(runs_dir))
 
 
+@pytest.mark.long
 def test_every_rank_has_generators_of_its_own(uninterrupted) -> None:
     first, second = uninterrupted["ranks"]
     assert first["generators"] != second["generators"]

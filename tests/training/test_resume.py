@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,20 +24,22 @@ from psap_core import InputError
 from tests.helpers import small, state_of
 
 KILLS = [
-    ("dense", "mid-epoch"),
     ("dense", "half a checkpoint written"),
     ("dense", "export done, summary not"),
-    ("sfp", "mid-epoch"),
     ("sfp", "weights zeroed, plan not saved"),
-    ("sfp", "half a checkpoint written"),
     ("psap", "mid-epoch"),
-    ("psap", "in a pulse"),
     ("psap", "logged, no checkpoint yet"),
+    ("psap coupled", "in a pulse"),
+    ("taylor", "mid-epoch"),
+]
+MORE_KILLS = [
+    ("dense", "mid-epoch"),
+    ("sfp", "mid-epoch"),
+    ("sfp", "half a checkpoint written"),
+    ("psap", "in a pulse"),
     ("psap", "half a checkpoint written"),
     ("psap coupled", "mid-epoch"),
-    ("psap coupled", "in a pulse"),
     ("sfp coupled", "mid-epoch"),
-    ("taylor", "mid-epoch"),
 ]
 
 
@@ -48,17 +51,29 @@ def run_of(folder: Path, method: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """The state of a method's run, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return {
-        method: state_of(train.run(run_of(folder, method)))
-        for method in {method for method, _ in KILLS}
-    }
+
+    @cache
+    def state(method):
+        return state_of(train.run(run_of(folder, method)))
+
+    return state
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Folder of runs for each of KILLS, in which a run was killed."""
-    folders = {kill: tmp_path_factory.mktemp("killed") for kill in KILLS}
+    return kill(KILLS, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def more_killed(tmp_path_factory):
+    return kill(MORE_KILLS, tmp_path_factory)
+
+
+def kill(kills, tmp_path_factory):
+    """Folder of runs for each kill, in which a run was killed. One process starts them all."""
+    folders = {kill: tmp_path_factory.mktemp("killed") for kill in kills}
     runs = [[point, run_of(folder, method)] for (method, point), folder in folders.items()]
     subprocess.run(
         [sys.executable, "-m", "tests.training.killed_runs", json.dumps(runs)], check=True
@@ -68,8 +83,18 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize(("method", "point"), KILLS)
 def test_killed_and_continued_equals_uninterrupted(method, point, killed, uninterrupted):
-    folder = train.run(run_of(killed[method, point], method))
-    assert state_of(folder) == uninterrupted[method]
+    check_continued(killed[method, point], method, uninterrupted)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("method", "point"), MORE_KILLS)
+def test_killed_elsewhere_and_continued(method, point, more_killed, uninterrupted):
+    check_continued(more_killed[method, point], method, uninterrupted)
+
+
+def check_continued(runs_dir, method, uninterrupted):
+    folder = train.run(run_of(runs_dir, method))
+    assert state_of(folder) == uninterrupted(method)
     sessions = json.loads((folder / "manifest.json").read_text())["sessions"]
     assert len(sessions) == 2
 
@@ -91,7 +116,7 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(
         with pytest.raises(Interrupted):
             train.run(small(tmp_path, method))
     assert steps == 7
-    assert state_of(train.run(small(tmp_path, method))) == uninterrupted[method]
+    assert state_of(train.run(small(tmp_path, method))) == uninterrupted(method)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint():
@@ -199,4 +224,4 @@ def test_random_kills(number, tmp_path, uninterrupted, seconds_left):
     time.sleep(random.Random(number).uniform(0, 0.7) * seconds_left[method])
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert state_of(train.run(small(Path(tmp_path), method))) == uninterrupted[method]
+    assert state_of(train.run(small(Path(tmp_path), method))) == uninterrupted(method)

@@ -58,7 +58,7 @@ def records(folder: Path) -> list[dict]:
 
 @needs_wandb
 @pytest.mark.parametrize(
-    "method", ["dense", "psap", *(pytest.param(m, marks=pytest.mark.long) for m in ("sfp", "l1"))]
+    "method", ["psap", *(pytest.param(m, marks=pytest.mark.long) for m in ("dense", "sfp", "l1"))]
 )
 def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
     folder = train.run(small(tmp_path, method, "tracking.mode=offline"))
