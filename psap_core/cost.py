@@ -20,7 +20,14 @@ from psap_core.inputs import Example, batch_size, call, copy_network
 
 
 class LayerCost(NamedTuple):
-    """One row of `layer_table`: module path, class name, MACs for one input, parameters."""
+    """One row of `layer_table`.
+
+    Attributes:
+        name: path of the module in the network.
+        kind: name of its class.
+        macs: multiply-accumulates for one input.
+        params: number of its parameters.
+    """
 
     name: str
     kind: str
@@ -34,6 +41,12 @@ class CostModel:
 
     cost(k) = fixed + sum_l linear[l] * k_l + sum_(l, m, c) c * k_l * k_m, every coefficient >= 0. A convolution that
     reads what it writes has l = m; one that reads a concatenation has a term for each of its groups.
+
+    Attributes:
+        filters: of every group in the dense network.
+        fixed: what stays whatever is pruned.
+        linear: what one filter of a group costs, whatever the others keep.
+        bilinear: (l, m, c): what a filter of group l costs with every filter of group m.
     """
 
     filters: tuple[int, ...]
@@ -68,6 +81,7 @@ class CostModel:
 
     @property
     def dense(self) -> int:
+        """Cost of the dense network."""
         return int(self.cost(self.filters))
 
     def budget(self, cut: float) -> float:
@@ -82,6 +96,7 @@ def macs(model: nn.Module, example_input: Example) -> int:
 
 
 def params(model: nn.Module) -> int:
+    """Number of parameters of a network."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -16,9 +16,15 @@ Unit = Literal["macs", "filters"]
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Which filters of one channel group are pruned: sorted, distinct indices below `filters`, at least one kept.
+    """Which filters of one channel group are pruned.
 
-    A group has the name of the first layer that writes its channels.
+    Attributes:
+        name: the group's, which is that of the first layer that writes its channels.
+        filters: of the group in the dense network.
+        pruned: their sorted, distinct indices; at least one filter is kept.
+
+    Raises:
+        InputError: the indices are not sorted, distinct and below `filters`, or none is kept.
     """
 
     name: str
@@ -35,6 +41,7 @@ class LayerPlan:
 
     @property
     def kept(self) -> int:
+        """Number of filters that are left."""
         return self.filters - len(self.pruned)
 
 
@@ -68,6 +75,7 @@ class PrunePlan:
 
     @property
     def macs_cut(self) -> float:
+        """Share of the dense network's multiply-accumulates that is removed."""
         return 1 - self.macs / self.dense_macs
 
     @property
@@ -99,6 +107,7 @@ class PrunePlan:
         return missing
 
     def to_json(self) -> str:
+        """The plan as JSON, with its digest; `from_json` reads it back."""
         return json.dumps(asdict(self) | {"digest": self.digest}, indent=1)
 
     @classmethod

@@ -15,9 +15,13 @@ SMALLEST_SHARE = 0.001  # of the MACs, that is worth a reason
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A channel group: its name, the modules that lose entries, its filters, and its share of the network's MACs.
+    """A channel group.
 
-    The share is what would go with all its filters; what two groups share counts for both.
+    Attributes:
+        name: that of the first layer that writes its channels.
+        members: modules that lose entries with a filter.
+        filters: their number.
+        macs_share: of the network's MACs, what would go with all filters; what two groups share counts for both.
     """
 
     name: str
@@ -28,7 +32,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """A convolution or linear layer of which some filters cannot be pruned: why, and its share of the MACs."""
+    """A convolution or linear layer of which some filters cannot be pruned.
+
+    Attributes:
+        name: path of the module in the network.
+        reason: why, in one clause.
+        macs_share: of the network's MACs.
+    """
 
     name: str
     reason: str
@@ -37,9 +47,13 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class Report:
-    """A network's groups, what is left alone, and the largest cut in MACs that the minimum filters allow.
+    """What can be pruned of a network, and what cannot; `print(report)` gives a table.
 
-    `print(report)` gives a table.
+    Attributes:
+        network: name of its class.
+        groups: its channel groups, in network order.
+        left_alone: layers of which some filters cannot be pruned.
+        largest_macs_cut: share of the MACs that can go at most; the minimum filters stay.
     """
 
     network: str

@@ -8,7 +8,14 @@ from psap_core.errors import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps at start, start + interval, ... below freeze, and always at freeze (completed epochs).
+    """Steps at start, start + interval, ... below freeze, and always at freeze.
+
+    Attributes:
+        total_epochs: length of the training.
+        start: completed epochs at the first step.
+        ramp_end: completed epochs from which on the whole cut is asked for.
+        freeze: completed epochs at the last step.
+        interval: epochs from step to step.
 
     Raises:
         InputError: unless 1 <= start <= ramp_end <= freeze <= total_epochs and interval >= 1.

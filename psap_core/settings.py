@@ -66,8 +66,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.target_macs_cut is None) == (self.target_filters_cut is None):
             raise InputError("give exactly one of target_macs_cut and target_filters_cut")
-        name = f"target_{self.unit}_cut"
-        require_number(name, self.target_cut, 0, 1, "a share in [0, 1)", below=True)
+        require_cut(f"target_{self.unit}_cut", self.target_cut)
         require_number("kappa", self.kappa, 0, math.inf, "above 0", above=True, below=True)
         require_number("alpha", self.alpha, 0, math.inf, "at least 0", below=True)
         require_number("margin", self.margin, 0, 1, "a share in [0, 1]")
@@ -100,6 +99,7 @@ class Settings:
 
     @property
     def unit(self) -> Unit:
+        """What the target is a share of: MACs, or filters."""
         return "macs" if self.target_macs_cut is not None else "filters"
 
     @property
@@ -109,6 +109,7 @@ class Settings:
 
     @property
     def schedule(self) -> Schedule:
+        """When to prune, in completed epochs."""
         return make_schedule(
             self.total_epochs, self.start, self.ramp_end, self.freeze, self.interval
         )
@@ -133,6 +134,11 @@ def require_number(
         or (below and value == high)
     ):
         raise InputError(f"{name} must be {wanted}, not {value!r}")
+
+
+def require_cut(name: str, value: Any) -> None:
+    """Refuse what is no share that can be removed."""
+    require_number(name, value, 0, 1, "a share in [0, 1)", below=True)
 
 
 def require_whole(name: str, value: Any, low: int) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from experiments.methods.base import Method, Metrics, SaveStep, plan_metrics
-from psap_core import InputError, PrunePlan
+from psap_core import PrunePlan
 from psap_core.allocation import filter_counts
 from psap_core.cost import macs_cost_model
 from psap_core.groups import Scope, find_groups
 from psap_core.inputs import describe
 from psap_core.plan import make_plan
+from psap_core.settings import require_cut
 from psap_core.suspension import tensors_by_group
 
 
@@ -40,8 +41,7 @@ class BudgetMethod(Method):
         scope: Scope,
         save: SaveStep,
     ) -> None:
-        if not 0 <= target_macs_cut < 1:
-            raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
+        require_cut("target_macs_cut", target_macs_cut)
         self.model, self.target_cut = model, target_macs_cut
         self.groups = find_groups(model, example_input, scope=scope)
         self.cost = macs_cost_model(model, self.groups, example_input)

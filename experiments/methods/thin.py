@@ -14,6 +14,7 @@ import torch
 from experiments import models
 from experiments.schema import Config, ModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
+from psap_core.settings import require_cut
 
 
 def starting_network(cfg: Config, channels: int, classes: int, image_size: int) -> ModelConfig:
@@ -54,8 +55,7 @@ def thin_model(
     Raises:
         InputError: the target is outside [0, 1) or unreachable.
     """
-    if not 0 <= target_macs_cut < 1:
-        raise InputError(f"target_macs_cut must be a share in [0, 1), not {target_macs_cut}")
+    require_cut("target_macs_cut", target_macs_cut)
     step = 0.5 / models.widest(cfg.name)
     cost = network_macs(channels, classes, image_size)
     budget = (1 - target_macs_cut) * cost(cfg)
