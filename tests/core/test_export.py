@@ -66,7 +66,9 @@ def at_min_filters(filters: int) -> list[int]:
     return random.Random(filters).sample(range(filters), filters - filter_floors([filters])[0])
 
 
-@pytest.mark.parametrize("scope", ["coupled", "all", pytest.param("inner", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "scope", ["coupled", *(pytest.param(s, marks=pytest.mark.long) for s in ("all", "inner"))]
+)
 @pytest.mark.parametrize("name", by_topology())
 def test_exported_equals_masked(name: str, scope: Scope) -> None:
     model, plan = masked_network(name, scope, odd_widths)
@@ -375,6 +377,7 @@ def test_a_plan_of_what_is_small_already_or_wrapped() -> None:
         export(nn.DataParallel(model), plan)
 
 
+@pytest.mark.long
 def test_onnx_computes_the_same_for_any_batch_size(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -24,20 +24,20 @@ from psap_core import InputError
 from tests.helpers import small, state_of
 
 KILLS = [
-    ("dense", "half a checkpoint written"),
     ("dense", "export done, summary not"),
     ("sfp", "weights zeroed, plan not saved"),
-    ("psap", "mid-epoch"),
+    ("psap", "half a checkpoint written"),
     ("psap", "logged, no checkpoint yet"),
     ("psap coupled", "in a pulse"),
-    ("taylor", "mid-epoch"),
 ]
 MORE_KILLS = [
+    ("taylor", "mid-epoch"),
+    ("dense", "half a checkpoint written"),
     ("dense", "mid-epoch"),
     ("sfp", "mid-epoch"),
     ("sfp", "half a checkpoint written"),
     ("psap", "in a pulse"),
-    ("psap", "half a checkpoint written"),
+    ("psap", "mid-epoch"),
     ("psap coupled", "mid-epoch"),
     ("sfp coupled", "mid-epoch"),
 ]
