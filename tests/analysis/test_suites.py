@@ -32,7 +32,16 @@ def cells_with_new_overrides():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "overrides"), [*((recipe, ()) for recipe in RECIPES), *cells_with_new_overrides()]
+    ("recipe", "overrides"),
+    [
+        *((recipe, ()) for recipe in RECIPES if recipe.endswith("resnet20")),
+        *cells_with_new_overrides(),
+        *(
+            pytest.param(recipe, (), marks=pytest.mark.long)
+            for recipe in RECIPES
+            if not recipe.endswith("resnet20")
+        ),
+    ],
 )
 def test_what_is_composed_in_parts_is_what_hydra_composes(recipe, overrides):
     run = ["method.run=runs/x/y/seed0"] if "method=thin_plan" in overrides else []

@@ -1157,8 +1157,8 @@ RUNS: dict[str, tuple[str, dict, set[str]]] = {
 
 
 def runs_and_types() -> list[ParameterSet]:
-    """All runs in float64; in float32 one of each network, the others in the long tests."""
-    quick = ("default", "inner", "coupled", "joined")
+    """All runs in float64; in float32 two of them, the others in the long tests."""
+    quick = ("default", "coupled")
     return [
         pytest.param(
             name,

@@ -124,7 +124,13 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
 
 @pytest.mark.parametrize("scope", ["coupled", pytest.param("all", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("name", "autocast"), [("psap", None), ("psap", torch.bfloat16), ("fpgm", None), ("l1", None)]
+    ("name", "autocast"),
+    [
+        ("psap", None),
+        pytest.param("psap", torch.bfloat16, marks=pytest.mark.long),
+        ("fpgm", None),
+        pytest.param("l1", None, marks=pytest.mark.long),
+    ],
 )
 def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast, scope):
     captured = []
