@@ -120,6 +120,15 @@ class UniformConfig(TargetConfig):
 
 
 @dataclass
+class HardPruningConfig(UniformConfig):
+    """Methods whose pruned filters stay pruned."""
+
+    compact: bool | None = (
+        MISSING  # train the small network once the plan is final; None: in scope coupled
+    )
+
+
+@dataclass
 class SFPConfig(UniformConfig):
     ramp_end: int | float = (
         MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
@@ -152,6 +161,9 @@ class PSAPConfig(TargetConfig):
     ramp_end: int | float = MISSING
     freeze: int | float = MISSING
     interval: int = MISSING
+    compact: bool | None = (
+        MISSING  # train the small network from the freeze on; None: in scope coupled
+    )
 
 
 class Rule(StrEnum):
@@ -242,6 +254,15 @@ class ExportConfig:
     run: str = MISSING
     onnx: bool = MISSING
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def compacts(method: MethodConfig) -> bool:
+    """Does the network in training become the small one, once its plan is final?"""
+    if not isinstance(method, HardPruningConfig | PSAPConfig):
+        return False
+    if method.compact is None:
+        return method.scope is Scope.coupled
+    return method.compact
 
 
 @cache

@@ -14,8 +14,8 @@ from experiments import entry
 from experiments.configuration import compose
 
 # What two equal runs may differ in.
-TIMING_KEYS = ("train/images_per_second", "psap/step_seconds")
-TIMING_FIELDS = ("train_seconds", "prune_seconds")
+TIMING_KEYS = ("train/images_per_second", "train/dense_seconds", "psap/step_seconds")
+TIMING_FIELDS = ("train_seconds", "train_seconds_dense_ratio", "prune_seconds")
 METHODS = ("dense", "thin", "sfp", "fpgm", "l1", "l2", "random", "taylor", "psap")
 SMALL = [
     "experiment=digits_resnet20",

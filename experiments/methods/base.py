@@ -32,10 +32,23 @@ class Callback:
 
 
 class Method(Callback):
-    """A callback that has, at any time, the plan of what an export would leave out."""
+    """A callback that has, at any time, the plan of what an export would leave out.
+
+    Attributes:
+        is_compact: the network in training is the small one already.
+    """
 
     groups: Sequence[ChannelGroup]
     plan: PrunePlan
+    is_compact = False
+
+    def plan_is_final(self, epochs_done: int) -> bool:
+        """Does the plan stand from here on, and do its filters stay silent?"""
+        return False
+
+    def compact_(self) -> None:
+        """Make the network in training, and its optimiser's state, small; the plan is final."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Leave the network as `psap_core.export` takes it, when training is over."""

@@ -4,16 +4,17 @@ import time
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from experiments.methods.base import Method, Metrics, SaveStep, plan_metrics
-from psap_core import PrunePlan
+from psap_core import PrunePlan, compact_
 from psap_core.allocation import filter_counts
 from psap_core.cost import macs_cost_model
 from psap_core.groups import Scope, find_groups
 from psap_core.inputs import describe
 from psap_core.plan import make_plan
 from psap_core.settings import require_cut
-from psap_core.suspension import tensors_by_group
+from psap_core.suspension import apply_, tensors_by_group
 
 
 class BudgetMethod(Method):
@@ -21,6 +22,7 @@ class BudgetMethod(Method):
 
     Args:
         model: the bare network.
+        optimizer: trains it.
         example_input: one batch [N, C, H, W].
         target_macs_cut: share of multiply-accumulates to remove.
         scope: which channels are pruned together, see `psap_core.groups.find_groups`.
@@ -36,13 +38,14 @@ class BudgetMethod(Method):
     def __init__(
         self,
         model: nn.Module,
+        optimizer: Optimizer,
         example_input: Tensor,
         target_macs_cut: float,
         scope: Scope,
         save: SaveStep,
     ) -> None:
         require_cut("target_macs_cut", target_macs_cut)
-        self.model, self.target_cut = model, target_macs_cut
+        self.model, self.optimizer, self.target_cut = model, optimizer, target_macs_cut
         self.groups = find_groups(model, example_input, scope=scope)
         self.cost = macs_cost_model(model, self.groups, example_input)
         self.counts(target_macs_cut)  # refuses now, not after some epochs
@@ -77,8 +80,15 @@ class BudgetMethod(Method):
         self.save("plans", epochs_done, plan.to_json())
         return plan_metrics(plan, changed / sum(self.cost.filters), time.perf_counter() - began)
 
+    def compact_(self) -> None:
+        compact_(self.model, self.plan, self.optimizer)
+        self.is_compact = True
+
     def state_dict(self) -> dict[str, Any]:
-        return {"plan": self.plan.to_json()}
+        return {"plan": self.plan.to_json(), "is_compact": self.is_compact}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.plan = PrunePlan.from_json(state["plan"])
+        if state["is_compact"]:
+            apply_(self.model, self.groups, self.plan)  # of a network that is fresh yet
+            self.compact_()

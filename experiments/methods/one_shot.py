@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from experiments.methods.base import Metrics, SaveStep
 from experiments.methods.registry import MethodContext, register
 from experiments.methods.uniform import UniformMethod
-from experiments.schema import UniformConfig
+from experiments.schema import HardPruningConfig
 from psap_core.groups import Scope
 from psap_core.scoring import filter_norms
 from psap_core.suspension import FilterMask, apply_
@@ -50,8 +50,7 @@ class OneShot(UniformMethod):
         seed: int,
         save: SaveStep,
     ) -> None:
-        super().__init__(model, example_input, target_macs_cut, scope, save)
-        self.optimizer = optimizer
+        super().__init__(model, optimizer, example_input, target_macs_cut, scope, save)
         self.score, self.prune_at = score, prune_at
         self.generator = torch.Generator().manual_seed(seed)
         self.mask = FilterMask(self.tensors)
@@ -66,14 +65,19 @@ class OneShot(UniformMethod):
             self._prune(0)
 
     def after_step(self) -> None:
-        self.mask.hold_()
+        if not self.is_compact:
+            self.mask.hold_()
 
     def end_epoch(self, epochs_done: int) -> Metrics:
         return self._prune(epochs_done) if epochs_done == self.prune_at else {}
 
+    def plan_is_final(self, epochs_done: int) -> bool:
+        return epochs_done >= self.prune_at
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.mask.set_(self.plan.pruned)
+        if not self.is_compact:
+            self.mask.set_(self.plan.pruned)
 
     def _prune(self, epochs_done: int) -> Metrics:
         began = time.perf_counter()
@@ -84,10 +88,10 @@ class OneShot(UniformMethod):
         return metrics
 
 
-@register(UniformConfig, "l1", "l2", "random")
+@register(HardPruningConfig, "l1", "l2", "random")
 def make(context: MethodContext) -> OneShot:
     cfg, method = context.cfg, context.cfg.method
-    assert isinstance(method, UniformConfig)
+    assert isinstance(method, HardPruningConfig)
     score: Score = method.name  # type: ignore[assignment]
     # A pretrained network is pruned before the first epoch, a fresh one when it has half of its training.
     prune_at = 0 if cfg.model.weights else (cfg.epochs + 1) // 2

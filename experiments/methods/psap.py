@@ -34,6 +34,16 @@ class PSAPCallback(Method):
     def plan(self) -> PrunePlan:  # type: ignore[override]
         return self.pruner.plan
 
+    @property
+    def is_compact(self) -> bool:  # type: ignore[override]
+        return self.pruner.is_compact
+
+    def plan_is_final(self, epochs_done: int) -> bool:
+        return epochs_done >= self.pruner.schedule.freeze
+
+    def compact_(self) -> None:
+        self.pruner.compact_()
+
     def end_epoch(self, epochs_done: int) -> Metrics:
         step = self.pruner.end_epoch(self.batches_of(epochs_done), self.loss_of_batch)
         if step is None:

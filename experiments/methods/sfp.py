@@ -12,6 +12,7 @@ three points, here along PSAP's ramp, so that both are given the same budgets.
 """
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from experiments.methods.base import Metrics, SaveStep
 from experiments.methods.registry import MethodContext, register
@@ -32,6 +33,7 @@ class SFP(UniformMethod):
     def __init__(
         self,
         model: nn.Module,
+        optimizer: Optimizer,
         example_input: Tensor,
         target_macs_cut: float,
         scope: Scope,
@@ -39,7 +41,7 @@ class SFP(UniformMethod):
         ramp_end: int | float,
         save: SaveStep,
     ) -> None:
-        super().__init__(model, example_input, target_macs_cut, scope, save)
+        super().__init__(model, optimizer, example_input, target_macs_cut, scope, save)
         self.schedule = make_schedule(epochs, 1, ramp_end, epochs)
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -55,6 +57,7 @@ def make(context: MethodContext) -> SFP:
     assert isinstance(method, SFPConfig)
     return SFP(
         context.model,
+        context.optimizer,
         context.example_input,
         method.target_macs_cut,
         method.scope.value,

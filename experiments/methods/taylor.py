@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from experiments.methods.base import Metrics, SaveStep
 from experiments.methods.budget import BudgetMethod
 from experiments.methods.registry import MethodContext, register
-from experiments.schema import UniformConfig
+from experiments.schema import HardPruningConfig
 from psap_core import InputError
 from psap_core.groups import Scope
 from psap_core.schedule import Schedule, make_schedule
@@ -63,15 +63,14 @@ class Taylor(BudgetMethod):
         schedule: Schedule,
         save: SaveStep,
     ) -> None:
-        super().__init__(model, example_input, target_macs_cut, scope, save)
-        self.optimizer = optimizer
+        super().__init__(model, optimizer, example_input, target_macs_cut, scope, save)
         self.schedule = schedule
         self.mask = FilterMask(self.tensors)
         # Changed in place only: a captured step stays valid.
         self.sums = {name: importance(tensors) for name, tensors in self.tensors.items()}
         self._refuse_without_gradient()
         self.observing = optimizer.register_step_pre_hook(self._observe)
-        optimizer.register_step_post_hook(self.mask.hold_)
+        self.holding = optimizer.register_step_post_hook(self.mask.hold_)
 
     def _refuse_without_gradient(self) -> None:
         for name, tensors in self.tensors.items():
@@ -101,6 +100,14 @@ class Taylor(BudgetMethod):
         for sums in self.sums.values():
             sums.zero_()
         return metrics
+
+    def plan_is_final(self, epochs_done: int) -> bool:
+        return epochs_done >= self.schedule.freeze
+
+    def compact_(self) -> None:
+        super().compact_()
+        self.observing.remove()
+        self.holding.remove()
 
     def least_important(self, macs_cut: float) -> dict[str, list[int]]:
         """The filters to prune: those that are pruned already, and the least important of the whole network besides.
@@ -142,15 +149,16 @@ class Taylor(BudgetMethod):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.mask.set_(self.plan.pruned)
+        if not self.is_compact:
+            self.mask.set_(self.plan.pruned)
         for name, sums in self.sums.items():
             sums.copy_(state["sums"][name])
 
 
-@register(UniformConfig, "taylor", "taylor_one_shot")
+@register(HardPruningConfig, "taylor", "taylor_one_shot")
 def make(context: MethodContext) -> Taylor:
     cfg, method = context.cfg, context.cfg.method
-    assert isinstance(method, UniformConfig)
+    assert isinstance(method, HardPruningConfig)
     schedule = make_schedule(cfg.epochs, START, RAMP_END, RAMP_END)
     if method.name == "taylor_one_shot":
         at = 1 if cfg.model.weights else (cfg.epochs + 1) // 2

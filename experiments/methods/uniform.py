@@ -55,6 +55,8 @@ class UniformMethod(BudgetMethod, ABC):
     @torch.no_grad()
     def finish(self) -> None:
         """As in the official small networks: filters go whole; of scattered ones BatchNorm's constant stays."""
+        if self.is_compact:
+            return
         for group, part in self.plan.match(self.groups):
             tensors = self.tensors[group.name]
             spared = tensors.silencers if group.scattered is not None else ()

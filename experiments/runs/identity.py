@@ -10,18 +10,21 @@ from typing import Any
 from experiments.runs.files import weights_digest
 from experiments.schema import (
     Config,
+    HardPruningConfig,
     MethodConfig,
     PSAPConfig,
     Scope,
     ThinPlanConfig,
     UniformConfig,
+    compacts,
 )
 
 # Settings that came after runs were recorded, with the value that those runs had. An identity leaves out this value, so
 # that the hash of a configuration stays what it was.
 CAME_LATER: dict[type[MethodConfig], dict[str, Any]] = {
     UniformConfig: {"scope": Scope.all},
-    PSAPConfig: {"round_to": 1},
+    HardPruningConfig: {"compact": False},
+    PSAPConfig: {"round_to": 1, "compact": False},
 }
 
 
@@ -29,6 +32,8 @@ def settings(cfg: Config) -> dict[str, Any]:
     """What changes the result; weights and another run by their paths."""
     method = asdict(cfg.method)
     del method["figures"]
+    if "compact" in method:
+        method["compact"] = compacts(cfg.method)
     for kind, later in CAME_LATER.items():
         if isinstance(cfg.method, kind):
             for name, value in later.items():

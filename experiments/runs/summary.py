@@ -37,6 +37,8 @@ class RunSummary:
         export_max_relative_error: max|a - b| / max|a| of both networks' outputs.
         train_macs: forward MACs of the network in training times images seen; a training step costs three times it.
         train_seconds, prune_seconds: of training, and of the pruning steps in it.
+        train_seconds_dense_ratio: train_seconds over what the dense network's training takes there, by steps that were
+            timed at the start; None: not measured.
     """
 
     dataset: str
@@ -59,6 +61,7 @@ class RunSummary:
     export_max_relative_error: float
     train_macs: int
     train_seconds: float
+    train_seconds_dense_ratio: float | None
     prune_seconds: float
     config_hash: str
 
@@ -84,6 +87,7 @@ CHECKS: dict[str, Check] = {
     "export_max_relative_error": AMOUNT,
     "train_macs": AMOUNT,
     "train_seconds": AMOUNT,
+    "train_seconds_dense_ratio": optional(AMOUNT),
     "prune_seconds": AMOUNT,
     "config_hash": TEXT,
 }

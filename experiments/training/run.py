@@ -12,12 +12,14 @@ from experiments import models
 from experiments.data import ImageFolder, TensorImages
 from experiments.data.base import Normalisation
 from experiments.exits import Interrupted, one_sentence
-from experiments.methods.base import Method, Metrics
+from experiments.methods.base import Callback, Method, Metrics
 from experiments.methods.registry import make_method
+from experiments.methods.thin import network_macs
 from experiments.runs.folder import Record
 from experiments.runs.summary import RunSummary
-from experiments.schema import Config, ModelConfig
+from experiments.schema import Config, ModelConfig, compacts
 from experiments.training import checkpoint, distributed
+from experiments.training.compaction import Compaction, dense_epoch_seconds
 from experiments.training.devices import configure
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, Loop, Position
@@ -52,12 +54,24 @@ def train_here(cfg: Config, record: Record) -> None:
 
 @dataclass(frozen=True)
 class _Training:
-    """A set-up training with its method, its steps, and the folder that it is recorded in."""
+    """A set-up training with its method, its steps, and the folder that it is recorded in.
+
+    Attributes:
+        compaction: makes the network small when the plan is final; None: it stays as large as it is.
+        dense_macs: of the run's model without any pruning.
+    """
 
     setup: Setup
     record: Record
     method: Method
     steps: Steps
+    compaction: Compaction | None
+    dense_macs: int
+
+    @property
+    def callback(self) -> Callback:
+        """What the loop calls."""
+        return self.compaction or self.method
 
 
 def _train(
@@ -76,7 +90,10 @@ def _train(
         setup.autocast,
         method.after_step,
     )
-    training = _Training(setup, record, method, steps)
+    compaction = None
+    if compacts(cfg.method):
+        compaction = Compaction(method, setup, steps, dense_epoch_seconds(setup))
+    training = _Training(setup, record, method, steps, compaction, _dense_macs(setup))
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
@@ -98,7 +115,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
         training.record,
         training.setup.model,
         training.setup.optimizer,
-        training.method,
+        training.callback,
         training.setup.dataset.skipped,
         world,
         training.setup.device,
@@ -115,7 +132,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
             model=training.setup.model,
             steps=training.steps,
             world=world,
-            callback=training.method,
+            callback=training.callback,
             epochs=cfg.epochs,
             learning_rate=lambda epoch: learning_rate(cfg.optim, epoch, cfg.epochs),
             evaluate=lambda: setup.accuracy(setup.model, setup.curve).top1,
@@ -157,7 +174,7 @@ def _save_checkpoint(training: _Training, position: Position) -> None:
             "seed": training.setup.cfg.seed,
             "model": training.setup.model.state_dict(),
             "optimizer": training.setup.optimizer.state_dict(),
-            "method": training.method.state_dict(),
+            "method": training.callback.state_dict(),
             "position": asdict(position),
             "ranks": ranks,
             "metrics_bytes": record.metrics_bytes(),
@@ -176,9 +193,10 @@ def _refuse_another_position(record: Record, position: Position, world: World) -
 
 def _finish(training: _Training, tracker: Tracker | None, position: Position) -> None:
     """Export the network, and write it with the run's summary."""
-    masked = training.setup.accuracy(training.setup.model, "test")
-    training.method.finish()
-    small = export(training.setup.model, training.method.plan)
+    model, method = training.setup.model, training.method
+    masked = training.setup.accuracy(model, "test")
+    method.finish()
+    small = model if method.is_compact else export(model, method.plan)
     exported = training.setup.accuracy(small, "test")
     start_top1 = _start_top1(training)
     if tracker is not None:
@@ -212,7 +230,6 @@ def _save_results(
     record = training.record
     dataset = training.setup.dataset
     plan = training.method.plan
-    dense_macs = macs(_dense(training), training.setup.example)
     small_macs = macs(small, training.setup.example)
     _save_exported(
         record.folder / "export",
@@ -238,14 +255,12 @@ def _save_results(
         masked_top1=masked.top1,
         test_images=exported.images,
         macs=small_macs,
-        macs_cut=1 - small_macs / dense_macs,
+        macs_cut=1 - small_macs / training.dense_macs,
         params=params(small),
-        export_max_relative_error=export_error(training.setup.model, small, plan),
-        # Forward MACs of the network in training times images seen; a training step costs three times it.
-        train_macs=macs(training.setup.model, training.setup.example)
-        * len(training.setup.images)
-        * cfg.epochs,
+        export_max_relative_error=_relative_error(training, small),
+        train_macs=_train_macs(training),
         train_seconds=position.seconds,
+        train_seconds_dense_ratio=_dense_ratio(training, position),
         prune_seconds=sum(row.get("psap/step_seconds", 0.0) for row in record.rows()),
         config_hash=record.config_hash,
     )
@@ -253,20 +268,43 @@ def _save_results(
     return summary
 
 
-def _dense(training: _Training) -> nn.Module:
-    """The network that the run's model is without any pruning."""
-    cfg = training.setup.cfg.model
-    if training.setup.network is cfg:
-        return training.setup.model
-    channels = training.setup.dataset.image_shape[0]
-    return models.build(cfg, channels, training.setup.dataset.classes).to(training.setup.device)
+def _dense_macs(setup: Setup) -> int:
+    """MACs of the network that the run's model is without any pruning."""
+    if setup.network is setup.cfg.model:
+        return macs(setup.model, setup.example)
+    channels, _, size = setup.dataset.image_shape
+    return network_macs(channels, setup.dataset.classes, size)(setup.cfg.model)
+
+
+def _relative_error(training: _Training, small: nn.Module) -> float:
+    """max|a - b| / max|a| of the outputs of the network in training and of the small one."""
+    compaction = training.compaction
+    if compaction is not None and compaction.relative_error is not None:
+        return compaction.relative_error
+    return export_error(training.setup.model, small, training.method.plan)
+
+
+def _train_macs(training: _Training) -> int:
+    """Forward MACs of the network in training times images seen; a training step costs three times it."""
+    if training.compaction is not None:
+        return sum(int(row["train/macs"]) for row in training.record.rows())
+    setup = training.setup
+    return macs(setup.model, setup.example) * len(setup.images) * setup.cfg.epochs
+
+
+def _dense_ratio(training: _Training, position: Position) -> float | None:
+    """Seconds of the training, as a share of what the dense network's would have taken; None: not measured."""
+    if training.compaction is None:
+        return None
+    dense_seconds = sum(row["train/dense_seconds"] for row in training.record.rows())
+    return position.seconds / dense_seconds
 
 
 def _resume(
     record: Record,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method,
+    method: Callback,
     skipped: set[str],
     world: World,
     device: torch.device,
@@ -282,9 +320,13 @@ def _resume(
             f"{record.checkpoint} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
         )
     try:
+        is_compact = state["method"].get("is_compact", False)
+        if is_compact:  # the network becomes small before it gets the weights of a small one
+            method.load_state_dict(state["method"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        method.load_state_dict(state["method"])
+        if not is_compact:
+            method.load_state_dict(state["method"])
         mine = state["ranks"][world.rank]
         checkpoint.restore_generators(mine["generators"], device)
         skipped.update(mine["skipped"])

@@ -22,7 +22,7 @@ from experiments.training.optim import make_optimizer
 from experiments.training.steps import choose_fast, wrapped
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """All that is there before the first step and before anything is written.
 
@@ -63,6 +63,11 @@ class Setup:
     def batches_for_a_pulse(self) -> int:
         """Micro-batches of an epoch."""
         return self.images.batches * self.cfg.optim.accumulate
+
+    def wrap_again(self) -> None:
+        """Make what wraps the network anew, after its shapes changed."""
+        self.net = wrapped(self.model, self.fast, self.world)
+        self.world.settle(self.net, self.example)
 
     def accuracy(self, network: nn.Module, split: SplitName) -> Accuracy:
         world = self.world

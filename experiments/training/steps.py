@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,11 @@ class Steps:
         self.device, self.autocast, self.after_step = device, autocast, after_step
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
 
-    def epoch(self, epoch: int, first: int) -> Iterator[int]:
+    def use(self, net: nn.Module) -> None:
+        """Go on with another wrapper: the network's parameters have other shapes now."""
+        self.net = net
+
+    def epoch(self, epoch: int, first: int) -> Generator[int, None, None]:
         """Do the epoch's steps from batch `first` on; yields after each one how many images it had on this rank."""
         for batch in self.images.epoch("train", epoch, first):
             self.train(batch)
@@ -98,7 +102,11 @@ class CapturedSteps(Steps):
         self.replay: Callable[[], None] | None = None
         self.captured_rates: list[float] = []
 
-    def epoch(self, epoch: int, first: int) -> Iterator[int]:
+    def use(self, net: nn.Module) -> None:
+        super().use(net)
+        self.replay = None
+
+    def epoch(self, epoch: int, first: int) -> Generator[int, None, None]:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if self.replay is None or rates != self.captured_rates:
             self.replay, self.captured_rates = self.capture(self._train_next), rates

@@ -118,6 +118,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
         "export_max_relative_error",
         "train_macs",
         "train_seconds",
+        "train_seconds_dense_ratio",
         "prune_seconds",
         "config_hash",
     ]
@@ -172,12 +173,17 @@ def test_an_exported_network_of_another_kind_is_refused(tmp_path):
     assert models.start(replace(cfg, width=1.0), 1, 10)
 
 
-def test_onnx(tmp_path, capsys, monkeypatch):
-    folder = train.run(small(tmp_path, "psap"))
+def test_onnx_needs_its_packages(tmp_path, monkeypatch):
+    folder = train.run(small(tmp_path, "dense"))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         said = refusal(export.main, [f"run={folder}", "onnx=true"], patch)
         assert re.search(r"onnx=true needs .*onnxscript: pip install ", said)
+
+
+@pytest.mark.long
+def test_onnx(tmp_path, capsys):
+    folder = train.run(small(tmp_path, "psap"))
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     export.check_export(compose("export", [f"run={folder}", "onnx=true"]))
@@ -192,6 +198,7 @@ def test_every_key_is_read_somewhere():
     classes = [c for c in vars(schema).values() if isinstance(c, type) and is_dataclass(c)]
     keys = {field.name for c in classes for field in fields(c)}
     keys.remove("figures")  # which analysis reads, from the file
+    keys.remove("compact")  # which schema.compacts reads
     assert len(keys) > 40
     assert {key for key in keys if not re.search(rf"\.{key}\b", sources)} == set()
 
@@ -220,7 +227,7 @@ def test_every_recorded_run_keeps_its_hash(monkeypatch):
         monkeypatch.setattr(identity, "weights_digest", lambda weights, digest=digest: digest)
         assert identity.identity(cfg) == recorded_run.identity
         assert config_hash(cfg) == recorded_run.summary.config_hash
-    assert later == {"scope", "round_to", "figures"}
+    assert later == {"scope", "round_to", "compact", "figures"}
 
 
 @pytest.mark.parametrize(
@@ -486,7 +493,15 @@ def remove_from_state(path, key):
         ),
         *(
             (lambda path, key=key: remove_from_state(path, key), "last.pt is ")
-            for key in ("config_hash", "seed", "model", "optimizer", "method", "ranks", "position")
+            for key in ("model", "method", "ranks")
+        ),
+        *(
+            pytest.param(
+                lambda path, key=key: remove_from_state(path, key),
+                "last.pt is ",
+                marks=pytest.mark.long,
+            )
+            for key in ("config_hash", "seed", "optimizer", "position")
         ),
     ],
 )

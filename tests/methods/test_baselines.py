@@ -31,7 +31,7 @@ def keep(kind: str, epochs_done: int, text: str) -> None:
 
 def make(method: str, model, optimizer, example, scope: str = "all") -> UniformMethod:
     if method == "sfp":
-        return SFP(model, example, 0.5, scope, 4, 1, keep)
+        return SFP(model, optimizer, example, 0.5, scope, 4, 1, keep)
     if method == "fpgm":
         return FPGM(model, optimizer, example, 0.5, scope, keep)
     return OneShot(model, optimizer, example, 0.5, scope, method, 1, 0, keep)
@@ -254,7 +254,7 @@ def test_fpgm_goes_on_masking_gradients_after_a_resume():
 
 def test_asfp_asks_for_more_from_epoch_to_epoch():
     training = Training("sfp")
-    ramped = SFP(training.model, training.images[:1], 0.5, "all", 6, 4, keep)
+    ramped = SFP(training.model, training.optimizer, training.images[:1], 0.5, "all", 6, 4, keep)
     cuts = [ramped.end_epoch(epoch)["psap/macs_cut"] for epoch in range(1, 7)]
     assert cuts[:4] == sorted(cuts[:4])
     assert len({*cuts[:4]}) > 2

@@ -36,7 +36,12 @@ def trained():
 
     for _ in range(3):
         step()
-    return model, optimizer, SFP(model, images[:1], 0.5, "all", 4, 1, lambda *_: None), step
+    return (
+        model,
+        optimizer,
+        SFP(model, optimizer, images[:1], 0.5, "all", 4, 1, lambda *_: None),
+        step,
+    )
 
 
 def test_sfp_zeroes_the_filters_of_lowest_norm_and_nothing_else(trained):

@@ -284,7 +284,8 @@ def test_the_fan_is_that_of_the_initialisation(name):
 @pytest.mark.parametrize("target", [0.0, 0.42, 0.6, 0.9])
 def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(target):
     model = models.build(RESNET20, 3, 10)
-    method = SFP(model, IMAGE, target, "all", 4, 1, lambda *_: None)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = SFP(model, optimizer, IMAGE, target, "all", 4, 1, lambda *_: None)
     pruned, filters = method.counts(target), method.cost.filters
     kept = [o - n for o, n in zip(filters, pruned, strict=True)]
     left = method.cost.budget(target) - method.cost.cost(kept)

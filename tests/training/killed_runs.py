@@ -48,6 +48,7 @@ def half_written(path: Any, data: bytes) -> None:
 
 POINTS: dict[str, Callable[[], None]] = {
     "mid-epoch": lambda: at_call(8, Callback, "after_step"),
+    "mid-epoch, compact": lambda: at_call(18, Callback, "after_step"),
     "in a pulse": lambda: at_call(2, psap_core.pruner, "pulse"),
     "weights zeroed, plan not saved": lambda: at_call(2, Record, "save_step"),
     "logged, no checkpoint yet": lambda: at_call(2, checkpoint, "save_checkpoint"),

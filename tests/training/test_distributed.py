@@ -20,11 +20,12 @@ from tests.helpers import small, state_of
 from tests.limits import HANG_SECONDS
 
 OVERRIDES = [
+    "method.scope=coupled",
     "epochs=8",
     "method.start=1",
     "method.ramp_end=4",
     "method.freeze=6",
-]  # psap steps after epochs 1 to 6
+]  # psap steps after epochs 1 to 6; the last two epochs train the small network
 
 
 def torchrun(runs_dir: Path) -> subprocess.Popen[str]:
@@ -176,6 +177,49 @@ def test_four_ranks_sum_a_first_step_as_they_sum_later_ones(tmp_path) -> None:
     }
     subprocess.run(
         [*command, str(tmp_path / "steps.py")], check=True, timeout=HANG_SECONDS, env=environment
+    )
+
+
+SMALL_IN_TRAINING = """
+import json, sys
+import torch
+from experiments.configuration import compose
+from experiments.methods.registry import make_method
+from experiments.training.compaction import Compaction
+from experiments.training.distributed import join
+from experiments.training.setup import set_up
+from experiments.training.steps import Steps
+with join() as world:
+    setup = set_up(compose("train", json.loads(sys.argv[1])), torch.device("cpu"), world)
+    method = make_method(setup.method_context(lambda *_: None))
+    steps = Steps(setup.net, setup.optimizer, setup.images, world, setup.device, None, lambda: None)
+    compaction = Compaction(method, setup, steps, 1.0)
+    for epoch in range(4):
+        assert method.is_compact == (epoch == 3)
+        setup.model.train()
+        assert sum(steps.epoch(epoch, 0)) == 160
+        world.share_buffers_(setup.model)
+        compaction.end_epoch(epoch + 1)
+    weights = [p.detach().double().sum().item() for p in setup.model.parameters()]
+    assert weights == world.gather(weights)[0]
+"""
+
+
+@pytest.mark.long
+def test_ranks_average_the_gradients_of_the_small_network(tmp_path) -> None:
+    (tmp_path / "small.py").write_text(SMALL_IN_TRAINING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    overrides = small(tmp_path, "psap", "method.scope=coupled")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    subprocess.run(
+        [*command, str(tmp_path / "small.py"), json.dumps(overrides)],
+        check=True,
+        timeout=HANG_SECONDS,
+        env=environment,
     )
 
 

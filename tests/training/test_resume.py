@@ -27,10 +27,15 @@ KILLS = [
     ("dense", "export done, summary not"),
     ("sfp", "weights zeroed, plan not saved"),
     ("psap", "half a checkpoint written"),
-    ("psap", "logged, no checkpoint yet"),
-    ("psap coupled", "in a pulse"),
+    ("psap coupled", "mid-epoch, compact"),
 ]
 MORE_KILLS = [
+    ("psap coupled", "logged, no checkpoint yet"),
+    ("taylor coupled", "mid-epoch, compact"),
+    ("fpgm coupled", "mid-epoch, compact"),
+    ("l1 coupled", "mid-epoch, compact"),
+    ("psap coupled", "in a pulse"),
+    ("psap", "logged, no checkpoint yet"),
     ("taylor", "mid-epoch"),
     ("dense", "half a checkpoint written"),
     ("dense", "mid-epoch"),

@@ -25,7 +25,7 @@ from tests.helpers import bits, small
 CPU = torch.device("cpu")
 RESNET20 = ResNetConfig("resnet20", 0.25, None, Fan("in"), Shortcut.option_a)
 IMAGES, BATCH = 88, 32  # the last batch is a smaller one
-EPOCHS, RATES = 4, (0.1, 0.1, 0.02, 0.02)
+EPOCHS, RATES = 5, (0.1, 0.1, 0.02, 0.02, 0.02)
 
 
 class Recorded(TorchDispatchMode):
@@ -89,7 +89,7 @@ def method_of(name, model, optimizer, images, scope):
     return OneShot(model, optimizer, example, 0.6, scope, "l1", 2, 0, lambda *_: None)
 
 
-def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
+def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all", compact=False):
     """Losses of all epochs and all state after training with pruning steps and another learning rate between."""
     torch.manual_seed(0)
     model = models.build(RESNET20, 1, 10).to(device)
@@ -113,6 +113,9 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all"):
         assert list(steps.epoch(epoch, first)) == [32, 32, 24][first:]
         losses.append(steps.loss_sum.item())
         method.end_epoch(epoch + 1)
+        if compact and epoch + 1 == 3:
+            method.compact_()
+            steps.use(model)
     assert any(method.plan.pruned.values())
     return (
         losses,
@@ -144,7 +147,23 @@ def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast, scope):
 
     found = trained(captured_steps, name, autocast=autocast, scope=scope)
     assert found == trained(Steps, name, autocast=autocast, scope=scope)
-    assert [recorded.replays for recorded in captured] == [1, 2]  # a graph for each learning rate
+    assert [recorded.replays for recorded in captured] == [1, 4]  # a graph for each learning rate
+
+
+@pytest.mark.parametrize("name", ["psap", pytest.param("l1", marks=pytest.mark.long)])
+def test_a_small_network_is_captured_anew(name):
+    captured = []
+
+    def capture(launch):
+        captured.append(Recorded(launch))
+        return captured[-1]
+
+    def captured_steps(*given):
+        return CapturedSteps(*given, capture=capture)
+
+    found = trained(captured_steps, name, scope="coupled", compact=True)
+    assert found == trained(Steps, name, scope="coupled", compact=True)
+    assert [recorded.replays for recorded in captured] == [1, 0, 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
