@@ -2,7 +2,7 @@
 
 Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table; what
 each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but
-mobilenet, memory, scopes and zoo, and gpu only where there is one; about 6 minutes on two cores.
+mobilenet, memory, scopes, compaction and zoo, and gpu only where there is one; about 6 minutes on two cores.
 
 pruning   what a pruning step, its pulse and the hook between steps cost
 training  a training step on CIFAR-10, and its augmentation beside PIL's
@@ -15,6 +15,7 @@ mobilenet the same for MobileNetV2
 gpu       epochs on a GPU, captured and eager, and several runs side by side
 memory    peak memory of PSAP training against dense training of ResNet-50 (6 minutes on two cores)
 scopes    ResNet-50 with 52 % of its MACs cut in scopes coupled and all, beside an evenly thinner one
+compaction  whole trainings of ResNet-50 that get small at the freeze, beside dense ones (10 minutes on two cores)
 zoo       whether torchvision's and timm's convolutional networks can be pruned (an hour on two cores)
 """
 
@@ -39,9 +40,10 @@ SECTIONS = (
     "gpu",
     "memory",
     "scopes",
+    "compaction",
     "zoo",
 )
-LEFT_OUT = {"mobilenet", "memory", "scopes", "zoo"}  # unless they are named
+LEFT_OUT = {"mobilenet", "memory", "scopes", "compaction", "zoo"}  # unless they are named
 
 
 def main() -> None:

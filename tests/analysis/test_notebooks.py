@@ -38,8 +38,11 @@ def execute(folder):
     """
     shown = []
     for path in sorted(folder.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        for cell in cells:
+            cell.id = f"{path.stem}-{cell.id}"  # a notebook's own are unique in it alone
         shown += [
-            *nbformat.read(path, as_version=4).cells,
+            *cells,
             nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}"),
         ]
     NotebookClient(
