@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
 from experiments.exits import one_sentence
+from experiments.mistakes import mistake_in
 from psap_core import InputError
 
 CONF = str(Path(__file__).parent / "conf")
@@ -36,7 +37,15 @@ def compose(config_name: str, overrides: Sequence[str]) -> Any:
             composed = _hydra(config_name, overrides)
         return typed(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise InputError(one_sentence(error)) from error
+        raise InputError(explanation(error, config_name, overrides)) from error
+
+
+def explanation(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    """What is wrong with the overrides, in a sentence: what was probably meant, or what Hydra says."""
+    mistake = mistake_in(
+        overrides, Path(CONF), lambda choices: _choose_once(config_name, tuple(choices))
+    )
+    return mistake or one_sentence(error)
 
 
 def _is_choice(override: str) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
-from experiments.configuration import CONF, typed
-from experiments.exits import one_sentence, plain_exits
+from experiments.configuration import CONF, explanation, typed
+from experiments.exits import plain_exits
 from psap_core import InputError
 
 
@@ -43,4 +44,4 @@ def _from_command_line(config_name: str) -> list[Any]:
         hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(composed.append)()
         return [typed(cfg) for cfg in composed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise InputError(one_sentence(error)) from error
+        raise InputError(explanation(error, config_name, sys.argv[1:])) from error

@@ -16,8 +16,9 @@ from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.folder import Record
 from experiments.runs.summary import read_summary
-from experiments.schema import Config
+from experiments.schema import Config, TargetConfig
 from psap_core import InputError
+from psap_core.checks import require_cut
 
 
 def run(overrides: Sequence[str]) -> Path:
@@ -31,6 +32,8 @@ def train(cfg: Config) -> Path:
         raise InputError(f"epochs={cfg.epochs} must be at least 1")
     if abs(cfg.seed) >= 2**63:
         raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
+    if isinstance(cfg.method, TargetConfig):
+        require_cut("target_macs_cut", cfg.method.target_macs_cut)
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:

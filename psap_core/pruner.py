@@ -18,7 +18,7 @@ from psap_core.inputs import Example, describe, shapes_of
 from psap_core.plan import PrunePlan, make_plan
 from psap_core.reporting import Report, make_report
 from psap_core.scoring import filter_norms, joint_scores, propose, pulse_margin
-from psap_core.settings import Settings
+from psap_core.settings import make_settings
 from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 from psap_core.supervision import LossOfBatch, Supervision, choose_restored, pulse
 from psap_core.surgery import cut_
@@ -102,7 +102,7 @@ class PSAP:
         zero_preserving: Collection[Any] = (),
         **settings: Any,
     ) -> None:
-        self.settings = Settings(**settings)
+        self.settings = make_settings(settings)
         self.schedule = self.settings.schedule
         _check_bare(model)
         self.model = model

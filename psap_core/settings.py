@@ -2,10 +2,18 @@
 
 import math
 import numbers
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, cast
 
+from psap_core.checks import (
+    require_choice,
+    require_cut,
+    require_number,
+    require_time,
+    require_whole,
+)
 from psap_core.errors import InputError
 from psap_core.groups import SCOPES, Scope
 from psap_core.plan import Unit
@@ -115,44 +123,21 @@ class Settings:
         )
 
 
-def require_number(
-    name: str,
-    value: Any,
-    low: float,
-    high: float,
-    wanted: str,
-    *,
-    above: bool = False,
-    below: bool = False,
-) -> None:
-    """Refuse what is no number in [low, high]; `above` and `below` leave an end out."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if (
-        not is_number
-        or not low <= value <= high
-        or (above and value == low)
-        or (below and value == high)
-    ):
-        raise InputError(f"{name} must be {wanted}, not {value!r}")
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """The settings of these names.
 
-
-def require_cut(name: str, value: Any) -> None:
-    """Refuse what is no share that can be removed."""
-    require_number(name, value, 0, 1, "a share in [0, 1)", below=True)
-
-
-def require_whole(name: str, value: Any, low: int) -> None:
-    """Refuse what is no whole number from `low` on."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
-        raise InputError(f"{name} must be an integer from {low}, not {value!r}")
-
-
-def require_time(name: str, value: Any) -> None:
-    """Refuse what is neither epochs nor a share of them; the schedule knows which of them are possible."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(
-            f"{name} must be epochs (an integer) or a share of them (a float), not {value!r}"
-        )
+    Raises:
+        InputError: a name is unknown or missing, or a value is out of its range.
+    """
+    known = [field.name for field in fields(Settings)]
+    for name in values:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            meant = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+            raise InputError(f"there is no setting {name!r}: {meant}")
+    if "total_epochs" not in values:
+        raise InputError("the setting 'total_epochs' is missing: the length of the training")
+    return Settings(**values)
 
 
 def names(exclude: Any) -> tuple[str, ...]:
@@ -162,10 +147,3 @@ def names(exclude: Any) -> tuple[str, ...]:
     if not isinstance(exclude, Collection) or not all(isinstance(name, str) for name in exclude):
         raise InputError(f"exclude must be a list of names of modules, not {exclude!r}")
     return tuple(exclude)
-
-
-def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(
-            f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
-        )

@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 from experiments.methods.base import Method, Metrics, SaveStep, plan_metrics
 from psap_core import PrunePlan, compact_
 from psap_core.allocation import filter_counts
+from psap_core.checks import require_cut
 from psap_core.cost import macs_cost_model
 from psap_core.groups import Scope, find_groups
 from psap_core.inputs import describe
 from psap_core.plan import make_plan
-from psap_core.settings import require_cut
 from psap_core.suspension import apply_, tensors_by_group
 
 

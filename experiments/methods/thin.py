@@ -14,7 +14,7 @@ import torch
 from experiments import models
 from experiments.schema import Config, ModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
-from psap_core.settings import require_cut
+from psap_core.checks import require_cut
 
 
 def starting_network(cfg: Config, channels: int, classes: int, image_size: int) -> ModelConfig:

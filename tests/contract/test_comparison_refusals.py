@@ -103,7 +103,7 @@ def no_runs_to_record(folder, said, **_) -> str:
     ("case", "sentence"),
     [
         (duplicate_cell, "mine.yaml is no suite: 'dense' stands there twice"),
-        (unknown_method, "Could not find 'method/hrank'"),
+        (unknown_method, "method=hrank: there is no such method; "),
         (
             hash_of_another_configuration,
             "was edited by hand or mixed from two runs: config_hash is",

@@ -426,7 +426,7 @@ def test_settings_are_a_frozen_value() -> None:
     assert (settings.unit, settings.target_cut, settings.exclude) == ("macs", 0.5, ("stem",))
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.kappa = 1.0  # type: ignore[misc]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'targets'"):
+    with pytest.raises(InputError, match="no setting 'targets': "):
         Run(targets=0.5)
 
 

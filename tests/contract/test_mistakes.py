@@ -1,0 +1,49 @@
+"""What was probably meant."""
+
+import pytest
+
+from experiments.configuration import compose
+from psap_core import InputError
+from psap_core.settings import make_settings
+
+RECIPE = "experiment=digits_resnet20"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([RECIPE, "lr=0.1"], "lr: there is no such key; did you mean optim.lr?"),
+        ([RECIPE, "optim.lrr=0.1"], "optim.lrr: there is no such key; did you mean optim.lr?"),
+        ([RECIPE, "batch_size=8"], "did you mean optim.batch_size?"),
+        ([RECIPE, "device=cpu"], "did you mean runtime.device?"),
+        ([RECIPE, "target_mac_cut=0.5"], "did you mean target_macs_cut?"),
+        ([RECIPE, "method=taylr"], "method=taylr: there is no such method; did you mean taylor? "),
+        ([RECIPE, "method=psap_schema"], "there is no such method; choose from dense, fpgm, l1"),
+        (["experiment=digits_resnet2"], "there is no such recipe; did you mean digits_resnet20?"),
+        ([RECIPE, "model=resnet65"], "there is no such model; did you mean resnet56?"),
+        (["method=psap"], "no recipe is chosen: add experiment=<cifar10_resnet110|"),
+        ([RECIPE, "seed"], "seed: write key=value"),
+        ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
+    ],
+    ids=lambda part: part[-1] if isinstance(part, list) else "",
+)
+def test_a_mistake_is_named_with_what_was_meant(words, sentence):
+    with pytest.raises(InputError) as refused:
+        compose("train", words)
+    assert sentence in str(refused.value)
+    assert "_schema" not in str(refused.value).replace("method=psap_schema", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"target_mac_cut": 0.5}, "no setting 'target_mac_cut': did you mean target_macs_cut?"),
+        ({"zzz": 1}, "no setting 'zzz': there are target_macs_cut, "),
+        ({"target_macs_cut": 0.5}, "the setting 'total_epochs' is missing"),
+        ({"target_macs_cut": 50, "total_epochs": 9}, "(did you mean 0.5?), not 50"),
+    ],
+)
+def test_a_setting_of_psap_too(settings, sentence):
+    with pytest.raises(InputError) as refused:
+        make_settings(settings)
+    assert sentence in str(refused.value)
