@@ -216,6 +216,24 @@ def scopes_table(sources: Sources) -> str:
     return _markdown(rows)
 
 
+def compaction_table(sources: Sources) -> str:
+    """Whole trainings of ResNet-50 that get small at the freeze, as shares of the dense one's."""
+    figures = sources.report("cpu_2_cores_compaction")["figures"]
+    schedules = {"freeze_half": "half of the epochs", "freeze_third": "a third of the epochs"}
+    rows = []
+    for name, title in schedules.items():
+        seconds = figures[f"train_seconds_ratio_{name}"]
+        rows.append(
+            {
+                "small after": title,
+                "MACs of the training": _spread(figures[f"train_macs_ratio_{name}"]),
+                "time of the training": _spread(seconds),
+                "n": str(seconds["n"]),
+            }
+        )
+    return _markdown(rows)
+
+
 def speed_table(sources: Sources) -> str:
     """Exported networks against dense ones, by backend."""
     reports = {
@@ -310,6 +328,7 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "aims": aims_table,
     "suites-run": suites_run_table,
     "scopes": scopes_table,
+    "compaction": compaction_table,
     "latency": speed_table,
     "costs": costs_table,
 }
