@@ -28,7 +28,8 @@ from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary, refuse_impossible
 
 RESULTS = Path(__file__).parent / "recorded"
-DIGESTED = {("model", "weights"), ("method", "run")}  # by content in an identity, by path elsewhere
+# By content in an identity, by path elsewhere; and the default of `compact`, which an identity resolves.
+DIGESTED = {("model", "weights"), ("method", "run"), ("method", "compact")}
 WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 # What is needed of the files of a run.

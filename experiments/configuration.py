@@ -42,9 +42,12 @@ def compose(config_name: str, overrides: Sequence[str]) -> Any:
 
 def explanation(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     """What is wrong with the overrides, in a sentence: what was probably meant, or what Hydra says."""
-    mistake = mistake_in(
-        overrides, Path(CONF), lambda choices: _choose_once(config_name, tuple(choices))
-    )
+    try:
+        mistake = mistake_in(
+            overrides, Path(CONF), lambda choices: _choose_once(config_name, tuple(choices))
+        )
+    except (HydraException, OmegaConfBaseException, ValueError):  # of the choices themselves
+        mistake = None
     return mistake or one_sentence(error)
 
 

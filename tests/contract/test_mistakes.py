@@ -21,6 +21,7 @@ RECIPE = "experiment=digits_resnet20"
         ([RECIPE, "method=psap_schema"], "there is no such method; choose from dense, fpgm, l1"),
         (["experiment=digits_resnet2"], "there is no such recipe; did you mean digits_resnet20?"),
         ([RECIPE, "model=resnet65"], "there is no such model; did you mean resnet56?"),
+        (["+experiment=digits_resnet20"], "Multiple values for experiment"),
         (["method=psap"], "no recipe is chosen: add experiment=<cifar10_resnet110|"),
         ([RECIPE, "seed"], "seed: write key=value"),
         ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
