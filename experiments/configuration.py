@@ -44,7 +44,7 @@ def explanation(error: Exception, config_name: str, overrides: Sequence[str]) ->
     """What is wrong with the overrides, in a sentence: what was probably meant, or what Hydra says."""
     try:
         mistake = mistake_in(
-            overrides, Path(CONF), lambda choices: _choose_once(config_name, tuple(choices))
+            overrides, error, Path(CONF), lambda choices: _choose_once(config_name, tuple(choices))
         )
     except (HydraException, OmegaConfBaseException, ValueError):  # of the choices themselves
         mistake = None

@@ -4,53 +4,74 @@ from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
-def mistake_in(words: Sequence[str], conf: Path, compose: Compose) -> str | None:
-    """One sentence about the first word that cannot be; None: each of them can.
+def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Compose) -> str | None:
+    """One sentence about what was probably meant; None: Hydra's own is the best there is.
 
     Args:
         words: overrides, as on a command line.
+        error: what Hydra says of them.
         conf: folder whose folders are the groups.
         compose: makes a configuration of choices of groups alone.
     """
-    for word in words:
-        if word.startswith("-"):
-            continue
-        if "=" not in word.removeprefix("~"):
-            return f"{word}: write key=value, as in seed=1"
-    choices = [word for word in words if (conf / _key(word)).is_dir()]
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OverrideParseException) and "=" not in cause.override:
+            return f"{cause.override}: write key=value, as in seed=1"
+    groups = {path.name for path in conf.iterdir() if path.is_dir()}
+    choices, values = [], []
+    for override in _assignments(words):
+        if override.key_or_group in groups:
+            choices.append(override)
+        else:
+            values.append(override)
     for choice in choices:
         sentence = _wrong_choice(choice, conf)
         if sentence is not None:
             return sentence
-    keys = _keys(compose(choices))
-    for word in words:
-        key = _key(word)
-        is_plain = key == word.partition("=")[0] and not key.startswith(("-", "hydra."))
-        if is_plain and word not in choices and key not in keys:
-            return _unknown_key(key, keys)
-    named = {_key(word) for word in words}
-    if "epochs" in keys and not named & {"experiment", "run"}:
-        return f"no recipe is chosen: add experiment=<{'|'.join(options(conf, 'experiment'))}>"
+    keys = _keys(compose([str(choice.input_line) for choice in choices]))
+    for override in values:
+        sentence = _unknown_key(override.key_or_group, keys)
+        if sentence is not None:
+            return sentence
+    if isinstance(error, MissingMandatoryValue) and error.key == "name":
+        return f"no recipe is chosen: add experiment=<{'|'.join(_options(conf, 'experiment'))}>"
     return None
 
 
-def options(conf: Path, group: str) -> list[str]:
+def _assignments(words: Sequence[str]) -> list[Override]:
+    """The words that are simply `key=value`, not Hydra's own, a sweep, or an addition."""
+    parser = OverridesParser.create()
+    assignments = []
+    for word in words:
+        try:
+            (override,) = parser.parse_overrides([word])
+        except OverrideParseException:
+            continue  # a flag, or what belongs to one
+        is_plain = override.type is OverrideType.CHANGE and not override.is_sweep_override()
+        if is_plain and not override.key_or_group.startswith("hydra"):
+            assignments.append(override)
+    return assignments
+
+
+def _options(conf: Path, group: str) -> list[str]:
     """What may be chosen of a group."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
-
-
-def _wrong_choice(choice: str, conf: Path) -> str | None:
-    group, _, name = choice.lstrip("+~").partition("=")
-    known = options(conf, group)
+def _wrong_choice(choice: Override, conf: Path) -> str | None:
+    group, value = choice.key_or_group, choice.value()
+    if value is None:
+        return None
+    name = str(value).removesuffix(".yaml")
+    known = _options(conf, group)
     if name in known:
         return None
     noun = "recipe" if group == "experiment" else group
@@ -60,22 +81,25 @@ def _wrong_choice(choice: str, conf: Path) -> str | None:
 
 
 def _keys(config: DictConfig) -> list[str]:
-    """All keys, dotted; those of a dictionary of free names end at it."""
+    """All keys, dotted."""
     keys = []
     for name in map(str, config):
         keys.append(name)
-        if not OmegaConf.is_missing(config, name) and not OmegaConf.is_interpolation(config, name):
-            part = config._get_node(name)
-            if isinstance(part, DictConfig) and not part._is_none():
-                keys += [f"{name}.{key}" for key in _keys(part)]
+        part = config._get_node(name)
+        if isinstance(part, DictConfig) and not OmegaConf.is_missing(config, name):
+            keys += [f"{name}.{key}" for key in _keys(part)]
     return keys
 
 
-def _unknown_key(key: str, keys: Collection[str]) -> str:
+def _unknown_key(key: str, keys: Collection[str]) -> str | None:
     path, _, last = key.rpartition(".")
-    same_end = [known for known in keys if known.rpartition(".")[2] == last]
-    nearest = same_end or get_close_matches(key, keys, n=1, cutoff=0.75)
+    inner = {known.rpartition(".")[0] for known in keys}
+    if key in keys or (path in keys and path not in inner):  # the latter: an element of a list
+        return None
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == path}
+    nearest = [k for k in keys if path == "" and k.rpartition(".")[2] == last]
+    if not nearest:
+        nearest = [siblings[name] for name in get_close_matches(last, siblings, n=1, cutoff=0.75)]
     if nearest:
         return f"{key}: there is no such key; did you mean {' or '.join(nearest)}?"
-    siblings = [known for known in keys if known.rpartition(".")[0] == path]
-    return f"{key}: there is no such key; there are {', '.join(siblings)}"
+    return f"{key}: there is no such key; there are {', '.join(siblings.values())}"

@@ -82,6 +82,10 @@ class TrainingData(Protocol):
     def batches(self) -> int:
         """Batches per epoch."""
 
+    @property
+    def batches_ahead(self) -> int:
+        """Batches that are read before they are asked for."""
+
     def __len__(self) -> int:
         """Images per epoch, over all ranks."""
 

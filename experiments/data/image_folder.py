@@ -300,6 +300,7 @@ class FolderLoader:
         workers: int,
     ) -> None:
         self.batches = sharing.batches(len(photographs.train))
+        self.batches_ahead = BATCHES_AHEAD * workers
         self.photographs = photographs
         self.sharing = sharing
         self.normalisation = normalisation

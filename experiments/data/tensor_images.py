@@ -268,6 +268,7 @@ class TensorLoader:
         seed: int,
     ) -> None:
         self.batches = sharing.batches(len(split))
+        self.batches_ahead = 0
         size = split.images.shape[-1]
         self.padding = size // 8  # 4 pixels at 32x32
         self.padded = F.pad(split.images, (self.padding,) * 4)

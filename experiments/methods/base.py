@@ -1,5 +1,6 @@
 """What a method is: a callback of the training loop that has, at any time, a plan."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Callback:
         """Continue where `state_dict` was taken; the network and the optimiser are loaded already."""
 
 
-class Method(Callback):
+class Method(Callback, ABC):
     """A callback that has, at any time, the plan of what an export would leave out.
 
     Attributes:
@@ -46,9 +47,9 @@ class Method(Callback):
         """Does the plan stand from here on, and do its filters stay silent?"""
         return False
 
+    @abstractmethod
     def compact_(self) -> None:
-        """Make the network in training, and its optimiser's state, small; the plan is final."""
-        raise NotImplementedError
+        """Make the network in training, and its optimiser's state, as small as the plan, which is final."""
 
     def finish(self) -> None:
         """Leave the network as `psap_core.export` takes it, when training is over."""

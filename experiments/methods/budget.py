@@ -89,6 +89,6 @@ class BudgetMethod(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.plan = PrunePlan.from_json(state["plan"])
-        if state["is_compact"]:
+        if state.get("is_compact", False):  # runs that began before there was compaction lack it
             apply_(self.model, self.groups, self.plan)  # of a network that is fresh yet
             self.compact_()

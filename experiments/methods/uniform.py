@@ -9,7 +9,7 @@ scored, and the scores joined as PSAP joins its norms (`psap_core.scoring.joint_
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +26,7 @@ def lowest(scores: Tensor, count: int) -> list[int]:
     return filters
 
 
-class UniformMethod(BudgetMethod, ABC):
+class UniformMethod(BudgetMethod):
     """A method that prunes the same share of every channel group; the share follows from the target."""
 
     def choose(self, counts: Sequence[int]) -> dict[str, list[int]]:

@@ -19,6 +19,9 @@ class Unpruned(Method):
         cost = macs_cost_model(model, self.groups, example_input)
         self.plan = make_plan(self.groups, {}, cost, describe(example_input), "all")
 
+    def compact_(self) -> None:
+        """Nothing is pruned: the network is as small as its plan."""
+
 
 @register(MethodConfig, "dense")
 @register(TargetConfig, "thin")

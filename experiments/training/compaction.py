@@ -1,20 +1,26 @@
 """From the final plan on, the network in training is the small one, and an epoch costs what that one costs."""
 
+import gc
+import math
 import time
+from collections.abc import Generator
 from contextlib import closing
-from statistics import median
+from itertools import count, islice
 from typing import Any
 
 import torch
 
 from experiments.methods.base import Callback, Method, Metrics
+from experiments.training.cuda_graph import WARM_UP_CALLS
 from experiments.training.optim import make_optimizer
 from experiments.training.setup import Setup
 from experiments.training.steps import Steps, make_steps, wrapped
-from psap_core import export_error, macs
+from psap_core import export_error
 from psap_core.inputs import copy_network
 
-WARM_UP_STEPS = 2  # a GPU chooses its kernels, momentum gets its memory
+WARM_UP_STEPS = (
+    WARM_UP_CALLS + 2
+)  # kernels are chosen, momentum gets its memory, a step is captured
 TIMED_STEPS = 5
 
 
@@ -46,9 +52,10 @@ class Compaction(Callback):
         self.method.after_step()
 
     def end_epoch(self, epochs_done: int) -> Metrics:
-        images = len(self.setup.images)
+        plan = self.method.plan
+        network_macs = plan.macs if self.method.is_compact else plan.dense_macs
         costs = {
-            "train/macs": images * macs(self.setup.model, self.setup.example),
+            "train/macs": len(self.setup.images) * network_macs,
             "train/dense_seconds": self.dense_epoch_seconds,
         }
         metrics = self.method.end_epoch(epochs_done)
@@ -80,27 +87,46 @@ class Compaction(Callback):
 
 
 def dense_epoch_seconds(setup: Setup) -> float:
-    """Seconds that an epoch of the unpruned network takes here: the median of a few steps, for all images.
+    """Seconds that an epoch of the unpruned network takes here, by some of its steps. Nothing of the run changes."""
+    seconds_per_image = _dense_seconds_per_image(setup)
+    gc.collect()  # captured steps hold themselves
+    return seconds_per_image * len(setup.images) / setup.world.size
 
-    A copy is trained. Nothing of the run changes.
-    """
-    world, device = setup.world, setup.device
+
+def _dense_seconds_per_image(setup: Setup) -> float:
+    """Of a copy that is trained for some steps, when kernels are chosen and what was read ahead is used up."""
     model = copy_network(setup.model).train()
-    optimizer = make_optimizer(model, setup.cfg.optim)
-    net = wrapped(model, setup.fast, world)
     steps = make_steps(
-        setup.fast, net, optimizer, setup.images, world, device, setup.autocast, lambda: None
+        setup.fast,
+        wrapped(model, setup.fast, setup.world),
+        make_optimizer(model, setup.cfg.optim),
+        setup.images,
+        setup.world,
+        setup.device,
+        setup.autocast,
+        lambda: None,
     )
-    seconds_per_image = []
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), closing(steps.epoch(0, 0)) as epoch:
+    warm_up = WARM_UP_STEPS + setup.images.batches_ahead
+    timed = TIMED_STEPS + setup.images.batches_ahead
+    batches = setup.images.batches
+    if warm_up + timed > batches:  # whole epochs, as their last batch is smaller
+        warm_up = math.ceil(warm_up / batches) * batches
+        timed = math.ceil(timed / batches) * batches
+    devices = [setup.device] if setup.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), closing(_endless(steps)) as images_of_steps:
+        sum(islice(images_of_steps, warm_up))
+        _wait_for(setup.device)
         began = time.perf_counter()
-        for images in epoch:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds_per_image.append((time.perf_counter() - began) / images)
-            if len(seconds_per_image) == WARM_UP_STEPS + TIMED_STEPS:
-                break
-            began = time.perf_counter()
-    timed = seconds_per_image[WARM_UP_STEPS:] or seconds_per_image
-    return median(timed) * len(setup.images) / world.size
+        images = sum(islice(images_of_steps, timed))
+        _wait_for(setup.device)
+        return (time.perf_counter() - began) / images
+
+
+def _endless(steps: Steps) -> Generator[int, None, None]:
+    for epoch in count():
+        yield from steps.epoch(epoch, 0)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -71,7 +71,9 @@ class _Training:
     @property
     def callback(self) -> Callback:
         """What the loop calls."""
-        return self.compaction or self.method
+        if self.compaction is None:
+            return self.method
+        return self.compaction
 
 
 def _train(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.configuration import compose
+from experiments.configuration import compose, explanation
 from psap_core import InputError
 from psap_core.settings import make_settings
 
@@ -23,6 +23,7 @@ RECIPE = "experiment=digits_resnet20"
         ([RECIPE, "model=resnet65"], "there is no such model; did you mean resnet56?"),
         (["+experiment=digits_resnet20"], "Multiple values for experiment"),
         (["method=psap"], "no recipe is chosen: add experiment=<cifar10_resnet110|"),
+        ([RECIPE, "method=sfp", "method.compact=true"], "there are method.name, method.figures, "),
         ([RECIPE, "seed"], "seed: write key=value"),
         ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
     ],
@@ -33,6 +34,25 @@ def test_a_mistake_is_named_with_what_was_meant(words, sentence):
         compose("train", words)
     assert sentence in str(refused.value)
     assert "_schema" not in str(refused.value).replace("method=psap_schema", "")
+
+
+@pytest.mark.parametrize(
+    "legal",
+    [
+        ["~tracking.project"],
+        ["hydra/job_logging=disabled"],
+        ["optim.milestones.0=0.3"],
+        ["method=psap.yaml"],
+        ["-cn", "train"],
+        ["data=digits"],
+    ],
+    ids=" ".join,
+)
+def test_a_legal_word_is_not_blamed_for_another(legal):
+    """By name, where the epochs are the mistake."""
+    error = ValueError("epochs")
+    words = [RECIPE, *legal, "epochs=x"]
+    assert explanation(error, "train", words) == "epochs"
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,16 @@ def test_fpgm_goes_on_masking_gradients_after_a_resume():
         assert [f for f in range(len(gradient)) if not gradient[f].any()] == list(filters)
 
 
+def test_a_run_that_began_before_there_was_compaction_continues():
+    first = Training("l1")
+    first.method.end_epoch(1)
+    state = {"plan": first.method.state_dict()["plan"]}
+    training = Training("l1")
+    training.method.load_state_dict(state)
+    assert training.method.plan == first.method.plan
+    assert not training.method.is_compact
+
+
 def test_asfp_asks_for_more_from_epoch_to_epoch():
     training = Training("sfp")
     ramped = SFP(training.model, training.optimizer, training.images[:1], 0.5, "all", 6, 4, keep)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.results import read_run
 from experiments import train
 from experiments.configuration import compose
 from experiments.runs.identity import config_hash
@@ -32,7 +33,8 @@ def run_of(tmp_path, method, *overrides):
     "method", ["psap", "l1", *(pytest.param(m, marks=pytest.mark.long) for m in ("taylor", "fpgm"))]
 )
 def test_what_is_trained_is_what_is_exported(method, tmp_path):
-    _, rows, summary, state = run_of(tmp_path, method)
+    folder, rows, summary, state = run_of(tmp_path, method)
+    assert read_run(folder).summary.macs == summary["macs"]  # analysis takes it
     assert sum(tensor.numel() for tensor in state["model"].values()) >= summary["params"]
     momenta = state["optimizer"]["state"].values()
     assert sum(each["momentum_buffer"].numel() for each in momenta) == summary["params"]

@@ -60,6 +60,20 @@ class Recorded(TorchDispatchMode):
                         old.copy_(new)
 
 
+def recording():
+    """The graphs that will be captured, and what makes captured steps that add theirs."""
+    captured = []
+
+    def capture(launch):
+        captured.append(Recorded(launch))
+        return captured[-1]
+
+    def make(*arguments):
+        return CapturedSteps(*arguments, capture=capture)
+
+    return captured, make
+
+
 def method_of(name, model, optimizer, images, scope):
     example = torch.zeros(1, 1, 8, 8, device=images.labels.device)
     if name == "psap":
@@ -136,33 +150,17 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all", com
     ],
 )
 def test_captured_steps_train_bit_for_bit_as_eager_ones(name, autocast, scope):
-    captured = []
-
-    def capture(launch):
-        captured.append(Recorded(launch))
-        return captured[-1]
-
-    def captured_steps(*given):
-        return CapturedSteps(*given, capture=capture)
-
-    found = trained(captured_steps, name, autocast=autocast, scope=scope)
-    assert found == trained(Steps, name, autocast=autocast, scope=scope)
+    captured, captured_steps = recording()
+    replayed = trained(captured_steps, name, autocast=autocast, scope=scope)
+    assert replayed == trained(Steps, name, autocast=autocast, scope=scope)
     assert [recorded.replays for recorded in captured] == [1, 4]  # a graph for each learning rate
 
 
 @pytest.mark.parametrize("name", ["psap", pytest.param("l1", marks=pytest.mark.long)])
 def test_a_small_network_is_captured_anew(name):
-    captured = []
-
-    def capture(launch):
-        captured.append(Recorded(launch))
-        return captured[-1]
-
-    def captured_steps(*given):
-        return CapturedSteps(*given, capture=capture)
-
-    found = trained(captured_steps, name, scope="coupled", compact=True)
-    assert found == trained(Steps, name, scope="coupled", compact=True)
+    captured, captured_steps = recording()
+    replayed = trained(captured_steps, name, scope="coupled", compact=True)
+    assert replayed == trained(Steps, name, scope="coupled", compact=True)
     assert [recorded.replays for recorded in captured] == [1, 0, 2]
 
 
