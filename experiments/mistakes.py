@@ -41,7 +41,8 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         sentence = _unknown_key(override.key_or_group, keys)
         if sentence is not None:
             return sentence
-    if isinstance(error, MissingMandatoryValue) and error.key == "name":
+    has_recipe = any(choice.key_or_group == "experiment" for choice in choices)
+    if isinstance(error, MissingMandatoryValue) and error.key == "name" and not has_recipe:
         return f"no recipe is chosen: add experiment=<{'|'.join(_options(conf, 'experiment'))}>"
     return None
 
