@@ -444,6 +444,7 @@ def test_latency_figure_draws_the_means_of_measured_cells(make):
     assert "a CPU, 1 threads" in axes.get_xlabel()
 
 
+@pytest.mark.long
 def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
     runs = suite(make)[-1:]
     (tmp_path / "results" / "table").mkdir(parents=True)

@@ -84,6 +84,7 @@ def test_notebooks_show_what_was_recorded(workplace, tmp_path):
     assert texts.count("| 1 of 5 | 61.23 ") == 4  # in the table; dense in both of its sections
 
 
+@pytest.mark.long
 def test_without_results_notebooks_say_not_run(workplace):
     texts, images = execute(workplace / "notebooks")
     assert images == 0

@@ -41,7 +41,6 @@ FROZEN_HASHES = {
 
 
 QUICK_RECIPES = (
-    "demo_digits",
     "cifar10_small",
     "cifar10_resnet20_pretrained",
     "imagenette_resnet18",
@@ -66,9 +65,7 @@ def test_every_recipe_does_one_step(recipe, tiny):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(method, marks=pytest.mark.long)
-        if method not in ("dense", "sfp", "psap")
-        else method
+        pytest.param(method, marks=pytest.mark.long) if method not in ("dense", "psap") else method
         for method in METHODS
     ],
 )
@@ -515,7 +512,7 @@ def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
     assert path.read_bytes() == damaged  # nothing is overwritten
 
 
-@pytest.mark.parametrize("method", ["sfp", "psap"])
+@pytest.mark.parametrize("method", [pytest.param("sfp", marks=pytest.mark.long), "psap"])
 def test_a_checkpoint_without_its_method(method, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_checkpoint", stop_at_call(2, checkpoint.save_checkpoint))

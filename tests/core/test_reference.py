@@ -1154,20 +1154,29 @@ RUNS: dict[str, tuple[str, dict, set[str]]] = {
         FALLS,
     ),
 }
+OF_ONE_SETTING = (
+    "filters",
+    "uniform",
+    "fan out",
+    "unprotected",
+    "margin 0",
+    "every second",
+    "nothing to do",
+    "coupled, unprotected",
+    "joined, filters",
+    "joined, multiples of 4",
+)
 
 
 def runs_and_types() -> list[ParameterSet]:
-    """All runs in float64; in float32 two of them, the others in the long tests."""
-    quick = ("default", "coupled")
-    return [
-        pytest.param(
-            name,
-            dtype,
-            marks=() if dtype == torch.float64 or name in quick else pytest.mark.long,
-        )
-        for name in RUNS
-        for dtype in (torch.float32, torch.float64)
-    ]
+    """All runs in both types; those that differ from others in one setting alone are long tests."""
+    found = []
+    for name in RUNS:
+        for dtype in (torch.float32, torch.float64):
+            is_quick = name == "coupled" if dtype == torch.float32 else name not in OF_ONE_SETTING
+            marks = () if is_quick else pytest.mark.long
+            found.append(pytest.param(name, dtype, marks=marks))
+    return found
 
 
 @pytest.mark.parametrize(("name", "dtype"), runs_and_types())

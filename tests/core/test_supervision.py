@@ -104,7 +104,7 @@ def most_useful(model: nn.Module, group: FilterTensors) -> int:
     return max(found, key=found.__getitem__)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("network", "scope", "name"), different_groups())
 def test_utility_is_the_loss_reduction_of_giving_a_filter_back(
     network: str, scope: Scope, name: str, training: bool

@@ -362,7 +362,8 @@ def test_a_users_network_is_pruned_while_it_trains(name: str) -> None:
     train_(model, [optimizer], pruner, loss_of(model, example), epochs=2)
 
 
-@pytest.mark.parametrize("scope", ["all", pytest.param("inner", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("scope", ["all", "inner"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_other_scopes_export_what_they_can(name: str, scope: str) -> None:
     make, make_example = NETWORKS[name]

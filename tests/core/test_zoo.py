@@ -17,7 +17,6 @@ from experiments.benchmarks.zoo import (
 # Quick ones: concatenation, shuffle, squeeze-and-excite, layer scale, splits, a focus of pixels, a class that asks for
 # its version.
 SOME = [
-    "torchvision:mnasnet0_5",
     "torchvision:mobilenet_v3_small",
     "torchvision:shufflenet_v2_x0_5",
     "torchvision:squeezenet1_1",

@@ -54,7 +54,7 @@ class Double:
 def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
     """Digests of five pruning steps on this rank, with the sum of what their pulses saw."""
     cfg = compose(
-        "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=320"]
+        "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=192"]
     )
     torch.manual_seed(0)
     model = build(cfg.model, 1, 10).double()
@@ -93,7 +93,7 @@ def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
             start=1,
             ramp_end=4,
             freeze=5,
-            pulse_batches=4 * accumulate,
+            pulse_batches=2 * accumulate,
             scope=scope,
         )
         steps = Steps(net, optimizer, images, world, CPU, None, lambda: None)

@@ -145,7 +145,7 @@ def trained(make_steps, name="psap", device=CPU, autocast=None, scope="all", com
     [
         ("psap", None),
         pytest.param("psap", torch.bfloat16, marks=pytest.mark.long),
-        ("fpgm", None),
+        pytest.param("fpgm", None, marks=pytest.mark.long),
         pytest.param("l1", None, marks=pytest.mark.long),
     ],
 )
