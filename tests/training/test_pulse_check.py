@@ -85,6 +85,7 @@ def test_the_network_and_its_optimiser_come_out_as_they_were(network):
     assert model.training
 
 
+@pytest.mark.long
 def test_every_live_filter_is_looked_at_once_and_the_training_does_not_notice(monkeypatch):
     silent = []
     original = pulse_check.check_filters

@@ -24,12 +24,12 @@ from psap_core import InputError
 from tests.helpers import small, state_of
 
 KILLS = [
-    ("dense", "export done, summary not"),
-    ("sfp", "weights zeroed, plan not saved"),
     ("psap", "half a checkpoint written"),
     ("psap coupled", "mid-epoch, compact"),
 ]
 MORE_KILLS = [
+    ("dense", "export done, summary not"),
+    ("sfp", "weights zeroed, plan not saved"),
     ("psap coupled", "logged, no checkpoint yet"),
     ("taylor coupled", "mid-epoch, compact"),
     ("fpgm coupled", "mid-epoch, compact"),
