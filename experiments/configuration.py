@@ -19,6 +19,13 @@ from experiments.exits import one_sentence
 from experiments.mistakes import mistake_in
 from psap_core import InputError
 
+
+def _from_weights(trained: float, fresh: float, *, _root_: DictConfig) -> float:
+    """`${from_weights:trained,fresh}`: one value for a run that starts from weights, another for one that does not."""
+    return fresh if _root_.model.weights is None else trained
+
+
+OmegaConf.register_new_resolver("from_weights", _from_weights)
 CONF = str(Path(__file__).parent / "conf")
 
 

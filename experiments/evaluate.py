@@ -21,7 +21,7 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
-from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig
+from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig, OwnFolderConfig
 from experiments.training.devices import configure, reading_workers
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
@@ -47,7 +47,9 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )
     if cfg.run is None:
-        model, normalisation = models.start(cfg.model, dataset.image_shape[0], dataset.classes)
+        model, normalisation = models.start(
+            cfg.model, dataset.image_shape[0], dataset.classes, dataset.image_shape[-1]
+        )
     else:
         model, normalisation = models.open_exported(Path(cfg.run) / "export")
     normalisation = normalisation or Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
@@ -74,7 +76,7 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
     try:
         loaded: Any = OmegaConf.load(path)
         recorded = loaded["data"]
-        kind = ImageFolderConfig if "on_corrupt" in recorded else DataConfig
+        kind = _kind_of_data(recorded)
         elsewhere = {} if Path(recorded["root"]).exists() else {"root": root}
         return OmegaConf.to_object(OmegaConf.merge(kind, recorded, elsewhere))  # type: ignore[return-value]
     except (
@@ -86,6 +88,14 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
         ValueError,
     ) as error:
         raise InputError(f"{path} is damaged: {one_sentence(error)}") from error
+
+
+def _kind_of_data(recorded: Any) -> type[DataConfig]:
+    if "test_share" in recorded:
+        return OwnFolderConfig
+    if "on_corrupt" in recorded:
+        return ImageFolderConfig
+    return DataConfig
 
 
 @entry_point("evaluate")

@@ -196,7 +196,14 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
     method = make_method(setup.method_context(lambda *_: None))
     checked = Checked(method, model, setup.optimizer, check_batches, cfg.seed, after)
     steps = Steps(
-        model, setup.optimizer, setup.images, world, setup.device, None, method.after_step
+        model,
+        setup.optimizer,
+        setup.images,
+        world,
+        setup.device,
+        None,
+        method.after_step,
+        setup.loss,
     )
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"
     with RunProgress(title, max(after), setup.images.batches, 0, quiet=False) as progress:

@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # what `onnx` needs
+
 
 class Shortcut(StrEnum):
     """How a residual block whose width or resolution changes passes its input on."""
@@ -83,18 +85,38 @@ class ImageFolderConfig(DataConfig):
 
 
 @dataclass
+class OwnFolderConfig(ImageFolderConfig):
+    """Any folder with a folder of images per class, or with train/ and val/ of such folders."""
+
+    test_share: float = MISSING  # of each class, held out by a fixed seed where there is no val/
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     width: float = MISSING  # factor on every width, stream included
-    weights: str | None = (
-        MISSING  # dense .safetensors or .pth, an exported folder, or a name of torchvision's enum
-    )
+    # A dense .safetensors or .pth, an exported folder, `pretrained`, or a name of torchvision's enumerations.
+    weights: str | None = MISSING
     fan: Fan = MISSING  # of the initialisation
 
 
 @dataclass
 class ResNetConfig(ModelConfig):
     shortcut: Shortcut = MISSING
+
+
+class Library(StrEnum):
+    """A package of networks."""
+
+    timm = "timm"
+    torchvision = "torchvision"
+
+
+@dataclass
+class LibraryModelConfig(ModelConfig):
+    """An image classifier of another package: `name` is its name there, its width and initialisation are its own."""
+
+    library: Library = MISSING
 
 
 @dataclass
@@ -182,9 +204,24 @@ class PSAPVariantConfig(PSAPConfig):
     rule: Rule = MISSING
 
 
+class OptimizerName(StrEnum):
+    sgd = "sgd"  # with Nesterov momentum
+    adamw = "adamw"
+
+
+class LRSchedule(StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    steps = "steps"  # times lr_factor at every milestone
+    cosine = "cosine"  # from lr towards 0 along half a cosine, a value for each epoch
+
+
 @dataclass
 class OptimConfig:
-    """SGD with Nesterov momentum; the learning rate falls in steps at shares of the epochs."""
+    """The optimiser, its learning rate from epoch to epoch, and what a step minimises."""
+
+    optimizer: OptimizerName = MISSING
+    schedule: LRSchedule = MISSING
 
     batch_size: int = MISSING  # images per optimiser step, over all processes
     accumulate: int = MISSING  # micro-batches of one process's share of them
@@ -193,13 +230,17 @@ class OptimConfig:
     lr_batch: int | None = (
         MISSING  # the batch that lr is meant for: it grows linearly with batch_size; None: it stays
     )
-    momentum: float = MISSING
+    momentum: float = MISSING  # of AdamW the first of its two decay rates
     weight_decay: float = MISSING
     decay_all: bool = MISSING  # False: only tensors with two or more dimensions decay
     milestones: list[float] = MISSING  # shares of the epochs
     lr_factor: float = MISSING  # at every milestone
     warmup_epochs: int = MISSING
     warmup_lr: float = MISSING
+    label_smoothing: float = MISSING  # share of a label that all classes get
+    mixup: float = (
+        MISSING  # parameter of the Beta distribution that mixes images; 0: they are not mixed
+    )
 
 
 @dataclass
@@ -222,7 +263,7 @@ class TrackingConfig:
 class Config:
     """One run. `name` is the recipe's; `target_macs_cut` is read by the methods that have a target.
 
-    `suite` and `cell` say which table it is for, if any; they are no part of its identity.
+    `suite` and `cell` say which table it is for, if any; they are no part of its identity, nor is `onnx`.
     """
 
     name: str = MISSING
@@ -231,6 +272,7 @@ class Config:
     epochs: int = MISSING
     seed: int = MISSING
     target_macs_cut: float = MISSING
+    onnx: bool = MISSING  # also write export/model.onnx, and compare it in ONNX Runtime
     runs_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

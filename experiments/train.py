@@ -8,6 +8,7 @@ SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and leave 
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,9 @@ from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.folder import Record
 from experiments.runs.summary import read_summary
-from experiments.schema import Config, TargetConfig
+from experiments.schema import ONNX_PACKAGES, Config, TargetConfig
 from psap_core import InputError
-from psap_core.checks import require_cut
+from psap_core.checks import require_cut, require_packages
 
 
 def run(overrides: Sequence[str]) -> Path:
@@ -34,6 +35,8 @@ def train(cfg: Config) -> Path:
         raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
     if isinstance(cfg.method, TargetConfig):
         require_cut("target_macs_cut", cfg.method.target_macs_cut)
+    if cfg.onnx:
+        require_packages("onnx=true", *ONNX_PACKAGES)
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:
@@ -43,7 +46,20 @@ def train(cfg: Config) -> Path:
         from experiments.training.run import train_here
 
         train_here(cfg, record)
+    if cfg.onnx and int(os.environ.get("RANK", 0)) == 0:
+        _write_onnx(record.folder / "export")
     return record.folder
+
+
+def _write_onnx(folder: Path) -> None:
+    """Write and check the ONNX file of an export folder, if it is not there yet."""
+    if (folder / "model.onnx").exists():
+        return
+    from experiments.models import open_exported
+    from experiments.models.onnx_file import write_onnx
+
+    small, _ = open_exported(folder)
+    print(write_onnx(folder, small), file=sys.stderr)
 
 
 @entry_point("train")

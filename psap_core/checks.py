@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from psap_core.errors import InputError
@@ -55,3 +56,10 @@ def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise InputError(
             f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
         )
+
+
+def require_packages(purpose: str, *names: str) -> None:
+    """Refuse to go on where one of these packages is not installed."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{purpose} needs {', '.join(missing)}: pip install {' '.join(missing)}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from psap_core.checks import require_packages
 from psap_core.cost import macs
 from psap_core.errors import InputError
 from psap_core.groups import ChannelGroup, Scope, find_groups
@@ -211,13 +212,14 @@ def read_plans(folder: Path | str) -> list[PrunePlan]:
 
 
 def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
-    """Write the network as ONNX (dynamo exporter), evaluation mode. Needs onnxscript.
+    """Write the network as ONNX (dynamo exporter), evaluation mode. Needs onnx and onnxscript.
 
     Any batch size; of images any height and width as well, where the network allows that.
 
     Raises:
-        InputError: the network is not of the plan's size.
+        InputError: the network is not of the plan's size, or a package is missing.
     """
+    require_packages("ONNX", "onnx", "onnxscript")
     _refuse_another_size(small, plan)
     inputs = draw(plan.inputs, torch.Generator().manual_seed(0))
     example = map_tensors(inputs, _twice)  # a size of one would be taken for a constant

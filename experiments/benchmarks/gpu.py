@@ -54,9 +54,10 @@ def epoch_seconds(
     ).to(device)
     batches = TensorLoader(split, NORMALISATION, Sharing(BATCH), True, seed=0)
     world = World()
-    chosen = choose_fast(fast, device, batches, world)
+    optimizer = sgd(model)
+    chosen = choose_fast(fast, device, batches, world, optimizer)
     net = wrapped(model, chosen, world)
-    steps = make_steps(chosen, net, sgd(model), batches, world, device, autocast, lambda: None)
+    steps = make_steps(chosen, net, optimizer, batches, world, device, autocast, lambda: None)
 
     def train(epoch: int) -> float:
         for _ in steps.epoch(epoch, 0):

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from experiments.runs.files import write_atomically
 from psap_core import InputError
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FLAT_LABELS = "LOC_val_solution.csv"
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,36 +48,39 @@ class Folder(NamedTuple):
     sizes: list[int]
 
 
-Index = dict[str, Folder]  # of train, val and every class folder, by the path below the root
+Index = dict[str, Folder]  # of the splits and every class folder, by the path below the root
 
 
-def read_index(root: Path) -> Index:
-    """What lies below `root`; from the cache, where no folder has been modified since."""
+def read_index(root: Path, splits: Sequence[str]) -> Index:
+    """What lies in these folders below `root`; from the cache, where no folder has been modified since."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "psap")
     cache = folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError):
         index = _parsed(cache.read_bytes())
+        if not index.keys() >= {*splits}:
+            raise ValueError  # of other splits
         if all((root / name).stat().st_mtime_ns == entry.modified for name, entry in index.items()):
             return index
-    index = _scanned(root)
+    index = _scanned(root, splits)
     with suppress(OSError):  # without a cache the next start takes longer, and that is all
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, _serialised(index))
     return index
 
 
-def _scanned(root: Path) -> Index:
+def _scanned(root: Path, splits: Sequence[str]) -> Index:
     index = {}
-    for split in ("train", "val"):
+    for split in splits:
         index[split], names = _scanned_folder(root / split)
         for name in names:
-            if not re.fullmatch(r"n\d{8}", name):
-                raise InputError(
-                    f"{root / split / name} is named after no WordNet id (n and eight digits, as n01440764): "
-                    "rename it, or move it elsewhere"
-                )
-            index[f"{split}/{name}"], _ = _scanned_folder(root / split / name)
+            path = _below(split, name)
+            index[path], _ = _scanned_folder(root / path)
     return index
+
+
+def _below(split: str, name: str) -> str:
+    """The path of a class folder, or of a file in one, below the root; a split may be `.`, the root itself."""
+    return str(PurePosixPath(split, name))
 
 
 def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
@@ -87,6 +90,8 @@ def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
     images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith("."):
+                continue  # what editors and file managers leave
             if entry.name.lower().endswith(SUFFIXES):
                 images.append((entry.name, entry.stat().st_size))
             elif entry.is_dir():
@@ -114,29 +119,42 @@ def _parsed(data: bytes) -> Index:
 
 
 def class_folders(index: Index, split: str) -> list[str]:
-    return sorted(name.removeprefix(f"{split}/") for name in index if name.startswith(f"{split}/"))
+    """The names of a split's classes, sorted."""
+    paths = (PurePosixPath(path) for path in index if path != split)
+    return sorted(path.name for path in paths if path.parent == PurePosixPath(split))
+
+
+def refuse_other_than_wnids(root: Path, index: Index, splits: Sequence[str]) -> None:
+    """ImageNet's classes are WordNet ids: whatever else lies beside them was not meant."""
+    for split in splits:
+        for name in class_folders(index, split):
+            if not re.fullmatch(r"n\d{8}", name):
+                raise InputError(
+                    f"{root / split / name} is named after no WordNet id (n and eight digits, as n01440764): rename "
+                    "it, move it elsewhere, or use data=image_folder, which takes classes of any name"
+                )
 
 
 def files_by_class(root: Path, index: Index, split: str) -> tuple[Files, list[str]]:
     """A split with a folder per class, and its classes."""
-    wnids = class_folders(index, split)
-    folders = [index[f"{split}/{wnid}"] for wnid in wnids]
-    for path, folder in zip((root / split / wnid for wnid in wnids), folders, strict=True):
+    classes = class_folders(index, split)
+    folders = [index[_below(split, name)] for name in classes]
+    for name, folder in zip(classes, folders, strict=True):
         if not folder.names:
             raise InputError(
-                f"{path} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it"
+                f"{root / split / name} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it"
             )
-    if not wnids:
+    if not classes:
         raise InputError(
-            f"{root / split} holds no images in folders per class, as in {split}/n01440764/*.JPEG"
+            f"{root / split} holds no images in folders per class, as in {_below(split, 'n01440764')}/*.JPEG"
         )
     names = (
-        f"{split}/{wnid}/{name}"
-        for wnid, folder in zip(wnids, folders, strict=True)
-        for name in folder.names
+        _below(split, f"{name}/{file}")
+        for name, folder in zip(classes, folders, strict=True)
+        for file in folder.names
     )
-    labels = np.repeat(np.arange(len(wnids)), [len(folder.names) for folder in folders])
-    return _files(names, labels, (size for folder in folders for size in folder.sizes)), wnids
+    labels = np.repeat(np.arange(len(classes)), [len(folder.names) for folder in folders])
+    return _files(names, labels, (size for folder in folders for size in folder.sizes)), classes
 
 
 def files_by_table(root: Path, folder: Folder) -> tuple[Files, list[str]]:

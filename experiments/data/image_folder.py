@@ -1,4 +1,4 @@
-"""ImageFolder in folders, as ImageNet's: decoded, cropped and scaled by worker processes while the network trains.
+"""Images in folders, as ImageNet's or one's own: decoded, cropped and scaled by workers while the network trains.
 
 A worker builds a whole batch of one rank as one uint8 tensor; it is normalised on the device. The crops of a batch
 are a pure function of (seed, stream, epoch, batch), so neither the number of processes nor that of workers shows,
@@ -13,7 +13,7 @@ import os
 import signal
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +35,21 @@ from experiments.data.base import (
 )
 from experiments.data.folder_index import (
     Files,
+    Index,
     class_folders,
     files_by_class,
     files_by_table,
     read_index,
+    refuse_other_than_wnids,
 )
-from experiments.data.transforms import DRAWS, evaluation_view, training_view
-from experiments.schema import ImageFolderConfig, OnCorrupt
+from experiments.data.transforms import DRAWS, evaluation_view, training_view, upright
+from experiments.schema import ImageFolderConfig, OnCorrupt, OwnFolderConfig
 from experiments.seeding import generator
 from psap_core import InputError
 
 EVALUATION_BATCH = 128
 BATCHES_AHEAD = 2  # per worker
+TEST_FOLDERS = ("val", "valid", "validation", "test")  # the first that is there
 
 
 class Failure(NamedTuple):
@@ -63,7 +66,11 @@ Views = tuple[Tensor, Tensor, list[Failure]]
 
 
 def read_views(
-    root: str, files: Files, size: int, view: Callable[[int, Image.Image], NDArray[np.uint8]]
+    root: str,
+    files: Files,
+    size: int,
+    turn: bool,
+    view: Callable[[int, Image.Image], NDArray[np.uint8]],
 ) -> Views:
     """The views of all files; a failure is a value, because an exception would leave a worker as a traceback.
 
@@ -71,6 +78,7 @@ def read_views(
 
     Args:
         root: the folder that the names are relative to.
+        turn: turn images as their EXIF data say.
         view: makes uint8 [S, S, 3] of a file's position and its opened image.
     """
     images = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
@@ -85,7 +93,10 @@ def read_views(
             failures.append(Failure(row, name, error.strerror or str(error), damaged=False))
             continue
         try:
-            rows[row] = view(row, Image.open(io.BytesIO(data)))
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if turn:
+                image = upright(image)
+            rows[row] = view(row, image)
         except UnidentifiedImageError:
             failures.append(Failure(row, name, "not an image", damaged=True))
         except MemoryError:
@@ -107,6 +118,7 @@ class TrainingViews(Dataset[Views]):
     root: str
     files: Files
     size: int
+    turn: bool
     flip: bool
     seed: int
     sharing: Sharing
@@ -126,6 +138,7 @@ class TrainingViews(Dataset[Views]):
             self.root,
             self.files.take(index[mine]),
             self.size,
+            self.turn,
             lambda row, image: training_view(image, self.size, uniforms[row], self.flip),
         )
 
@@ -137,11 +150,16 @@ class EvaluationViews(Dataset[Views]):
     root: str
     files: Files
     size: int
+    turn: bool
 
     def __getitem__(self, batch: int) -> Views:
         files = self.files.take(slice(batch * EVALUATION_BATCH, (batch + 1) * EVALUATION_BATCH))
         return read_views(
-            self.root, files, self.size, lambda _, image: evaluation_view(image, self.size)
+            self.root,
+            files,
+            self.size,
+            self.turn,
+            lambda _, image: evaluation_view(image, self.size),
         )
 
 
@@ -186,7 +204,8 @@ class ImageFolder:
     """The three splits of a data set of photographs; `validation` may be empty.
 
     Attributes:
-        classes: their number; they are numbered in the order of their WordNet ids.
+        class_names: in the order of their labels: WordNet ids, or names of folders.
+        turn: turn images as their EXIF data say.
         skipped: names, relative to the root, of the images found damaged so far, where `on_corrupt` allows it.
     """
 
@@ -194,11 +213,17 @@ class ImageFolder:
     train: Files
     validation: Files
     test: Files
-    classes: int
+    class_names: list[str]
     size: int
+    turn: bool
     flip: bool
     on_corrupt: OnCorrupt
     skipped: set[str] = field(default_factory=set)
+
+    @property
+    def classes(self) -> int:
+        """Their number."""
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -248,7 +273,7 @@ class ImageFolder:
         files = self._split(split).take(slice(rank, None, ranks))
         items = range(-(-len(files) // EVALUATION_BATCH))
         for images, labels, failures in _loader(
-            EvaluationViews(self.root, files, self.size), items, device, workers
+            EvaluationViews(self.root, files, self.size, self.turn), items, device, workers
         ):
             if lost := self.lost_rows(failures):
                 kept = [row for row in range(len(labels)) if row not in lost]
@@ -306,7 +331,13 @@ class FolderLoader:
         self.normalisation = normalisation
         self.device = device
         rows = TrainingViews(
-            photographs.root, photographs.train, photographs.size, photographs.flip, seed, sharing
+            photographs.root,
+            photographs.train,
+            photographs.size,
+            photographs.turn,
+            photographs.flip,
+            seed,
+            sharing,
         )
         self._items: list[tuple[str, int, int]] = []  # changed for every epoch; the workers stay
         self._loader = _loader(rows, self._items, device, workers)
@@ -345,7 +376,8 @@ class FolderLoader:
 def load_image_folder(cfg: ImageFolderConfig) -> ImageFolder:
     """The configured data set: which files there are; no image is read.
 
-    The test split is val/; validation images come out of train/, see `experiments.data.load_dataset`.
+    The test split is val/, or drawn from all images where an own folder has none; validation images come out of what
+    is left, see `experiments.data.load_dataset`.
 
     Raises:
         InputError: the folders are not as they must be, or the configuration does not fit them.
@@ -356,31 +388,10 @@ def load_image_folder(cfg: ImageFolderConfig) -> ImageFolder:
         raise InputError(
             f"data.mean={cfg.mean} and data.std={cfg.std} must have 3 numbers, one per channel"
         )
-    root = Path(cfg.root)
-    if cfg.name == "imagenette" and not root.is_dir():
-        root = _imagenette(root)
-    for folder in (root, root / "train", root / "val"):
-        if not folder.is_dir():
-            raise InputError(
-                f"{folder} is no folder: data.root={cfg.root} must hold train/ and val/ with a folder per class, as in "
-                "train/n01440764/n01440764_10026.JPEG; name another place with PSAP_DATA or data.root"
-            )
-    index = read_index(root)
-    train, wnids = files_by_class(root, index, "train")
-    flat = index["val"].names and not class_folders(index, "val")
-    test, test_wnids = (
-        files_by_table(root, index["val"]) if flat else files_by_class(root, index, "val")
-    )
-    if len(wnids) < 2:
-        raise InputError(
-            f"{root / 'train'} holds a single class, {wnids[0]}: there is nothing to learn from it"
-        )
-    if different := set(wnids) ^ set(test_wnids):
-        wnid = min(different)
-        has, lacks = ("train", "val") if wnid in wnids else ("val", "train")
-        raise InputError(
-            f"{root / has} holds the class {wnid} and {root / lacks} does not: they must hold the same"
-        )
+    if isinstance(cfg, OwnFolderConfig):
+        root, train, test, classes = _own_splits(cfg)
+    else:
+        root, train, test, classes = _imagenet_splits(cfg)
     validation, training = (
         part.numpy() for part in split_index(torch.from_numpy(train.labels), cfg)
     )
@@ -389,11 +400,99 @@ def load_image_folder(cfg: ImageFolderConfig) -> ImageFolder:
         train.take(training),
         train.take(validation),
         test,
-        len(wnids),
+        classes,
         cfg.image_size,
+        isinstance(cfg, OwnFolderConfig),
         cfg.flip,
         cfg.on_corrupt,
     )
+
+
+Splits = tuple[Path, Files, Files, list[str]]  # root, training and test images, classes
+
+
+def _imagenet_splits(cfg: ImageFolderConfig) -> Splits:
+    root = Path(cfg.root)
+    if cfg.name == "imagenette" and not root.is_dir():
+        root = _imagenette(root)
+    splits = ("train", "val")
+    for folder in (root, *(root / split for split in splits)):
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is no folder: data.root={cfg.root} must hold train/ and val/ with a folder per class, as in "
+                "train/n01440764/n01440764_10026.JPEG; name another place with PSAP_DATA or data.root"
+            )
+    index = read_index(root, splits)
+    refuse_other_than_wnids(root, index, splits)
+    train, classes = _training_files(root, index, "train")
+    if index["val"].names and not class_folders(index, "val"):
+        test, test_classes = files_by_table(root, index["val"])
+    else:
+        test, test_classes = files_by_class(root, index, "val")
+    _refuse_other_classes(root, "val", classes, test_classes)
+    return root, train, test, classes
+
+
+def _own_splits(cfg: OwnFolderConfig) -> Splits:
+    root = Path(cfg.root)
+    if not root.is_dir():
+        raise InputError(
+            f"data.root={root} is no folder: it must hold a folder of images per class"
+        )
+    has_train = (root / "train").is_dir()
+    given = [name for name in TEST_FOLDERS if has_train and (root / name).is_dir()]
+    if given:
+        index = read_index(root, ("train", given[0]))
+        train, classes = _training_files(root, index, "train")
+        test, test_classes = files_by_class(root, index, given[0])
+        _refuse_other_classes(root, given[0], classes, test_classes)
+        return root, train, test, classes
+    if has_train:
+        root = root / "train"
+    images, classes = _training_files(root, read_index(root, (".",)), ".")
+    train_rows, test_rows = held_out(images.labels, classes, cfg.test_share)
+    return root, images.take(train_rows), images.take(test_rows), classes
+
+
+def _training_files(root: Path, index: Index, split: str) -> tuple[Files, list[str]]:
+    files, classes = files_by_class(root, index, split)
+    if len(classes) == 1:
+        raise InputError(
+            f"{root / split} holds a single class, {classes[0]}: there is nothing to learn from it"
+        )
+    return files, classes
+
+
+def _refuse_other_classes(root: Path, split: str, train: list[str], test: list[str]) -> None:
+    if different := set(train) ^ set(test):
+        name = min(different)
+        has, lacks = ("train", split) if name in train else (split, "train")
+        raise InputError(
+            f"{root / has} holds the class {name} and {root / lacks} does not: they must hold the same"
+        )
+
+
+def held_out(
+    labels: NDArray[np.int64], classes: Sequence[str], share: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which images train and which test: of each class this share, at least one image and not all, by a fixed seed.
+
+    Raises:
+        InputError: the share is not between 0 and 1, or a class has a single image.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"data.test_share={share} must be between 0 and 1")
+    is_test = np.zeros(len(labels), dtype=bool)
+    order = torch.randperm(len(labels), generator=generator("test")).numpy()
+    for label, name in enumerate(classes):
+        images = order[labels[order] == label]
+        if len(images) < 2:
+            raise InputError(
+                f"data.root holds a single image of the class {name}: add another one, to test with"
+            )
+        count = min(max(1, round(share * len(images))), len(images) - 1)
+        is_test[images[:count]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def _imagenette(root: Path) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 # A training crop is that of torchvision's RandomResizedCrop.
 AREA = (0.08, 1.0)
@@ -69,5 +69,15 @@ def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image as a person sees it: turned as its EXIF data say."""
+    turned = ImageOps.exif_transpose(image)
+    return image if turned is None else turned
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # grey, 16 bits; `convert` would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from experiments import models
-from experiments.schema import Config, ModelConfig, TargetConfig, ThinPlanConfig
+from experiments.schema import Config, LibraryModelConfig, ModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
 from psap_core.checks import require_cut
 
@@ -56,6 +56,10 @@ def thin_model(
         InputError: the target is outside [0, 1) or unreachable.
     """
     require_cut("target_macs_cut", target_macs_cut)
+    if isinstance(cfg, LibraryModelConfig):
+        raise InputError(
+            f"method=thin needs a network of any width, as model=resnet50; {cfg.name} of {cfg.library} has one"
+        )
     step = 0.5 / models.widest(cfg.name)
     cost = network_macs(channels, classes, image_size)
     budget = (1 - target_macs_cut) * cost(cfg)
@@ -74,7 +78,7 @@ def network_macs(channels: int, classes: int, image_size: int) -> Callable[[Mode
     def cost(cfg: ModelConfig) -> int:
         with torch.device("meta"):
             return macs(
-                models.build(cfg, channels, classes),
+                models.build(cfg, channels, classes, image_size),
                 torch.empty(1, channels, image_size, image_size),
             )
 

@@ -6,9 +6,10 @@ from torch import nn
 
 from experiments.models.cifar import RESNET_BLOCKS, RESNET_WIDTHS, VGG, VGG16_WIDTHS, ResNet
 from experiments.models.initialisation import initialise_
+from experiments.models.library_nets import library_network
 from experiments.models.torchvision_nets import RGB, TORCHVISION_WIDEST, torchvision_network
 from experiments.models.widths import scaled
-from experiments.schema import Fan, ModelConfig, ResNetConfig, Shortcut
+from experiments.schema import Fan, LibraryModelConfig, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError
 
 
@@ -19,12 +20,19 @@ def widest(name: str) -> int:
     return RESNET_WIDTHS[-1] if name in RESNET_BLOCKS else max(map(max, VGG16_WIDTHS))
 
 
-def build(cfg: ModelConfig, channels: int, classes: int) -> nn.Module:
+def build(
+    cfg: ModelConfig, channels: int, classes: int, image_size: int | None = None
+) -> nn.Module:
     """A freshly initialised network; every width is the nearest to width * factor, at least 1.
+
+    Args:
+        image_size: height and width; of networks of other packages that take one size only.
 
     Raises:
         InputError: unknown name, or a factor that is not positive.
     """
+    if isinstance(cfg, LibraryModelConfig):
+        return library_network(cfg, channels, classes, image_size)
     if not 0 < cfg.width < math.inf:
         raise InputError(f"model.width={cfg.width} must be above 0 and finite")
 

@@ -10,46 +10,51 @@ from torch import Tensor, nn
 
 from experiments.data.base import Normalisation
 from experiments.models.build import build
+from experiments.models.library_nets import expected_normalisation, library_network
 from experiments.models.torchvision_nets import TORCHVISION_WIDEST
 from experiments.runs.files import is_published
-from experiments.schema import ModelConfig, ResNetConfig, Shortcut
+from experiments.schema import Library, LibraryModelConfig, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported
 from psap_core.exported import read_plans, read_spec
 
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that only train, which we leave out
+
 
 def start(
-    cfg: ModelConfig, channels: int, classes: int, *, new_classifier: bool = False
+    cfg: ModelConfig,
+    channels: int,
+    classes: int,
+    image_size: int | None = None,
+    *,
+    new_classifier: bool = False,
 ) -> tuple[nn.Module, Normalisation | None]:
     """The network a run starts from, and the normalisation its weights expect (None: they do not say).
 
-    With `new_classifier`, dense weights for another number of classes are taken without their last linear layer.
+    With `new_classifier`, dense weights for another number of classes are taken without their last layer.
 
     Raises:
         InputError: the weights cannot be read, or are of another network; an exported one may have another width.
     """
     if cfg.weights is None:
-        return build(cfg, channels, classes), None
+        return build(cfg, channels, classes, image_size), None
     path = Path(cfg.weights)
     if path.is_dir():
         exported = open_exported(path)
         _refuse_another(path, cfg, channels, classes)
         return exported
-    model = build(cfg, channels, classes)
-    published = is_published(cfg.weights)
-    state, normalisation = (
-        (_download(cfg.name, cfg.weights), None) if published else _read_weights(path)
-    )
+    if (
+        isinstance(cfg, LibraryModelConfig)
+        and cfg.library is Library.timm
+        and cfg.weights == "pretrained"
+    ):
+        model = library_network(cfg, channels, classes, image_size, pretrained=True)
+        return model, expected_normalisation(model)
+    model = build(cfg, channels, classes, image_size)
+    state, normalisation = _weights_of(cfg)
+    if normalisation is None:
+        normalisation = expected_normalisation(model)
     if new_classifier:
-        name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-        own = {
-            key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")
-        }
-        if any(key in state and state[key].shape != tensor.shape for key, tensor in own.items()):
-            print(
-                f"{cfg.weights} is for another number of classes: {name!r} starts anew",
-                file=sys.stderr,
-            )
-            state |= own
+        _keep_own_classifier(model, state, classes, cfg.weights)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -58,6 +63,41 @@ def start(
             f"{cfg.weights} is of another network than {cfg.name}: {reason}"
         ) from error
     return model, normalisation
+
+
+def _weights_of(cfg: ModelConfig) -> tuple[dict[str, Tensor], Normalisation | None]:
+    """What `cfg.weights`, a file or published weights, holds."""
+    assert cfg.weights is not None
+    if is_published(cfg.weights):
+        return _download(cfg, cfg.weights), None
+    return _read_weights(Path(cfg.weights))
+
+
+def _keep_own_classifier(
+    model: nn.Module, state: dict[str, Tensor], classes: int, weights: str
+) -> None:
+    """In `state`, replace tensors that are for another number of classes by the network's own."""
+    own = model.state_dict()
+    replaced = [
+        name
+        for name, tensor in own.items()
+        if name in state and _differs_in_classes(state[name], tensor, classes)
+    ]
+    if replaced:
+        layers = sorted({name.rpartition(".")[0] for name in replaced})
+        print(
+            f"{weights} is for another number of classes: {', '.join(layers)} starts anew",
+            file=sys.stderr,
+        )
+    for name in replaced:
+        state[name] = own[name]
+
+
+def _differs_in_classes(theirs: Tensor, own: Tensor, classes: int) -> bool:
+    if theirs.ndim != own.ndim or own.ndim == 0:
+        return False
+    is_for_others = theirs.shape[0] != own.shape[0] == classes
+    return is_for_others and theirs.shape[1:] == own.shape[1:]
 
 
 def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int) -> None:
@@ -73,23 +113,27 @@ def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int)
             )
 
 
-def _download(name: str, weights: str) -> dict[str, Tensor]:
-    """torchvision's weights, from its cache or its server."""
+def _download(cfg: ModelConfig, weights: str) -> dict[str, Tensor]:
+    """torchvision's weights, from its cache or its server; `pretrained` are those that it recommends."""
     from torchvision.models import get_model_weights
 
-    choices = list(get_model_weights(name).__members__) if name in TORCHVISION_WIDEST else []
-    if weights not in choices:
+    is_theirs = cfg.name in TORCHVISION_WIDEST or isinstance(cfg, LibraryModelConfig)
+    choices = list(get_model_weights(cfg.name).__members__) if is_theirs else []
+    wanted = "DEFAULT" if weights == "pretrained" else weights
+    if wanted not in choices:
         known = ", ".join(choices) or "none"
-        raise InputError(f"model.weights={weights} is not one of torchvision's for {name}: {known}")
+        raise InputError(
+            f"model.weights={weights} is not one of torchvision's for {cfg.name}: {known}"
+        )
     try:
-        state: dict[str, Tensor] = get_model_weights(name)[weights].get_state_dict(
+        state: dict[str, Tensor] = get_model_weights(cfg.name)[wanted].get_state_dict(
             progress=False, check_hash=True
         )
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"model.weights={weights} of {name} could not be downloaded: {error}"
+            f"model.weights={weights} of {cfg.name} could not be downloaded: {error}"
         ) from error
-    return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
 
 
 def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
@@ -102,12 +146,16 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
         network, normalisation = spec["network"], Normalisation(*map(tuple, spec["normalisation"]))
         if len(normalisation.mean) != network["channels"]:
             raise ValueError(f"normalisation of {len(normalisation.mean)} channels")
-        kind = ResNetConfig if "shortcut" in network["model"] else ModelConfig
         source = folder / "start"
         dense = (
             open_exported(source)[0]
             if source.exists()
-            else build(kind(**network["model"]), network["channels"], network["classes"])
+            else build(
+                _model_config(network["model"]),
+                network["channels"],
+                network["classes"],
+                image_shape(folder)[-1],
+            )
         )
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
@@ -115,6 +163,15 @@ def open_exported(folder: Path) -> tuple[nn.Module, Normalisation]:
             f"{folder}/spec.json does not say which network it shrinks: {reason}"
         ) from error
     return load_exported(folder, dense), normalisation
+
+
+def _model_config(described: dict[str, Any]) -> ModelConfig:
+    """The configuration that spec.json describes."""
+    if "shortcut" in described:
+        return ResNetConfig(**described)
+    if "library" in described:
+        return LibraryModelConfig(**described)
+    return ModelConfig(**described)
 
 
 def image_shape(folder: Path) -> tuple[int, ...]:

@@ -57,8 +57,8 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
 
 
 def is_published(weights: str) -> bool:
-    """Is it a name of torchvision's enumerations, and no file?"""
-    return weights.startswith("IMAGENET1K_")
+    """Is it `pretrained` or a name of torchvision's enumerations, and no file?"""
+    return weights == "pretrained" or weights.startswith("IMAGENET1K_")
 
 
 def weights_digest(weights: str | None) -> str | None:
@@ -79,4 +79,25 @@ def weights_digest(weights: str | None) -> str | None:
             digest.update(file.read_bytes())
     except OSError as error:
         raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def folder_digest(root: str) -> str:
+    """SHA-256 over names and sizes of all files below a folder, wherever it lies; hidden ones do not count.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    if not Path(root).is_dir():
+        raise InputError(
+            f"data.root={root} is no folder: it must hold a folder of images per class"
+        )
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = Path(folder, name)
+                described = [str(path.relative_to(root)), path.stat().st_size]
+                digest.update(json.dumps(described).encode())
     return digest.hexdigest()

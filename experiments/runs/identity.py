@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.files import weights_digest
+from experiments.runs.files import folder_digest, weights_digest
 from experiments.schema import (
     Config,
     HardPruningConfig,
+    LRSchedule,
     MethodConfig,
+    OptimizerName,
+    OwnFolderConfig,
     PSAPConfig,
     Scope,
     ThinPlanConfig,
@@ -21,6 +24,12 @@ from experiments.schema import (
 
 # Settings that came after runs were recorded, with the value that those runs had. An identity leaves out this value, so
 # that the hash of a configuration stays what it was.
+OPTIM_CAME_LATER: dict[str, Any] = {
+    "optimizer": OptimizerName.sgd,
+    "schedule": LRSchedule.steps,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+}
 CAME_LATER: dict[type[MethodConfig], dict[str, Any]] = {
     UniformConfig: {"scope": Scope.all},
     HardPruningConfig: {"compact": False},
@@ -36,22 +45,31 @@ def settings(cfg: Config) -> dict[str, Any]:
         method["compact"] = compacts(cfg.method)
     for kind, later in CAME_LATER.items():
         if isinstance(cfg.method, kind):
-            for name, value in later.items():
-                if method[name] == value:
-                    del method[name]
+            _leave_out(method, later)
+    optim = asdict(cfg.optim)
+    _leave_out(optim, OPTIM_CAME_LATER)
     return {
         "epochs": cfg.epochs,
         "data": {key: value for key, value in asdict(cfg.data).items() if key != "root"},
         "model": asdict(cfg.model),
         "method": method,
-        "optim": asdict(cfg.optim),
+        "optim": optim,
     }
+
+
+def _leave_out(settings: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Remove the settings that have these values."""
+    for name, value in values.items():
+        if settings[name] == value:
+            del settings[name]
 
 
 def identity(cfg: Config) -> dict[str, Any]:
     """What changes the result: weights by content, another run by its own identity, no path, seed or machine."""
     content = settings(cfg)
     content["model"]["weights"] = weights_digest(cfg.model.weights)
+    if isinstance(cfg.data, OwnFolderConfig):
+        content["data"]["files"] = folder_digest(cfg.data.root)
     if isinstance(cfg.method, ThinPlanConfig):
         content["method"]["run"] = Path(cfg.method.run).parent.name
     return content

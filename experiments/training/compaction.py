@@ -105,6 +105,7 @@ def _dense_seconds_per_image(setup: Setup) -> float:
         setup.device,
         setup.autocast,
         lambda: None,
+        setup.loss,
     )
     warm_up = WARM_UP_STEPS + setup.images.batches_ahead
     timed = TIMED_STEPS + setup.images.batches_ahead

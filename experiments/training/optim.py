@@ -1,17 +1,19 @@
-"""The optimiser and its learning rate: SGD with Nesterov momentum, in steps."""
+"""The optimiser and its learning rate, from epoch to epoch."""
 
 import math
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
-from experiments.schema import OptimConfig
+from experiments.schema import LRSchedule, OptimConfig, OptimizerName
 from psap_core import InputError
 
+ADAMW_SECOND_DECAY = 0.999  # torch's
 
-def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
-    """SGD over all parameters; without decay_all, tensors of one dimension do not decay.
+
+def make_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
+    """SGD or AdamW over all parameters; without decay_all, tensors of one dimension do not decay.
 
     Raises:
         InputError: a setting is out of its range.
@@ -35,6 +37,9 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> SGD:
     decayed = [p for p in model.parameters() if cfg.decay_all or p.ndim > 1]
     others = [p for p in model.parameters() if not (cfg.decay_all or p.ndim > 1)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    if OptimizerName(cfg.optimizer) is OptimizerName.adamw:
+        betas = (cfg.momentum, ADAMW_SECOND_DECAY)
+        return AdamW(groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay)
     return SGD(
         groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, nesterov=True
     )
@@ -48,5 +53,8 @@ def learning_rate(cfg: OptimConfig, epoch: int, epochs: int) -> float:
     scale = cfg.batch_size / cfg.lr_batch if cfg.lr_batch else 1.0
     if epoch < cfg.warmup_epochs:
         return cfg.warmup_lr * scale
+    if LRSchedule(cfg.schedule) is LRSchedule.cosine:
+        done = (epoch - cfg.warmup_epochs) / (epochs - cfg.warmup_epochs)
+        return cfg.lr * scale * (1 + math.cos(math.pi * done)) / 2
     passed = sum(epoch >= math.floor(share * epochs + 0.5) for share in cfg.milestones)
     return cfg.lr * scale * cfg.lr_factor**passed

@@ -4,6 +4,7 @@ import shutil
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -91,6 +92,7 @@ def _train(
         device,
         setup.autocast,
         method.after_step,
+        setup.loss,
     )
     compaction = None
     if compacts(cfg.method):
@@ -213,8 +215,10 @@ def _start_top1(training: _Training) -> float | None:
     cfg = training.setup.cfg.model
     if cfg.weights is None:
         return None
-    channels = training.setup.dataset.image_shape[0]
-    start, _ = models.start(cfg, channels, training.setup.dataset.classes, new_classifier=True)
+    channels, _, size = training.setup.dataset.image_shape
+    start, _ = models.start(
+        cfg, channels, training.setup.dataset.classes, size, new_classifier=True
+    )
     start.to(training.setup.device).to(memory_format=torch.channels_last)
     return training.setup.accuracy(start, "test").top1
 
@@ -358,7 +362,7 @@ def _save_exported(
     dataset: TensorImages | ImageFolder,
 ) -> None:
     """Save the small network with all that is needed to build it again."""
-    described = {
+    described: dict[str, Any] = {
         "network": {
             "model": asdict(replace(network, weights=None)),
             "channels": dataset.image_shape[0],
@@ -366,6 +370,8 @@ def _save_exported(
         },
         "normalisation": [list(normalisation.mean), list(normalisation.std)],
     }
+    if isinstance(dataset, ImageFolder):
+        described["class_names"] = dataset.class_names
     if network.weights is not None and Path(network.weights).is_dir():
         shutil.copytree(network.weights, folder / "start", dirs_exist_ok=True)
     save_exported(folder, small, plan, described)

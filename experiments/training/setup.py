@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments import models, seeding
@@ -18,6 +17,7 @@ from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanCon
 from experiments.training.devices import device_name, has_bfloat16, reading_workers
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
+from experiments.training.loss import Loss, make_loss
 from experiments.training.optim import make_optimizer
 from experiments.training.steps import choose_fast, wrapped
 
@@ -44,6 +44,7 @@ class Setup:
     model: nn.Module
     net: nn.Module
     optimizer: torch.optim.Optimizer
+    loss: Loss
     example: Tensor
     fast: Fast
 
@@ -86,7 +87,7 @@ class Setup:
 
     def loss_of_batch(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         pixels, labels = batch
-        return F.cross_entropy(self.net(pixels), labels)
+        return self.loss.of_logits(self.net(pixels), labels)
 
     def method_context(self, save: SaveStep) -> MethodContext:
         return MethodContext(
@@ -115,7 +116,9 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
         dataset = load_dataset(cfg.data, device)
     channels, _, size = dataset.image_shape
     network = starting_network(cfg, channels, dataset.classes, size)
-    model, normalisation = models.start(network, channels, dataset.classes, new_classifier=True)
+    model, normalisation = models.start(
+        network, channels, dataset.classes, size, new_classifier=True
+    )
     if isinstance(cfg.method, ThinPlanConfig):
         models.initialise_(model, cfg.model.fan, cfg.model.name)
     model.to(device).to(memory_format=torch.channels_last)
@@ -124,7 +127,9 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
         normalisation = Normalisation(tuple(cfg.data.mean), tuple(cfg.data.std))
     workers = reading_workers(cfg.runtime, world)
     images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
-    fast = choose_fast(cfg.runtime.fast, device, images, world)
+    optimizer = make_optimizer(model, cfg.optim)
+    loss = make_loss(cfg.optim)
+    fast = choose_fast(cfg.runtime.fast, device, images, world, optimizer, loss)
     return Setup(
         cfg=cfg,
         device=device,
@@ -136,7 +141,8 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
         network=network,
         model=model,
         net=wrapped(model, fast, world),
-        optimizer=make_optimizer(model, cfg.optim),
+        optimizer=optimizer,
+        loss=loss,
         example=torch.zeros(1, channels, size, size, device=device),
         fast=fast,
     )

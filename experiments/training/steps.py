@@ -5,16 +5,18 @@ import shutil
 from collections.abc import Callable, Generator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from experiments.data.base import Batch, TrainingData
 from experiments.data.tensor_images import TensorLoader
 from experiments.schema import Fast
 from experiments.training.cuda_graph import CudaGraph
 from experiments.training.distributed import World
+from experiments.training.loss import Loss
 from psap_core import InputError
+
+CROSS_ENTROPY = Loss()
 
 
 class Steps:
@@ -24,6 +26,7 @@ class Steps:
         net: computes the model's outputs in training: the model itself, or its wrapper.
         autocast: type in which the forward pass may compute; None: float32.
         after_step: called after every optimiser step.
+        loss: of a micro-batch.
 
     Attributes:
         loss_sum: sum of the losses of this rank's images since it was set, float64 on the device.
@@ -38,9 +41,11 @@ class Steps:
         device: torch.device,
         autocast: torch.dtype | None,
         after_step: Callable[[], None],
+        loss: Loss = CROSS_ENTROPY,
     ) -> None:
         self.net, self.optimizer, self.images, self.world = net, optimizer, images, world
         self.device, self.autocast, self.after_step = device, autocast, after_step
+        self.loss = loss
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
 
     def use(self, net: nn.Module) -> None:
@@ -61,7 +66,7 @@ class Steps:
                 with torch.autocast(
                     self.device.type, self.autocast, enabled=self.autocast is not None
                 ):
-                    loss = F.cross_entropy(self.net(images), labels)
+                    loss = self.loss.in_training(self.net, images, labels)
                 # Averaged over the ranks, this is the gradient of the whole batch's mean loss. (Skipped images
                 # are in batch.images: their batch counts a little less.)
                 (loss * (self.world.size * len(labels) / batch.images)).backward()
@@ -91,9 +96,10 @@ class CapturedSteps(Steps):
         device: torch.device,
         autocast: torch.dtype | None,
         after_step: Callable[[], None],
+        loss: Loss = CROSS_ENTROPY,
         capture: Callable[[Callable[[], None]], Callable[[], None]] = CudaGraph,
     ) -> None:
-        super().__init__(net, optimizer, images, world, device, autocast, after_step)
+        super().__init__(net, optimizer, images, world, device, autocast, after_step, loss)
         self.batch_size = images.sharing.batch_size
         self.drawn = torch.empty(2, len(images), dtype=torch.long, device=device)
         # Of the next batch.
@@ -146,28 +152,37 @@ def make_steps(
     device: torch.device,
     autocast: torch.dtype | None,
     after_step: Callable[[], None],
+    loss: Loss = CROSS_ENTROPY,
 ) -> Steps:
     """The steps of a training that `choose_fast` has chosen; `net` is what `wrapped` makes."""
     if fast is Fast.captured:
         assert isinstance(images, TensorLoader)
-        return CapturedSteps(net, optimizer, images, world, device, autocast, after_step)
-    return Steps(net, optimizer, images, world, device, autocast, after_step)
+        return CapturedSteps(net, optimizer, images, world, device, autocast, after_step, loss)
+    return Steps(net, optimizer, images, world, device, autocast, after_step, loss)
 
 
-def choose_fast(fast: Fast, device: torch.device, images: TrainingData, world: World) -> Fast:
+def choose_fast(
+    fast: Fast,
+    device: torch.device,
+    images: TrainingData,
+    world: World,
+    optimizer: Optimizer,
+    loss: Loss = CROSS_ENTROPY,
+) -> Fast:
     """How steps are done here: eager, compiled or captured; `auto` captures where that is possible.
 
     Raises:
         InputError: what is asked for is not possible here.
     """
     in_one_piece = isinstance(images, TensorLoader) and images.sharing.accumulate == world.size == 1
-    capturable = device.type == "cuda" and in_one_piece
+    is_plain = isinstance(optimizer, SGD) and loss.mixup == 0
+    capturable = device.type == "cuda" and in_one_piece and is_plain
     if fast is Fast.auto:
         return Fast.captured if capturable else Fast.eager
     if fast is Fast.captured and not capturable:
         raise InputError(
-            "runtime.fast=captured needs a CUDA device, digits or CIFAR-10 on it, one process and optim.accumulate=1: "
-            "use runtime.fast=auto"
+            "runtime.fast=captured needs a CUDA device, digits or CIFAR-10 on it, one process, SGD without mixup and "
+            "optim.accumulate=1: use runtime.fast=auto"
         )
     compiler = os.environ.get("CXX", "g++")
     if fast is Fast.compiled and shutil.which(compiler) is None:

@@ -18,6 +18,7 @@ from experiments.methods.one_shot import OneShot
 from experiments.methods.psap import PSAPCallback
 from experiments.schema import DataConfig, Fan, Fast, ResNetConfig, Shortcut
 from experiments.training.distributed import World
+from experiments.training.loss import Loss
 from experiments.training.steps import CapturedSteps, Steps, choose_fast, make_steps, wrapped
 from psap_core import PSAP, InputError
 from tests.helpers import bits, small
@@ -222,13 +223,21 @@ def images_of(sharing):
     return tensor_images.TensorLoader(train, Normalisation((0.5,), (0.5,)), sharing, True, seed=1)
 
 
+SGD = torch.optim.SGD([torch.zeros(1)], 0.1)
+
+
 def test_auto_captures_where_that_is_possible():
     cuda, whole, alone = torch.device("cuda"), images_of(Sharing(64)), World()
-    assert choose_fast(Fast.auto, cuda, whole, alone) is Fast.captured
-    assert choose_fast(Fast.auto, CPU, whole, alone) is Fast.eager
-    assert choose_fast(Fast.auto, cuda, images_of(Sharing(64, accumulate=2)), alone) is Fast.eager
-    assert choose_fast(Fast.auto, cuda, whole, World(0, 2, 0)) is Fast.eager
-    assert choose_fast(Fast.eager, cuda, whole, alone) is Fast.eager
+    adamw = torch.optim.AdamW([torch.zeros(1)])
+    two_parts = images_of(Sharing(64, accumulate=2))
+    assert choose_fast(Fast.auto, cuda, whole, alone, SGD) is Fast.captured
+    assert choose_fast(Fast.auto, CPU, whole, alone, SGD) is Fast.eager
+    assert choose_fast(Fast.auto, cuda, two_parts, alone, SGD) is Fast.eager
+    assert choose_fast(Fast.auto, cuda, whole, World(0, 2, 0), SGD) is Fast.eager
+    assert choose_fast(Fast.auto, cuda, whole, alone, adamw) is Fast.eager
+    assert choose_fast(Fast.auto, cuda, whole, alone, SGD, Loss(mixup=0.2)) is Fast.eager
+    assert choose_fast(Fast.auto, cuda, whole, alone, SGD, Loss(0.1)) is Fast.captured
+    assert choose_fast(Fast.eager, cuda, whole, alone, SGD) is Fast.eager
 
 
 def test_the_chosen_steps_are_made():
@@ -246,7 +255,7 @@ def test_what_is_not_possible_here_is_refused(monkeypatch):
     with pytest.raises(
         InputError, match="captured needs a CUDA device, digits or CIFAR-10 on it, one process"
     ):
-        choose_fast(Fast.captured, CPU, images_of(Sharing(64)), World())
+        choose_fast(Fast.captured, CPU, images_of(Sharing(64)), World(), SGD)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler, there is no no-such-compiler"):
-        choose_fast(Fast.compiled, CPU, images_of(Sharing(64)), World())
+        choose_fast(Fast.compiled, CPU, images_of(Sharing(64)), World(), SGD)

@@ -1,0 +1,100 @@
+"""Networks of timm and torchvision, by their names there, in their own width and initialisation."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from experiments.data.base import Normalisation
+from experiments.models.torchvision_nets import RGB
+from experiments.schema import Library, LibraryModelConfig
+from psap_core import InputError
+
+
+def library_network(
+    cfg: LibraryModelConfig,
+    channels: int,
+    classes: int,
+    image_size: int | None = None,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A network of another package with its last layer for `classes`.
+
+    Args:
+        image_size: height and width; of networks that take one size only.
+        pretrained: with the weights that timm publishes, and a fresh last layer if theirs has other classes.
+
+    Raises:
+        InputError: an unknown name, a width other than 1, or a network that does not take these images.
+    """
+    if cfg.width != 1:
+        raise InputError(f"model.width={cfg.width}: {cfg.name} of {cfg.library} has one width, 1")
+    if Library(cfg.library) is Library.torchvision:
+        return _torchvision_network(cfg.name, channels, classes)
+    return _timm_network(cfg.name, channels, classes, image_size, pretrained)
+
+
+def _torchvision_network(name: str, channels: int, classes: int) -> nn.Module:
+    import torchvision
+
+    _refuse_unknown(name, torchvision.models.list_models(module=torchvision.models), "torchvision")
+    if channels != RGB:
+        raise InputError(f"{name} takes colour images, these have {channels} channel")
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    network: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=classes, **options
+    )
+    return network
+
+
+def _timm_network(
+    name: str, channels: int, classes: int, image_size: int | None, pretrained: bool
+) -> nn.Module:
+    if find_spec("timm") is None:
+        raise InputError(f"model.name={name} is a network of timm: pip install timm")
+    import timm
+
+    if not timm.is_model(name):
+        _refuse_unknown(name, timm.list_models(), "timm")
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    if image_size is not None and _takes_one_size(name):
+        options["img_size"] = image_size
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # the hub raises anything where there is no network
+        if not pretrained:
+            raise InputError(f"timm cannot make {name} for {image_size} pixels: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model.weights=pretrained of {name} could not be had: {reason}; name a file of weights, or take "
+            "model.weights=null"
+        ) from error
+    return network
+
+
+def _takes_one_size(name: str) -> bool:
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return settings is not None and settings.fixed_input_size
+
+
+def _refuse_unknown(name: str, known: Collection[str], library: str) -> None:
+    if name in known:
+        return
+    nearest = get_close_matches(name, known, n=3)
+    meant = f"did you mean {' or '.join(nearest)}?" if nearest else f"see {library}'s list"
+    raise InputError(f"model.name={name}: {library} has no such network; {meant}")
+
+
+def expected_normalisation(network: nn.Module) -> Normalisation | None:
+    """The normalisation that published weights were trained with, which timm's networks say; None: it does not."""
+    settings: Any = getattr(network, "pretrained_cfg", None)
+    if not settings or not settings.get("mean") or not settings.get("std"):
+        return None
+    return Normalisation(tuple(settings["mean"]), tuple(settings["std"]))
