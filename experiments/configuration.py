@@ -47,6 +47,19 @@ def compose(config_name: str, overrides: Sequence[str]) -> Any:
         raise InputError(explanation(error, config_name, overrides)) from error
 
 
+def compose_raw(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """What these overrides describe, values that are missing included.
+
+    Raises:
+        InputError: an unknown key or choice, or a value of the wrong type.
+    """
+    schema.register_types()
+    try:
+        return _hydra(config_name, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise InputError(explanation(error, config_name, overrides)) from error
+
+
 def explanation(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
     """What is wrong with the overrides, in a sentence: what was probably meant, or what Hydra says."""
     try:

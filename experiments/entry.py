@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -12,24 +13,48 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
-from experiments.configuration import CONF, explanation, typed
+from experiments.configuration import CONF, compose_raw, explanation, typed
 from experiments.exits import plain_exits
+from experiments.help import help_text
 from psap_core import InputError
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
-    """Make a command, with the exits of `plain_exits`, of a function that takes a typed configuration."""
+def entry_point(
+    config_name: str, *flags: str
+) -> Callable[[Callable[..., object]], Callable[[], None]]:
+    """Make a command, with the exits of `plain_exits`, of a function that takes a typed configuration.
 
-    def decorate(function: Callable[[Any], object]) -> Callable[[], None]:
+    It gets a bool for each of `flags`, too: `json=True` where `--json` was given. `--help` shows the text at the top
+    of the function's module.
+    """
+
+    def decorate(function: Callable[..., object]) -> Callable[[], None]:
         @functools.wraps(function)
         def command() -> None:
             with plain_exits():
+                if "--help" in sys.argv or "-h" in sys.argv:
+                    _print_help(config_name, sys.modules[function.__module__].__doc__ or "")
+                    return
+                given = {flag: _taken(f"--{flag}") for flag in flags}
                 for cfg in _from_command_line(config_name):
-                    function(cfg)
+                    function(cfg, **given)
 
         return command
 
     return decorate
+
+
+def _taken(option: str) -> bool:
+    """Was the option given? Hydra does not see it."""
+    if option not in sys.argv:
+        return False
+    sys.argv.remove(option)
+    return True
+
+
+def _print_help(config_name: str, about: str) -> None:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    print(help_text(about, compose_raw(config_name, words), Path(CONF)))
 
 
 def _from_command_line(config_name: str) -> list[Any]:

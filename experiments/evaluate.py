@@ -1,7 +1,8 @@
-"""Test accuracy of a run's exported network, or of given weights.
+"""Test accuracy of a run's exported network, or of given weights: `python -m experiments.evaluate run=<run folder>`.
 
-`python -m experiments.evaluate run=<run folder>`
-`python -m experiments.evaluate experiment=<recipe> model.weights=<file or exported folder>`
+    python -m experiments.evaluate run=runs/digits_resnet20/<hash>/seed0
+    python -m experiments.evaluate run=<run folder> data.root=<where the data are here>
+    python -m experiments.evaluate experiment=<recipe> model.weights=<file or exported folder>
 
 A run brings its own data and network: only `runtime` holds for it, too, and `data.root` where its own data are gone.
 """
@@ -21,6 +22,7 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
+from experiments.runs.summary import read_summary
 from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig, OwnFolderConfig
 from experiments.training.devices import configure, reading_workers
 from experiments.training.distributed import World
@@ -43,6 +45,8 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         raise InputError(
             "nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>"
         )
+    if cfg.run is not None:
+        read_summary(Path(cfg.run))  # refuses a run that is not finished
     dataset = data.load_dataset(
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )

@@ -1,6 +1,8 @@
 """Check a finished run's exported network, and write it as ONNX too.
 
-`python -m experiments.export run=<run folder> [onnx=true]`
+    python -m experiments.export run=runs/digits_resnet20/<hash>/seed0
+    python -m experiments.export run=<run folder> onnx=true
+    python -m experiments.export run=<run folder> onnx=true runtime.device=cpu
 
 Training has exported the network already; this rebuilds it from spec.json and weights.safetensors alone.
 """

@@ -10,6 +10,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from experiments.help import options
+
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
@@ -43,7 +45,7 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
             return sentence
     has_recipe = any(choice.key_or_group == "experiment" for choice in choices)
     if isinstance(error, MissingMandatoryValue) and error.key == "name" and not has_recipe:
-        return f"no recipe is chosen: add experiment=<{'|'.join(_options(conf, 'experiment'))}>"
+        return f"no recipe is chosen: add experiment=<{'|'.join(options(conf, 'experiment'))}>"
     return None
 
 
@@ -62,17 +64,12 @@ def _assignments(words: Sequence[str]) -> list[Override]:
     return assignments
 
 
-def _options(conf: Path, group: str) -> list[str]:
-    """What may be chosen of a group."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
-
-
 def _wrong_choice(choice: Override, conf: Path) -> str | None:
     group, value = choice.key_or_group, choice.value()
     if value is None:
         return None
     name = str(value).removesuffix(".yaml")
-    known = _options(conf, group)
+    known = options(conf, group)
     if name in known:
         return None
     noun = "recipe" if group == "experiment" else group

@@ -67,21 +67,21 @@ class Fast(StrEnum):
 
 @dataclass
 class DataConfig:
-    name: str = MISSING
+    name: str = MISSING  # which data set
     root: str = MISSING  # folder with the data files; not part of a run's identity
     image_size: int = MISSING  # pixels; smaller than the images means area downsampling
-    train_images: int | None = MISSING  # None: all that validation leaves
+    train_images: int | None = MISSING  # null: all that validation leaves
     validation_images: int = MISSING  # held out of the training images by a fixed seed
     flip: bool = MISSING  # mirror training images at random
     mean: list[float] = MISSING  # per channel, of pixels in [0, 1]
-    std: list[float] = MISSING
+    std: list[float] = MISSING  # per channel, of pixels in [0, 1]
 
 
 @dataclass
 class ImageFolderConfig(DataConfig):
     """A folder of train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
-    on_corrupt: OnCorrupt = MISSING
+    on_corrupt: OnCorrupt = MISSING  # what happens at an image that cannot be read
 
 
 @dataclass
@@ -93,7 +93,7 @@ class OwnFolderConfig(ImageFolderConfig):
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING
+    name: str = MISSING  # which network
     width: float = MISSING  # factor on every width, stream included
     # A dense .safetensors or .pth, an exported folder, `pretrained`, or a name of torchvision's enumerations.
     weights: str | None = MISSING
@@ -102,7 +102,7 @@ class ModelConfig:
 
 @dataclass
 class ResNetConfig(ModelConfig):
-    shortcut: Shortcut = MISSING
+    shortcut: Shortcut = MISSING  # how a block passes its input on where width or resolution change
 
 
 class Library(StrEnum):
@@ -116,14 +116,13 @@ class Library(StrEnum):
 class LibraryModelConfig(ModelConfig):
     """An image classifier of another package: `name` is its name there, its width and initialisation are its own."""
 
-    library: Library = MISSING
+    library: Library = MISSING  # whose network it is
 
 
 @dataclass
 class MethodConfig:
-    """`figures`: how figures draw the method, and as what others publish it; no part of a run's identity."""
-
-    name: str = MISSING
+    name: str = MISSING  # which method
+    # How figures draw the method, and as what others publish it; no part of a run's identity.
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,61 +130,58 @@ class MethodConfig:
 class TargetConfig(MethodConfig):
     """Methods that are given one number: the share of the dense network's MACs to remove."""
 
-    target_macs_cut: float = MISSING
+    target_macs_cut: float = MISSING  # share of the dense network's MACs to remove
 
 
 @dataclass
 class UniformConfig(TargetConfig):
     """Methods that prune the same share of every channel group."""
 
-    scope: Scope = MISSING
+    scope: Scope = MISSING  # which channels are pruned together
 
 
 @dataclass
 class HardPruningConfig(UniformConfig):
     """Methods whose pruned filters stay pruned."""
 
-    compact: bool | None = (
-        MISSING  # train the small network once the plan is final; None: in scope coupled
-    )
+    # Train the small network once the plan is final; null: in scope coupled.
+    compact: bool | None = MISSING
 
 
 @dataclass
 class SFPConfig(UniformConfig):
-    ramp_end: int | float = (
-        MISSING  # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP)
-    )
+    # 1: the whole cut from the first epoch; later: the cut grows as PSAP's does (ASFP).
+    ramp_end: int | float = MISSING
 
 
 @dataclass
 class ThinPlanConfig(MethodConfig):
-    """`run`: folder of a finished run, whose exported architecture is trained from fresh weights."""
-
-    run: str = MISSING
+    run: str = MISSING  # folder of a finished run, whose exported architecture is trained from fresh weights
 
 
 @dataclass
 class PSAPConfig(TargetConfig):
     """The hyper-parameters of `psap_core.PSAP`."""
 
-    scope: Scope = MISSING
-    exclude: list[str] = MISSING
-    kappa: float = MISSING
-    sparsity_reference: Reference = MISSING
-    alpha: float = MISSING
+    scope: Scope = MISSING  # which channels are pruned together
+    exclude: list[str] = MISSING  # layers that keep all their filters
+    kappa: float = MISSING  # a weight below kappa times the root mean square counts as sparse
+    sparsity_reference: Reference = MISSING  # whose root mean square: the network's or each layer's
+    alpha: float = MISSING  # how much the sparsity ratios decide; 0: one ratio for all layers
+    # Supervise the pruned filters' gradients, and restore the important ones.
     protection: bool = MISSING
-    pulse_batches: int = MISSING
-    margin: float = MISSING
-    min_filters: int = MISSING
-    min_filter_share: float = MISSING
+    pulse_batches: int = MISSING  # batches whose gradients a pruning step looks at
+    margin: float = MISSING  # share of a layer's pruned filters that are proposed beyond them
+    min_filters: int = MISSING  # that every layer keeps
+    min_filter_share: float = MISSING  # of its filters, that every layer keeps
     round_to: int = MISSING  # groups of at least twice as many filters keep a multiple of this
-    start: int | float = MISSING  # shares of the epochs are floats, epochs are ints
-    ramp_end: int | float = MISSING
-    freeze: int | float = MISSING
-    interval: int = MISSING
-    compact: bool | None = (
-        MISSING  # train the small network from the freeze on; None: in scope coupled
-    )
+    # First pruning step; shares of the epochs are floats, epochs are ints.
+    start: int | float = MISSING
+    ramp_end: int | float = MISSING  # when the whole cut is reached
+    freeze: int | float = MISSING  # last pruning step: what is pruned then is gone
+    interval: int = MISSING  # epochs from one pruning step to the next
+    # Train the small network from the freeze on; null: in scope coupled.
+    compact: bool | None = MISSING
 
 
 class Rule(StrEnum):
@@ -201,7 +197,7 @@ class Rule(StrEnum):
 class PSAPVariantConfig(PSAPConfig):
     """PSAP with one rule changed, for the study only."""
 
-    rule: Rule = MISSING
+    rule: Rule = MISSING  # the rule that is changed
 
 
 class OptimizerName(StrEnum):
@@ -220,60 +216,55 @@ class LRSchedule(StrEnum):
 class OptimConfig:
     """The optimiser, its learning rate from epoch to epoch, and what a step minimises."""
 
-    optimizer: OptimizerName = MISSING
-    schedule: LRSchedule = MISSING
+    optimizer: OptimizerName = MISSING  # sgd has Nesterov momentum
+    schedule: LRSchedule = MISSING  # how the learning rate falls after the warm-up
 
     batch_size: int = MISSING  # images per optimiser step, over all processes
     accumulate: int = MISSING  # micro-batches of one process's share of them
-    precision: Precision = MISSING
-    lr: float = MISSING
-    lr_batch: int | None = (
-        MISSING  # the batch that lr is meant for: it grows linearly with batch_size; None: it stays
-    )
+    precision: Precision = MISSING  # in which the network computes
+    lr: float = MISSING  # learning rate after the warm-up
+    # The batch that lr is meant for: it grows linearly with batch_size; null: it stays.
+    lr_batch: int | None = MISSING
     momentum: float = MISSING  # of AdamW the first of its two decay rates
-    weight_decay: float = MISSING
+    weight_decay: float = MISSING  # in the gradient for SGD, beside it for AdamW
     decay_all: bool = MISSING  # False: only tensors with two or more dimensions decay
     milestones: list[float] = MISSING  # shares of the epochs
     lr_factor: float = MISSING  # at every milestone
-    warmup_epochs: int = MISSING
-    warmup_lr: float = MISSING
+    warmup_epochs: int = MISSING  # epochs at warmup_lr
+    warmup_lr: float = MISSING  # learning rate of the warm-up
     label_smoothing: float = MISSING  # share of a label that all classes get
-    mixup: float = (
-        MISSING  # parameter of the Beta distribution that mixes images; 0: they are not mixed
-    )
+    # Parameter of the Beta distribution that mixes images; 0: they are not mixed.
+    mixup: float = MISSING
 
 
 @dataclass
 class RuntimeConfig:
     device: str = MISSING  # auto, cpu, cuda
-    threads: int | None = MISSING  # torch's CPU threads; None: torch decides
-    workers: int | None = (
-        MISSING  # processes that read photographs, per training process; None: its share of the cores
-    )
-    fast: Fast = MISSING
+    threads: int | None = MISSING  # torch's CPU threads; null: torch decides
+    # Processes that read photographs, per training process; null: its share of the cores.
+    workers: int | None = MISSING
+    fast: Fast = MISSING  # how a training step is done
 
 
 @dataclass
 class TrackingConfig:
+    # `offline` keeps the W&B run in the run folder, `wandb sync` sends it.
     mode: TrackingMode = MISSING
-    project: str = MISSING
+    project: str = MISSING  # of W&B
 
 
 @dataclass
 class Config:
-    """One run. `name` is the recipe's; `target_macs_cut` is read by the methods that have a target.
+    """One run."""
 
-    `suite` and `cell` say which table it is for, if any; they are no part of its identity, nor is `onnx`.
-    """
-
-    name: str = MISSING
-    suite: str | None = None
-    cell: str | None = None
-    epochs: int = MISSING
-    seed: int = MISSING
-    target_macs_cut: float = MISSING
-    onnx: bool = MISSING  # also write export/model.onnx, and compare it in ONNX Runtime
-    runs_dir: str = MISSING
+    name: str = MISSING  # of the recipe
+    suite: str | None = None  # the table that the run is for, if any; no part of its identity
+    cell: str | None = None  # the table's row; no part of its identity
+    epochs: int = MISSING  # of the whole training
+    seed: int = MISSING  # of weights, order and augmentation
+    target_macs_cut: float = MISSING  # share of the MACs to remove, for methods that have a target
+    onnx: bool = MISSING  # also write export/model.onnx and check it; no part of the run's identity
+    runs_dir: str = MISSING  # where run folders are made
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -284,17 +275,13 @@ class Config:
 
 @dataclass
 class EvaluateConfig(Config):
-    """`run`: folder of a finished run whose exported network is evaluated; None: the configured network."""
-
-    run: str | None = None
+    run: str | None = None  # folder of a finished run, whose exported network is evaluated
 
 
 @dataclass
 class ExportConfig:
-    """`run`: folder of a finished run; `onnx`: also write and check export/model.onnx."""
-
-    run: str = MISSING
-    onnx: bool = MISSING
+    run: str = MISSING  # folder of a finished run
+    onnx: bool = MISSING  # also write export/model.onnx and check it
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 

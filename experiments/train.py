@@ -1,22 +1,25 @@
-"""Train one network with one method: `python -m experiments.train experiment=<recipe> [key=value ...]`.
+"""Train one network with one method: `python -m experiments.train experiment=<recipe> [key=value ...] [--json]`.
 
-On several GPUs: `torchrun --nproc-per-node=4 -m experiments.train experiment=<recipe> [key=value ...]`.
+    python -m experiments.train experiment=digits_resnet20 method=l1 target_macs_cut=0.5
+    python -m experiments.train experiment=image_folder data.root=<folder> model.name=efficientnet_b0 onnx=true
+    torchrun --nproc-per-node=4 -m experiments.train experiment=imagenet_resnet50
 
 The same command again continues a run that was stopped, and prints the summary of one that is done.
 SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and leave with exit code 75.
+With --json the summary is one line of JSON.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 
 from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.folder import Record
-from experiments.runs.summary import read_summary
+from experiments.runs.summary import read_summary, report
 from experiments.schema import ONNX_PACKAGES, Config, TargetConfig
 from psap_core import InputError
 from psap_core.checks import require_cut, require_packages
@@ -58,15 +61,18 @@ def _write_onnx(folder: Path) -> None:
     from experiments.models import open_exported
     from experiments.models.onnx_file import write_onnx
 
+    print("writing export/model.onnx", file=sys.stderr)
     small, _ = open_exported(folder)
     print(write_onnx(folder, small), file=sys.stderr)
 
 
-@entry_point("train")
-def main(cfg: Config) -> None:
+@entry_point("train", "json")
+def main(cfg: Config, json: bool) -> None:
     folder = train(cfg)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(json.dumps(asdict(read_summary(folder))))
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    summary = read_summary(folder)
+    print(dumps(asdict(summary)) if json else report(summary, folder))
 
 
 if __name__ == "__main__":

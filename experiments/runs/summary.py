@@ -124,7 +124,48 @@ def read_summary(folder: Path) -> RunSummary:
     try:
         content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (folder / "manifest.json").is_file():
+            raise InputError(
+                f"the run in {folder} is not finished: the same training command continues it"
+            ) from error
         raise InputError(
             f"{folder} is not the folder of a finished run: it has no summary.json"
         ) from error
     return parse_summary(content, path)
+
+
+def report(summary: RunSummary, folder: Path) -> str:
+    """A few lines for a person: the result, what it cost, and what can be done next."""
+    lines = [
+        f"{summary.model} on {summary.dataset}, {summary.method}, seed {summary.seed}: {folder}",
+        f"  top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % on {summary.test_images:,} test images",
+        f"  {summary.macs / 1e6:,.2f} M MACs ({100 * summary.macs_cut:.1f} % cut), "
+        f"{summary.params / 1e6:,.2f} M parameters",
+        f"  trained for {summary.epochs} epochs in {_duration(summary.train_seconds)}",
+    ]
+    if summary.start_top1 is not None:
+        lines[1] += f"; it began at {summary.start_top1:.2f} %"
+    if summary.train_seconds_dense_ratio is not None:
+        lines[-1] += (
+            f", {100 * summary.train_seconds_dense_ratio:.0f} % of the dense network's time"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "next:",
+            f"  python -m experiments.evaluate run={folder}",
+            f"  python -m experiments.export run={folder} onnx=true",
+            f"  python -m analysis.figures.overview what_happened.png {folder}",
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    """`2 h 5 min`, `3 min 20 s`, `12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {rest} s"
+    return f"{rest} s"

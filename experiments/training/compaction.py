@@ -13,6 +13,7 @@ import torch
 from experiments.methods.base import Callback, Method, Metrics
 from experiments.training.cuda_graph import WARM_UP_CALLS
 from experiments.training.optim import make_optimizer
+from experiments.training.progress import say
 from experiments.training.setup import Setup
 from experiments.training.steps import Steps, make_steps, wrapped
 from psap_core import export_error
@@ -22,6 +23,7 @@ WARM_UP_STEPS = (
     WARM_UP_CALLS + 2
 )  # kernels are chosen, momentum gets its memory, a step is captured
 TIMED_STEPS = 5
+LARGEST_SHARE = 0.1  # of a run's steps, which may be done beforehand to time the dense network
 
 
 class Compaction(Callback):
@@ -31,14 +33,14 @@ class Compaction(Callback):
 
     Args:
         steps: of the training, told about the new wrapper.
-        dense_epoch_seconds: what `dense_epoch_seconds` measured.
+        dense_epoch_seconds: what `dense_epoch_seconds` measured, if it did.
 
     Attributes:
         relative_error: max|a - b| / max|a| of the networks' outputs before and after, in float64; None: it is to come.
     """
 
     def __init__(
-        self, method: Method, setup: Setup, steps: Steps, dense_epoch_seconds: float
+        self, method: Method, setup: Setup, steps: Steps, dense_epoch_seconds: float | None
     ) -> None:
         self.method, self.setup, self.steps = method, setup, steps
         self.dense_epoch_seconds = dense_epoch_seconds
@@ -54,10 +56,9 @@ class Compaction(Callback):
     def end_epoch(self, epochs_done: int) -> Metrics:
         plan = self.method.plan
         network_macs = plan.macs if self.method.is_compact else plan.dense_macs
-        costs = {
-            "train/macs": len(self.setup.images) * network_macs,
-            "train/dense_seconds": self.dense_epoch_seconds,
-        }
+        costs: dict[str, float] = {"train/macs": len(self.setup.images) * network_macs}
+        if self.dense_epoch_seconds is not None:
+            costs["train/dense_seconds"] = self.dense_epoch_seconds
         metrics = self.method.end_epoch(epochs_done)
         self._compact_if_final(epochs_done)
         return {**costs, **metrics}
@@ -86,15 +87,33 @@ class Compaction(Callback):
         self.steps.use(self.setup.net)
 
 
-def dense_epoch_seconds(setup: Setup) -> float:
-    """Seconds that an epoch of the unpruned network takes here, by some of its steps. Nothing of the run changes."""
-    seconds_per_image = _dense_seconds_per_image(setup)
+def dense_epoch_seconds(setup: Setup) -> float | None:
+    """Seconds that an epoch of the unpruned network takes here, by some of its steps. Nothing of the run changes.
+
+    None: the run is so short that they would be a large part of it.
+    """
+    warm_up, timed = _steps_to_time(setup)
+    if warm_up + timed > LARGEST_SHARE * setup.cfg.epochs * setup.images.batches:
+        return None
+    say("timing some steps of the dense network", setup.world)
+    seconds_per_image = _dense_seconds_per_image(setup, warm_up, timed)
     gc.collect()  # captured steps hold themselves
     return seconds_per_image * len(setup.images) / setup.world.size
 
 
-def _dense_seconds_per_image(setup: Setup) -> float:
-    """Of a copy that is trained for some steps, when kernels are chosen and what was read ahead is used up."""
+def _steps_to_time(setup: Setup) -> tuple[int, int]:
+    """Steps that go first, when kernels are chosen and what was read ahead is used up, and steps that are timed."""
+    warm_up = WARM_UP_STEPS + setup.images.batches_ahead
+    timed = TIMED_STEPS + setup.images.batches_ahead
+    batches = setup.images.batches
+    if warm_up + timed > batches:  # whole epochs, as their last batch is smaller
+        warm_up = math.ceil(warm_up / batches) * batches
+        timed = math.ceil(timed / batches) * batches
+    return warm_up, timed
+
+
+def _dense_seconds_per_image(setup: Setup, warm_up: int, timed: int) -> float:
+    """Of a copy that is trained for some steps."""
     model = copy_network(setup.model).train()
     steps = make_steps(
         setup.fast,
@@ -107,12 +126,6 @@ def _dense_seconds_per_image(setup: Setup) -> float:
         lambda: None,
         setup.loss,
     )
-    warm_up = WARM_UP_STEPS + setup.images.batches_ahead
-    timed = TIMED_STEPS + setup.images.batches_ahead
-    batches = setup.images.batches
-    if warm_up + timed > batches:  # whole epochs, as their last batch is smaller
-        warm_up = math.ceil(warm_up / batches) * batches
-        timed = math.ceil(timed / batches) * batches
     devices = [setup.device] if setup.device.type == "cuda" else []
     with torch.random.fork_rng(devices), closing(_endless(steps)) as images_of_steps:
         sum(islice(images_of_steps, warm_up))

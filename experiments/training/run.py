@@ -25,7 +25,7 @@ from experiments.training.devices import configure
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, Loop, Position
 from experiments.training.optim import learning_rate
-from experiments.training.progress import RunProgress
+from experiments.training.progress import RunProgress, say
 from experiments.training.setup import Setup, manifest_facts, set_up
 from experiments.training.signals import StopSignals
 from experiments.training.steps import Steps, make_steps
@@ -80,7 +80,9 @@ class _Training:
 def _train(
     cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals
 ) -> None:
+    say(f"{cfg.name}, {cfg.method.name}, seed {cfg.seed}: {record.folder}", world)
     setup = set_up(cfg, device, world)
+    say("finding the channel groups", world)
     save_step = record.save_step if world.is_first else _forget
     method = make_method(setup.method_context(save_step))
     steps = make_steps(
@@ -125,6 +127,8 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
         training.setup.device,
     )
     _refuse_another_position(training.record, position, world)
+    if position != Position():
+        say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}", world)
     with RunProgress(
         f"{cfg.name} {cfg.method.name}",
         cfg.epochs,
@@ -198,6 +202,7 @@ def _refuse_another_position(record: Record, position: Position, world: World) -
 def _finish(training: _Training, tracker: Tracker | None, position: Position) -> None:
     """Export the network, and write it with the run's summary."""
     model, method = training.setup.model, training.method
+    say("evaluating and exporting", training.setup.world)
     masked = training.setup.accuracy(model, "test")
     method.finish()
     small = model if method.is_compact else export(model, method.plan)
@@ -300,10 +305,11 @@ def _train_macs(training: _Training) -> int:
 
 def _dense_ratio(training: _Training, position: Position) -> float | None:
     """Seconds of the training, as a share of what the dense network's would have taken; None: not measured."""
-    if training.compaction is None:
+    dense_seconds = [row.get("train/dense_seconds") for row in training.record.rows()]
+    measured = [seconds for seconds in dense_seconds if seconds is not None]
+    if len(measured) < len(dense_seconds):
         return None
-    dense_seconds = sum(row["train/dense_seconds"] for row in training.record.rows())
-    return position.seconds / dense_seconds
+    return position.seconds / sum(measured)
 
 
 def _resume(

@@ -19,6 +19,7 @@ from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
 from experiments.training.loss import Loss, make_loss
 from experiments.training.optim import make_optimizer
+from experiments.training.progress import say
 from experiments.training.steps import choose_fast, wrapped
 
 
@@ -110,11 +111,13 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     """
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     seeding.seed_everything(cfg.seed)
+    say(f"reading {cfg.data.name} from {cfg.data.root}", world)
     # The first rank goes first: what it downloads or caches, the others find.
     dataset = world.first(lambda: load_dataset(cfg.data, device))
     if dataset is None:
         dataset = load_dataset(cfg.data, device)
     channels, _, size = dataset.image_shape
+    say(f"making {cfg.model.name}", world)
     network = starting_network(cfg, channels, dataset.classes, size)
     model, normalisation = models.start(
         network, channels, dataset.classes, size, new_classifier=True

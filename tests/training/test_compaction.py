@@ -11,6 +11,7 @@ from analysis.results import read_run
 from experiments import train
 from experiments.configuration import compose
 from experiments.runs.identity import config_hash
+from experiments.training import compaction
 from experiments.training.compaction import Compaction, dense_epoch_seconds
 from experiments.training.distributed import World
 from experiments.training.setup import set_up
@@ -32,7 +33,8 @@ def run_of(tmp_path, method, *overrides):
 @pytest.mark.parametrize(
     "method", ["psap", "l1", *(pytest.param(m, marks=pytest.mark.long) for m in ("taylor", "fpgm"))]
 )
-def test_what_is_trained_is_what_is_exported(method, tmp_path):
+def test_what_is_trained_is_what_is_exported(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(compaction, "LARGEST_SHARE", 1.0)
     folder, rows, summary, state = run_of(tmp_path, method)
     assert read_run(folder).summary.macs == summary["macs"]  # analysis takes it
     assert sum(tensor.numel() for tensor in state["model"].values()) >= summary["params"]
@@ -46,6 +48,12 @@ def test_what_is_trained_is_what_is_exported(method, tmp_path):
     assert summary["train_macs"] == IMAGES * sum(expected)
     dense_seconds = sum(row["train/dense_seconds"] for row in rows)
     assert summary["train_seconds_dense_ratio"] == summary["train_seconds"] / dense_seconds
+
+
+def test_a_short_run_spends_nothing_on_timing_the_dense_network(tmp_path):
+    _, rows, summary, _ = run_of(tmp_path, "l1", "epochs=2")
+    assert summary["train_seconds_dense_ratio"] is None
+    assert all("train/dense_seconds" not in row for row in rows)
 
 
 @pytest.mark.parametrize(

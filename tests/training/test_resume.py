@@ -166,7 +166,7 @@ def test_same_command_again_returns_the_done_run(tmp_path, capsys, monkeypatch):
     folder = train.run(small(tmp_path, "dense", "epochs=1"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["train", *small(tmp_path, "dense", "epochs=1")])
+    monkeypatch.setattr(sys, "argv", ["train", *small(tmp_path, "dense", "epochs=1"), "--json"])
     train.main()
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "summary.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
