@@ -24,7 +24,7 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
 
     monkeypatch.setattr(tensor_images, "_load_cifar10", lambda root: (split(20), split(10)))
     monkeypatch.setattr(
-        weights, "_download", lambda name, weights: get_model(name, weights=None).state_dict()
+        weights, "_download", lambda cfg, weights: get_model(cfg.name, weights=None).state_dict()
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()
@@ -42,7 +42,7 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
             "data.validation_images=4",
         ]
         places = [f"runs_dir={tmp_path / 'runs'}", "tracking.mode=disabled", "runtime.threads=1"]
-        if recipe.startswith("imagenet"):
+        if recipe.startswith("image"):
             images = [
                 f"data.root={photographs}",
                 "data.image_size=32",
@@ -51,6 +51,8 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
             ]
         else:
             images = [f"data.root={tmp_path}", f"optim.batch_size={batch_size}"]
+        if recipe == "image_folder":
+            images += ["model.weights=null"]  # timm's are downloaded
         return [*sizes, *places, *images]
 
     return overrides
