@@ -53,7 +53,7 @@ bench: $(READY) ## what training, pruning, files and exported networks cost: run
 	@$(IN_VENV) -m experiments.benchmark
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache psap.egg-info build
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache psap_core.egg-info build
 
 # Prints "ok" where the suite can be installed; "old", or nothing but an error, otherwise.
 PROBE = $(shell $(PYTHON) -c 'import sys; print("ok" if sys.version_info >= (3, 11) else "old")' 2>/dev/null)

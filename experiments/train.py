@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.folder import Record
-from experiments.runs.summary import read_summary, report
+from experiments.runs.summary import read_summary, summary_text
 from experiments.schema import ONNX_PACKAGES, Config, TargetConfig
 from psap_core import InputError
 from psap_core.checks import require_cut, require_packages
@@ -72,7 +72,7 @@ def main(cfg: Config, json: bool) -> None:
     if int(os.environ.get("RANK", 0)) > 0:
         return
     summary = read_summary(folder)
-    print(dumps(asdict(summary)) if json else report(summary, folder))
+    print(dumps(asdict(summary)) if json else summary_text(summary, folder))
 
 
 if __name__ == "__main__":

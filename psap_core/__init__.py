@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from psap_core.errors import InputError as InputError
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from psap_core.api import *  # noqa: F403
 

@@ -24,7 +24,7 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
 
     monkeypatch.setattr(tensor_images, "_load_cifar10", lambda root: (split(20), split(10)))
     monkeypatch.setattr(
-        weights, "_download", lambda cfg, weights: get_model(cfg.name, weights=None).state_dict()
+        weights, "_download", lambda cfg: get_model(cfg.name, weights=None).state_dict()
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()

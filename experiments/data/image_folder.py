@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import signal
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from experiments.data.base import (
     SplitName,
     split_index,
 )
+from experiments.data.downloads import downloading
 from experiments.data.folder_index import (
     Files,
     Index,
@@ -504,15 +506,20 @@ def _imagenette(root: Path) -> Path:
         raise InputError(
             f"{root.parent} is no folder: create it, or name another one with PSAP_DATA or data.root"
         )
+    with downloading(root.parent):
+        if not root.is_dir():
+            _download_imagenette(root)
+    return root
+
+
+def _download_imagenette(root: Path) -> None:
     from torchvision.datasets import Imagenette
 
+    print(f"downloading Imagenette (1.5 GB) to {root}", file=sys.stderr)
     try:
         # Elsewhere first: an interrupted download must not look like a data set.
         with tempfile.TemporaryDirectory(prefix="imagenette-", dir=root.parent) as folder:
             Imagenette(folder, download=True)
             Path(folder, "imagenette2").rename(root)
     except (OSError, RuntimeError) as error:
-        if root.is_dir():  # another process was faster
-            return root
         raise InputError(f"Imagenette could not be downloaded to {root.parent}: {error}") from error
-    return root

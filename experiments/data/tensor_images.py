@@ -26,6 +26,7 @@ from experiments.data.base import (
     split_index,
     stratified_order,
 )
+from experiments.data.downloads import downloading
 from experiments.schema import DataConfig
 from experiments.seeding import generator
 from psap_core import InputError
@@ -165,12 +166,7 @@ def _load_cifar10(root: Path) -> tuple[LabelledImages, LabelledImages]:
         raise InputError(
             f"data.root={root} is no folder: create it, or name another one with PSAP_DATA or data.root"
         )
-    if not path.exists():
-        _convert_cifar10(root, path)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and it is made again") from error
+    tensors = _read_cifar10(root, path)
     for name, shape in CIFAR10_SHAPES.items():
         if (
             name not in tensors
@@ -184,7 +180,21 @@ def _load_cifar10(root: Path) -> tuple[LabelledImages, LabelledImages]:
     )
 
 
-def _convert_cifar10(root: Path, path: Path) -> None:
+def _read_cifar10(root: Path, path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        if not os.access(root, os.W_OK):
+            return _torchvisions_cifar10(root)  # a shared folder is used as it is
+        with downloading(root):
+            if not path.exists():
+                _write_cifar10(_torchvisions_cifar10(root), path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and it is made again") from error
+
+
+def _torchvisions_cifar10(root: Path) -> dict[str, Tensor]:
+    """The images of torchvision's folder, which is downloaded where it is absent."""
     from torchvision.datasets import CIFAR10
 
     tensors = {}
@@ -195,6 +205,10 @@ def _convert_cifar10(root: Path, path: Path) -> None:
             raise InputError(f"CIFAR-10 could not be downloaded to {root}: {error}") from error
         tensors[f"{name}_images"] = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
         tensors[f"{name}_labels"] = torch.tensor(source.targets, dtype=torch.uint8)
+    return tensors
+
+
+def _write_cifar10(tensors: dict[str, Tensor], path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata={"dataset": "CIFAR-10"})

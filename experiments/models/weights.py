@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from experiments.data.base import Normalisation
+from experiments.data.downloads import downloading
 from experiments.models.build import build
 from experiments.models.library_nets import expected_normalisation, library_network
 from experiments.models.torchvision_nets import TORCHVISION_WIDEST
@@ -16,6 +17,9 @@ from experiments.runs.files import is_published
 from experiments.schema import Library, LibraryModelConfig, ModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported
 from psap_core.exported import read_plans, read_spec
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that only train, which we leave out
 
@@ -42,11 +46,7 @@ def start(
         exported = open_exported(path)
         _refuse_another(path, cfg, channels, classes)
         return exported
-    if (
-        isinstance(cfg, LibraryModelConfig)
-        and cfg.library is Library.timm
-        and cfg.weights == "pretrained"
-    ):
+    if isinstance(cfg, LibraryModelConfig) and is_of_timm(cfg) and cfg.weights == "pretrained":
         model = library_network(cfg, channels, classes, image_size, pretrained=True)
         return model, expected_normalisation(model)
     model = build(cfg, channels, classes, image_size)
@@ -65,11 +65,15 @@ def start(
     return model, normalisation
 
 
+def is_of_timm(cfg: ModelConfig) -> bool:
+    return isinstance(cfg, LibraryModelConfig) and cfg.library is Library.timm
+
+
 def _weights_of(cfg: ModelConfig) -> tuple[dict[str, Tensor], Normalisation | None]:
     """What `cfg.weights`, a file or published weights, holds."""
     assert cfg.weights is not None
     if is_published(cfg.weights):
-        return _download(cfg, cfg.weights), None
+        return _download(cfg), None
     return _read_weights(Path(cfg.weights))
 
 
@@ -113,25 +117,47 @@ def _refuse_another(folder: Path, cfg: ModelConfig, channels: int, classes: int)
             )
 
 
-def _download(cfg: ModelConfig, weights: str) -> dict[str, Tensor]:
-    """torchvision's weights, from its cache or its server; `pretrained` are those that it recommends."""
+def _published_by_torchvision(cfg: ModelConfig) -> "WeightsEnum":
+    """The weights that a configuration names; `pretrained` are those that torchvision recommends."""
     from torchvision.models import get_model_weights
 
     is_theirs = cfg.name in TORCHVISION_WIDEST or isinstance(cfg, LibraryModelConfig)
-    choices = list(get_model_weights(cfg.name).__members__) if is_theirs else []
-    wanted = "DEFAULT" if weights == "pretrained" else weights
-    if wanted not in choices:
-        known = ", ".join(choices) or "none"
+    choices = get_model_weights(cfg.name) if is_theirs else None
+    known = list(choices.__members__) if choices is not None else []
+    wanted = "DEFAULT" if cfg.weights == "pretrained" else cfg.weights
+    if choices is None or wanted not in known:
         raise InputError(
-            f"model.weights={weights} is not one of torchvision's for {cfg.name}: {known}"
+            f"model.weights={cfg.weights} is not one of torchvision's for {cfg.name}: {', '.join(known) or 'none'}"
         )
+    return choices[wanted]
+
+
+def _downloads() -> Path:
+    """Where torchvision keeps weights; TORCH_HOME decides."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def missing_download(cfg: ModelConfig) -> Path | None:
+    """The file of torchvision's weights, where it is not there yet; timm's hub knows of its own."""
+    if is_of_timm(cfg):
+        return None
+    path = _downloads() / Path(_published_by_torchvision(cfg).url).name
+    return None if path.exists() else path
+
+
+def _download(cfg: ModelConfig) -> dict[str, Tensor]:
+    """torchvision's weights, from where it keeps them or its server."""
+    published = _published_by_torchvision(cfg)
     try:
-        state: dict[str, Tensor] = get_model_weights(cfg.name)[wanted].get_state_dict(
-            progress=False, check_hash=True
-        )
+        if missing_download(cfg) is None:
+            state = published.get_state_dict(progress=False, check_hash=True)
+        else:
+            print(f"downloading {cfg.weights} of {cfg.name} to {_downloads()}", file=sys.stderr)
+            with downloading(_downloads()):
+                state = published.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"model.weights={weights} of {cfg.name} could not be downloaded: {error}"
+            f"model.weights={cfg.weights} of {cfg.name} could not be downloaded: {error}"
         ) from error
     return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
 

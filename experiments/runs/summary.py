@@ -134,7 +134,7 @@ def read_summary(folder: Path) -> RunSummary:
     return parse_summary(content, path)
 
 
-def report(summary: RunSummary, folder: Path) -> str:
+def summary_text(summary: RunSummary, folder: Path) -> str:
     """A few lines for a person: the result, what it cost, and what can be done next."""
     lines = [
         f"{summary.model} on {summary.dataset}, {summary.method}, seed {summary.seed}: {folder}",

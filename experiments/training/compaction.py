@@ -13,7 +13,6 @@ import torch
 from experiments.methods.base import Callback, Method, Metrics
 from experiments.training.cuda_graph import WARM_UP_CALLS
 from experiments.training.optim import make_optimizer
-from experiments.training.progress import say
 from experiments.training.setup import Setup
 from experiments.training.steps import Steps, make_steps, wrapped
 from psap_core import export_error
@@ -95,7 +94,7 @@ def dense_epoch_seconds(setup: Setup) -> float | None:
     warm_up, timed = _steps_to_time(setup)
     if warm_up + timed > LARGEST_SHARE * setup.cfg.epochs * setup.images.batches:
         return None
-    say("timing some steps of the dense network", setup.world)
+    setup.world.say("timing some steps of the dense network")
     seconds_per_image = _dense_seconds_per_image(setup, warm_up, timed)
     gc.collect()  # captured steps hold themselves
     return seconds_per_image * len(setup.images) / setup.world.size

@@ -1,6 +1,7 @@
 """Several processes as one training: torchrun starts them, DistributedDataParallel joins their gradients."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class World:
         if refusals := list(filter(None, self.gather(refusal))):
             raise InputError(refusals[0])
         return made
+
+    def say(self, text: str) -> None:
+        """One line on stderr, of the first rank: what a run is about to do."""
+        if self.is_first:
+            print(text, file=sys.stderr, flush=True)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network whose backward pass averages gradients over the ranks."""

@@ -15,14 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.training.distributed import World
-
-
-def say(text: str, world: World) -> None:
-    """One line on stderr, of the first process: what a run is about to do."""
-    if world.is_first:
-        print(text, file=sys.stderr, flush=True)
-
 
 def _bar(live: bool) -> Progress:
     return Progress(

@@ -25,7 +25,7 @@ from experiments.training.devices import configure
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, Loop, Position
 from experiments.training.optim import learning_rate
-from experiments.training.progress import RunProgress, say
+from experiments.training.progress import RunProgress
 from experiments.training.setup import Setup, manifest_facts, set_up
 from experiments.training.signals import StopSignals
 from experiments.training.steps import Steps, make_steps
@@ -80,9 +80,9 @@ class _Training:
 def _train(
     cfg: Config, record: Record, device: torch.device, world: World, signals: StopSignals
 ) -> None:
-    say(f"{cfg.name}, {cfg.method.name}, seed {cfg.seed}: {record.folder}", world)
+    world.say(f"{cfg.name}, {cfg.method.name}, seed {cfg.seed}: {record.folder}")
     setup = set_up(cfg, device, world)
-    say("finding the channel groups", world)
+    world.say("finding the channel groups")
     save_step = record.save_step if world.is_first else _forget
     method = make_method(setup.method_context(save_step))
     steps = make_steps(
@@ -128,7 +128,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
     )
     _refuse_another_position(training.record, position, world)
     if position != Position():
-        say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}", world)
+        world.say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}")
     with RunProgress(
         f"{cfg.name} {cfg.method.name}",
         cfg.epochs,
@@ -202,7 +202,7 @@ def _refuse_another_position(record: Record, position: Position, world: World) -
 def _finish(training: _Training, tracker: Tracker | None, position: Position) -> None:
     """Export the network, and write it with the run's summary."""
     model, method = training.setup.model, training.method
-    say("evaluating and exporting", training.setup.world)
+    training.setup.world.say("evaluating and exporting")
     masked = training.setup.accuracy(model, "test")
     method.finish()
     small = model if method.is_compact else export(model, method.plan)

@@ -19,7 +19,6 @@ from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
 from experiments.training.loss import Loss, make_loss
 from experiments.training.optim import make_optimizer
-from experiments.training.progress import say
 from experiments.training.steps import choose_fast, wrapped
 
 
@@ -111,17 +110,15 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     """
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     seeding.seed_everything(cfg.seed)
-    say(f"reading {cfg.data.name} from {cfg.data.root}", world)
+    world.say(f"reading {cfg.data.name} from {cfg.data.root}")
     # The first rank goes first: what it downloads or caches, the others find.
     dataset = world.first(lambda: load_dataset(cfg.data, device))
     if dataset is None:
         dataset = load_dataset(cfg.data, device)
     channels, _, size = dataset.image_shape
-    say(f"making {cfg.model.name}", world)
+    world.say(f"making {cfg.model.name}")
     network = starting_network(cfg, channels, dataset.classes, size)
-    model, normalisation = models.start(
-        network, channels, dataset.classes, size, new_classifier=True
-    )
+    model, normalisation = _started(network, channels, dataset.classes, size, world)
     if isinstance(cfg.method, ThinPlanConfig):
         models.initialise_(model, cfg.model.fan, cfg.model.name)
     model.to(device).to(memory_format=torch.channels_last)
@@ -149,6 +146,17 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
         example=torch.zeros(1, channels, size, size, device=device),
         fast=fast,
     )
+
+
+def _started(
+    network: ModelConfig, channels: int, classes: int, size: int, world: World
+) -> tuple[nn.Module, Normalisation | None]:
+    """The network that every rank starts from; what the first one downloads, the others find."""
+
+    def start() -> tuple[nn.Module, Normalisation | None]:
+        return models.start(network, channels, classes, size, new_classifier=True)
+
+    return world.first(start) or start()
 
 
 def manifest_facts(setup: Setup) -> dict[str, Any]:

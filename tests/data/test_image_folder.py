@@ -655,6 +655,10 @@ def imagenette(monkeypatch, pristine):
     return Fake
 
 
+def visible(folder):
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def test_imagenette_is_taken_from_torchvisions_folder_or_downloaded(imagenette, pristine, tmp_path):
     data = tmp_path / "data"
     with pytest.raises(InputError, match="data is no folder: create it"):
@@ -667,13 +671,13 @@ def test_imagenette_is_taken_from_torchvisions_folder_or_downloaded(imagenette, 
             match=r"Imagenette could not be downloaded to .*data: .*(no network|corrupted)",
         ):
             image_folder.load_image_folder(config(data / "imagenette", name="imagenette"))
-        assert list(data.iterdir()) == []
+        assert visible(data) == []
     imagenette.error = None
     assert (
         image_folder.load_image_folder(config(data / "imagenette", name="imagenette")).count("test")
         == 14
     )
-    assert [path.name for path in data.iterdir()] == ["imagenette"]
+    assert visible(data) == ["imagenette"]
     (data / "imagenette").rename(data / "imagenette2")
     imagenette.error = AssertionError("downloaded again")
     assert (
