@@ -48,6 +48,7 @@ def tiny(tmp_path, monkeypatch, photographs) -> Callable[..., list[str]]:
                 "data.image_size=32",
                 "runtime.workers=0",
                 "optim.batch_size=8",
+                "runtime.device=cpu",
             ]
         else:
             images = [f"data.root={tmp_path}", f"optim.batch_size={batch_size}"]

@@ -2,10 +2,11 @@
 
 import os
 import platform
+import socket
 
 import torch
 
-from experiments.schema import RuntimeConfig
+from experiments.schema import Config, RuntimeConfig
 from experiments.training.distributed import World
 from psap_core import InputError
 
@@ -32,6 +33,19 @@ def configure(runtime: RuntimeConfig, world: World) -> torch.device:
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def require_gpu(cfg: Config, device: torch.device) -> None:
+    """Refuse to train ImageNet on a CPU, where an epoch takes days, unless that is asked for.
+
+    Raises:
+        InputError: the data are ImageNet, runtime.device is auto, and there is no GPU.
+    """
+    if cfg.data.name == "imagenet" and cfg.runtime.device == "auto" and device.type == "cpu":
+        raise InputError(
+            f"training on ImageNet needs a GPU, and torch finds none on {socket.gethostname()}: go where there is one, "
+            "or add runtime.device=cpu"
+        )
 
 
 def has_bfloat16(device: torch.device) -> bool:

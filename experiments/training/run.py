@@ -21,7 +21,7 @@ from experiments.runs.summary import RunSummary
 from experiments.schema import Config, ModelConfig, compacts
 from experiments.training import checkpoint, distributed
 from experiments.training.compaction import Compaction, dense_epoch_seconds
-from experiments.training.devices import configure
+from experiments.training.devices import configure, require_gpu
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, Loop, Position
 from experiments.training.optim import learning_rate
@@ -41,6 +41,7 @@ def train_here(cfg: Config, record: Record) -> None:
             return
         with closing(record), StopSignals() as signals:
             try:
+                require_gpu(cfg, device)
                 _train(cfg, record, device, world, signals)
             except Interrupted:
                 if world.is_first:

@@ -34,6 +34,7 @@ def trained_on(tmp_path, monkeypatch) -> Callable[[Path], str]:
             "data.image_size=32",
             "epochs=1",
             "optim.batch_size=8",
+            "runtime.device=cpu",
             "runtime.threads=1",
             "runtime.workers=0",
         ]
@@ -120,6 +121,11 @@ def resume_under_another_world_size(photographs, trained_on, monkeypatch, **_) -
     return trained_on(photographs, "epochs=2")
 
 
+def no_gpu(tmp_path, trained_on, monkeypatch, **_) -> str:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return trained_on(tmp_path / "no photographs either", "runtime.device=auto")
+
+
 def job(folder: Path, site: str | None, command: list[str]) -> str:
     """What a job script says in a copy of slurm/ with this site file."""
     shutil.copytree(
@@ -161,6 +167,7 @@ def array_index_out_of_range(monkeypatch, **_) -> str:
         (wrong_wnid, "is named after no WordNet id"),
         (world_size_that_does_not_divide, "cannot be divided over 3 processes"),
         (resume_under_another_world_size, "began with a number of processes of 1, here it is 2"),
+        (no_gpu, "training on ImageNet needs a GPU, and torch finds none on "),
         (no_free_port, "no free port on 127.0.0.1 in PSAP_PORTS="),
         (missing_site_file, "slurm/site.sh is missing: copy slurm/site.example.sh"),
         (array_index_out_of_range, "run 1000 does not exist: the suite has runs 0 to "),

@@ -725,6 +725,7 @@ def test_a_signal_to_every_process_of_a_run_leads_to_a_checkpoint_and_an_equal_e
             "data.image_size=32",
             "epochs=3",
             "optim.batch_size=8",
+            "runtime.device=cpu",
             "runtime.workers=1",
             "runtime.threads=1",
         ]
