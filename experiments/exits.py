@@ -1,9 +1,11 @@
 """How a command ends: what is meant for a person is one sentence, with an exit code of its own."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from hydra.errors import HydraException
 
@@ -11,6 +13,7 @@ from psap_core import InputError
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
+STORE_SECONDS = 10  # patience with torchrun's store
 
 
 class Interrupted(Exception):
@@ -19,17 +22,36 @@ class Interrupted(Exception):
 
 @contextmanager
 def plain_exits() -> Iterator[None]:
-    """What is meant for a person leaves as `error: <sentence>`, exit code 2; an interrupted run with 75."""
+    """What is meant for a person leaves as `error: <sentence>`, exit code 2; an interrupted run with 75.
+
+    Of the processes that torchrun started, the first one says a sentence, and the others leave without it.
+    """
     try:
         yield
     except Interrupted:
         print("interrupted: the same command continues this run", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except (InputError, OSError) as error:
-        rank = os.environ.get("RANK", "0")
-        speaker = "error" if rank == "0" else f"error on rank {rank}"
-        print(f"{speaker}: {one_sentence(error)}", file=sys.stderr)
+        sentence = one_sentence(error)
+        if _first_to_say(sentence):
+            several_machines = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+            speaker = f"error on {socket.gethostname()}" if several_machines else "error"
+            print(f"{speaker}: {sentence}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
+
+
+def _first_to_say(sentence: str) -> bool:
+    """Has no other process said it? They count in the store of torchrun; without one, every process is the first."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+        return store.add(f"said: {sentence}", 1) == 1
+    except RuntimeError:  # torchrun has left already
+        return True
 
 
 def one_sentence(error: BaseException) -> str:
