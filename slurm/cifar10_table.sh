@@ -19,6 +19,6 @@ if [[ -n ${1:-} && $1 != *=* ]]; then
   shift
 fi
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "a table is a job array: sbatch --array=0-N slurm/cifar10_table.sh"
-run=$(python -m experiments.suite show "$suite" "$SLURM_ARRAY_TASK_ID" "$@") || exit 2
+run=$(inside python -m experiments.suite show "$suite" "$SLURM_ARRAY_TASK_ID" "$@") || exit 2
 mapfile -t run <<<"$run"
 train "${run[@]}"

@@ -13,10 +13,21 @@ say() {
 
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a job script: submit it with sbatch"
 [ -f slurm/site.sh ] || refuse "slurm/site.sh is missing: copy slurm/site.example.sh to it and fill it in"
+PSAP_CONTAINER=()
 # shellcheck source=slurm/site.example.sh
 source slurm/site.sh
+unfilled=$(sed -nE 's/^ *(export )?([A-Z_]+)=FILL_IN( .*)?$/\2/p' slurm/site.sh | head -n 1)
+[ -z "$unfilled" ] || refuse "slurm/site.sh: fill in $unfilled"
 set -uo pipefail
-command -v torchrun >/dev/null || refuse "slurm/site.sh activates no environment that has torchrun"
+
+# Run a command in the environment of slurm/site.sh.
+inside() {
+  "${PSAP_CONTAINER[@]}" "$@"
+}
+
+has_torch='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+inside python -c "$has_torch" 2>/dev/null ||
+  refuse "slurm/site.sh activates no environment whose python has torch: choose one of its blocks"
 
 # An array's last task has the id of the whole array, so a task goes by the array's id and its index.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
@@ -35,36 +46,54 @@ imagenet() {
 # train HYDRA_OVERRIDES ...: train, or continue, this run on all nodes of the job, then leave: 0 done, 1 failed,
 # 2 refused, 75 interrupted with a checkpoint.
 train() {
-  local before status step
+  local before status step code
   trap '' TERM USR1 # nothing to stop yet, nor to lose
-  before=$(python -m experiments.status "$@") || exit 2
+  before=$(inside python -m experiments.status "$@") || exit 2
   if [ "$before" = "done" ]; then
-    python -m experiments.train "$@" >/dev/null || exit 2 # if it was trained for no suite, now it counts for this one
+    inside python -m experiments.train "$@" >/dev/null || exit 2 # if it was trained for no suite, now it counts for this one
     say "done already"
     exit 0
   fi
+  stage
 
   read -r head_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   choose_port
   export PSAP_RENDEZVOUS=$head_node:$port PSAP_PROCESSES_PER_NODE=${PSAP_PROCESSES_PER_NODE:-1}
   # The first node that ends leaves the others time for a checkpoint, and does not let them wait for it for ever.
   srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 --wait=120 \
-    bash -c "$on_each_node" torchrun "$@" &
+    "${PSAP_CONTAINER[@]}" bash -c "$on_each_node" torchrun "$@" &
   step=$!
   # Slurm signals the step, seldom this shell. srun passes SIGUSR1 on, but answers SIGTERM by killing the step.
   trap 'kill -USR1 "$step" 2>/dev/null' TERM USR1
   while kill -0 "$step" 2>/dev/null; do wait "$step"; done
   trap '' TERM USR1
+  wait "$step"
+  code=$? # the highest of all nodes
 
-  # torchrun's exit code does not tell how its workers ended; the run folder does.
-  status=$(python -m experiments.status "$@")
+  # Nodes can end unlike each other, and some are killed: whether the run is whole or has a checkpoint, its folder says.
+  status=$(inside python -m experiments.status "$@")
   case $status in
     done) say "done"; exit 0 ;;
-    "not launched" | refused) say "refused before it began: the error is above"; exit 2 ;;
     interrupted*) [ "$status" = "$before" ] || requeue ;; # an older interruption is no reason
   esac
+  if [ "$code" = 2 ]; then
+    say "refused: the error is above"
+    exit 2
+  fi
   say "failed: the error is above"
   exit 1
+}
+
+# If the site has a stage_data, run it on every node, wait for the slowest, and let training read PSAP_NODE_DATA. Signals
+# do not stop it: a job that is preempted meanwhile is ended and requeued by Slurm.
+stage() {
+  declare -F stage_data >/dev/null || return 0
+  [ -n "${PSAP_NODE_DATA:-}" ] || refuse "slurm/site.sh has stage_data, but no PSAP_NODE_DATA"
+  export PSAP_NODE_DATA
+  export -f stage_data
+  srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none \
+    bash -c 'trap "" TERM USR1; set -euo pipefail; stage_data' ||
+    refuse "stage_data of slurm/site.sh failed: the reason is above"
 }
 
 # Who gets a signal that Slurm sends to the step depends on its ProctrackType: with cgroup (the usual one) this shell
@@ -74,7 +103,9 @@ train() {
 # shellcheck disable=SC2016
 on_each_node='
   trap "" TERM USR1
-  torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-$PSAP_PROCESSES_PER_NODE}" \
+  export PSAP_DATA="${PSAP_NODE_DATA:-${PSAP_DATA:-data}}"
+  python -m experiments.training.torchrun \
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-$PSAP_PROCESSES_PER_NODE}" \
     --rdzv-backend=c10d --rdzv-endpoint="$PSAP_RENDEZVOUS" --rdzv-conf="is_host=$((SLURM_NODEID == 0))" \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --local-addr="$SLURMD_NODENAME" \
     --max-restarts=0 --signals-to-handle=SIGINT,SIGHUP,SIGQUIT -m experiments.train "$@" &

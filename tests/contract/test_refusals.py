@@ -1,6 +1,7 @@
 """Bad input to the ImageNet jobs: one clear sentence and exit code 2, each."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -152,6 +153,11 @@ def missing_site_file(tmp_path, **_) -> str:
     return job(tmp_path / "job", None, ["bash", "slurm/imagenet_resnet50.sh"])
 
 
+def staged_nowhere(tmp_path, **_) -> str:
+    stage = "source slurm/common.sh; stage"
+    return job(tmp_path / "job", "stage_data() { true; }", ["bash", "-c", stage])
+
+
 def array_index_out_of_range(monkeypatch, **_) -> str:
     return refusal(suite.main, ["show", "cifar10_table", "1000"], monkeypatch)
 
@@ -170,6 +176,7 @@ def array_index_out_of_range(monkeypatch, **_) -> str:
         (no_gpu, "training on ImageNet needs a GPU, and torch finds none on "),
         (no_free_port, "no free port on 127.0.0.1 in PSAP_PORTS="),
         (missing_site_file, "slurm/site.sh is missing: copy slurm/site.example.sh"),
+        (staged_nowhere, "slurm/site.sh has stage_data, but no PSAP_NODE_DATA"),
         (array_index_out_of_range, "run 1000 does not exist: the suite has runs 0 to "),
     ],
 )
@@ -183,3 +190,15 @@ def test_refused_in_one_sentence(
         "monkeypatch": monkeypatch,
     }
     assert sentence in case(**given)
+
+
+def test_a_job_names_the_lines_of_its_site_file_that_are_not_filled_in(tmp_path) -> None:
+    script = ["bash", "slurm/imagenet_resnet50.sh"]
+    site = (ROOT / "slurm" / "site.example.sh").read_text()
+    names = re.findall(r"(\w+)=FILL_IN", site)
+    assert "PSAP_DATA" in names
+    for name in names:
+        assert job(tmp_path / name, site, script) == f"slurm/site.sh: fill in {name}"
+        site = site.replace(f"{name}=FILL_IN", f"{name}=ours")
+    site += "python() { false; }"  # one without torch
+    assert job(tmp_path / "filled in", site, script).startswith("slurm/site.sh activates no env")

@@ -23,14 +23,35 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 QUICK = ["runtime.threads=1", "runtime.workers=0"]
-PHOTOGRAPHS = [
-    "data.root=photographs",
+TINY = [
+    "runtime.device=cpu",
     "data.image_size=32",
     "epochs=2",
     "optim.batch_size=16",
     *QUICK,
 ]
+PHOTOGRAPHS = ["data.root=photographs", *TINY]
 DIGITS = ["model.width=0.25", "data.train_images=320", "optim.batch_size=64", *QUICK]
+FILLED_IN = {  # the lines of the site file that every cluster has to fill in
+    "export SBATCH_ACCOUNT=FILL_IN.*": "",
+    "export SBATCH_PARTITION=FILL_IN.*": "",
+    "export PSAP_DATA=FILL_IN": "",
+}
+COPY_A_SPLIT = """\
+stage_data() {
+  mkdir -p "$PSAP_NODE_DATA/imagenet"
+  if [ "$SLURM_NODEID" = 0 ]; then
+    cp -r photographs/train "$PSAP_NODE_DATA/imagenet"
+  else
+    sleep 3
+    cp -r photographs/val "$PSAP_NODE_DATA/imagenet"
+  fi
+}"""
+FAIL_ON_A_NODE = """\
+stage_data() {
+  if [ "$SLURM_NODEID" = 1 ]; then no_such_program; fi
+  echo staged
+}"""
 PSAP = ["method=psap", *DIGITS, "epochs=30"]  # long enough to be stopped
 
 
@@ -47,13 +68,16 @@ class Checkout:
             if script.name != "site.sh":
                 shutil.copy(script, root / "slurm")
         first_port = 20000 + os.getpid() % 120 * 100  # other tests may run beside these
-        self.write_site({"PSAP_PORTS=.*": f"PSAP_PORTS={first_port}-{first_port + 99}"})
+        self.ports = f"PSAP_PORTS={first_port}-{first_port + 99}"
+        self.write_site({})
 
     def write_site(self, changes: dict[str, str]) -> None:
-        """slurm/site.sh from its template, for the Python that runs the tests."""
+        """slurm/site.sh from its template, for the Python that runs the tests unless its line is changed, too."""
         text = (ROOT / "slurm" / "site.example.sh").read_text()
         changes = {
-            "source .venv/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH",
+            **FILLED_IN,
+            "# venv, as .*": f"PATH={Path(sys.executable).parent}:$PATH",
+            "PSAP_PORTS=.*": self.ports,
             **changes,
         }
         for pattern, line in changes.items():
@@ -86,6 +110,19 @@ class Checkout:
     def log(self, job: str) -> str:
         path = Path(self.cluster.job(job)["StdOut"])
         return path.read_text() if path.exists() else ""
+
+    def program(self, name: str, command: str) -> Path:
+        """A program that notes where it is used and then runs a shell's command."""
+        path = self.root / "programs" / name
+        path.parent.mkdir()
+        note = f'echo "step ${{SLURM_STEP_ID:-none}} node $SLURM_NODEID" >>{path}.uses'
+        path.write_text(f"#!/bin/sh\n{note}\n{command}\n")
+        path.chmod(0o755)
+        return path
+
+    def uses(self, program: Path) -> set[str]:
+        """Who has used it: step none is the job's script itself."""
+        return set(Path(f"{program}.uses").read_text().splitlines())
 
     def signal_shell_on_node(self, job: str) -> None:
         """SIGUSR1 to the process that Slurm itself started on the node, and to none of its children."""
@@ -266,13 +303,58 @@ def test_two_nodes_are_stopped_and_continued_and_equal_two_gpus_of_one_node(chec
         "scancel", "--batch", "--signal=USR1", nodes
     )  # to the shell, which passes it on
     wait_until(lambda: checkout.cluster.job(nodes)["Restarts"] == "1", "the requeued job")
-    gpus = checkout.submit("--gpus-per-node=2", *script, "runs_dir=whole")
+    gpus = checkout.submit("--gres=gpu:2", *script, "runs_dir=whole")
     checkout.done(nodes)
     checkout.done(gpus)
     for runs in ("stopped", "whole"):
         manifest = json.loads((checkout.run_folder(runs) / "manifest.json").read_text())
         assert manifest["world_size"] == 2
     _equal(checkout.run_folder("stopped"), checkout.run_folder("whole"))
+
+
+def test_a_conda_environment_is_activated_for_the_job_and_on_its_node(checkout):
+    """A stand-in that prepares itself as conda's scripts do: with a variable that is not set."""
+    python = checkout.program("python", f'exec {sys.executable} "$@"')
+    profile = checkout.root / "conda.sh"
+    profile.write_text(
+        f'conda() {{ [ "$1 $2$UNSET" = "activate psap" ] && PATH={python.parent}:$PATH; }}\n'
+    )
+    checkout.write_site(
+        {
+            "# venv, as .*": "",
+            '# source "[$]HOME/miniconda3/etc/profile.d/conda.sh"': f"source {profile}",
+            "# conda activate psap": "conda activate psap",
+        }
+    )
+    cells = {"dense": ["method=dense", "epochs=1"]}
+    array = checkout.submit("--array=0", "slurm/cifar10_table.sh", checkout.suite(cells), *DIGITS)
+    checkout.done(f"{array}_0")
+    assert checkout.uses(python) == {"step none node 0", "step 0 node 0"}
+
+
+def test_every_node_gets_its_copy_of_the_data_before_any_trains(checkout):
+    """The nodes are one machine: each copies another split, and training, in a stand-in's container, needs both."""
+    sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
+    container = checkout.program("container", 'exec "$@"')
+    site = {
+        "# PSAP_CONTAINER=.*": f"PSAP_CONTAINER=({container})",
+        "# PSAP_NODE_DATA=.*": f"PSAP_NODE_DATA={checkout.root}/copy",
+    }
+    block = r"# stage_data\(\) {(\n# .*)+"
+    checkout.write_site({**site, block: COPY_A_SPLIT})
+    script = ["--nodes=2", "slurm/imagenet_resnet18.sh", *TINY, "method=dense", "epochs=1"]
+    checkout.done(checkout.submit(*script))
+    config = (checkout.run_folder("runs") / "config.yaml").read_text()
+    assert f"root: {checkout.root}/copy/imagenet\n" in config
+    assert checkout.uses(container) == {"step none node 0", "step 1 node 0", "step 1 node 1"}
+
+    checkout.write_site({**site, block: FAIL_ON_A_NODE})
+    failing = checkout.submit(*script, "seed=1")
+    assert checkout.finish(failing) == "2"
+    assert "no_such_program: command not found" in checkout.log(failing)
+    assert checkout.log(failing).splitlines()[-1] == (
+        "error: stage_data of slurm/site.sh failed: the reason is above"
+    )
 
 
 def test_a_cancelled_job_stays_cancelled_and_continues_when_submitted_again(checkout):
@@ -324,6 +406,8 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
     assert refusal(script).startswith("no free port on ")
     checkout.write_site({"PSAP_PORTS=.*": "PSAP_PORTS=any"})
     assert refusal(script).startswith("PSAP_PORTS in slurm/site.sh must be a range")
+    checkout.write_site({"export PSAP_DATA=FILL_IN": "export PSAP_DATA=FILL_IN"})
+    assert refusal(script) == "slurm/site.sh: fill in PSAP_DATA"
     (checkout.root / "slurm" / "site.sh").unlink()
     assert refusal(script).startswith("slurm/site.sh is missing: copy slurm/site.example.sh")
 
@@ -334,11 +418,19 @@ def test_refusals_are_one_sentence_and_exit_code_2(checkout, tmp_path):
     )
 
 
-def test_what_training_refuses_ends_the_job_as_refused(checkout):
-    job = checkout.submit("slurm/imagenet_resnet50.sh", *PHOTOGRAPHS)  # there are no photographs
-    assert checkout.finish(job) == "2"
-    assert "error: " in checkout.log(job)
-    assert checkout.log(job).endswith("refused before it began: the error is above\n")
+def test_what_training_refuses_is_one_sentence_in_the_log(checkout):
+    """Of two processes, and of four on two nodes."""
+    script = "slurm/imagenet_resnet50.sh"
+    suite = ["suite=mine", "cell=psap"]
+    no_photographs = checkout.submit("--gpus-per-node=2", script, *PHOTOGRAPHS, *suite)
+    no_gpu = checkout.submit("--gpus-per-node=2", "--nodes=2", script, "data.root=photographs")
+    for job, words in ((no_photographs, "photographs is no folder"), (no_gpu, "needs a GPU")):
+        assert checkout.finish(job) == "2", checkout.log(job)
+        log = checkout.log(job)
+        (sentence,) = re.findall(r"^error.*", log, re.MULTILINE)
+        assert words in sentence
+        assert not re.search("Traceback|FAILED", log), log
+        assert log.endswith(": refused: the error is above\n")
 
 
 def test_every_sbatch_command_of_the_guide_is_accepted(checkout):
