@@ -45,6 +45,12 @@ def test_experiments_import_the_core_and_nothing_else_of_ours():
     assert set.union(*map(packages, files("experiments"))) & OURS == {"experiments", "psap_core"}
 
 
+def test_examples_import_what_a_user_imports():
+    assert set.union(*map(packages, files("examples"))) & OURS == {"psap_core"}
+    ours = {name for path in files("examples") for name in imports(path) if "psap_core" in name}
+    assert ours - {f"psap_core.{name}" for name in api.__all__} == {"psap_core"}
+
+
 def test_analysis_knows_runs_and_suites_and_no_torch():
     """Of the experiments it sees what a run leaves behind and what a suite is; nothing that trains."""
     allowed = ("experiments.runs", "experiments.suites", "experiments.exits")
