@@ -92,8 +92,13 @@ def main(folder: Path, processes: int = 1, epochs: int = 20) -> tuple[nn.Module,
     """The masked network, the small one, and the pruner."""
     L.seed_everything(0)
     module = Digits()
-    settings = {"target_macs_cut": 0.5, "total_epochs": epochs, "scope": "coupled"}
-    pruning = Pruning(module.images[:1], F.cross_entropy, **settings)
+    pruning = Pruning(
+        module.images[:1],
+        F.cross_entropy,
+        target_macs_cut=0.5,
+        total_epochs=epochs,
+        scope="coupled",
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,

@@ -72,8 +72,14 @@ def main(folder: Path, epochs: int = 20) -> tuple[nn.Module, nn.Module, PSAP]:
         images, labels = batch
         return F.cross_entropy(model(images), labels)
 
-    settings = {"target_macs_cut": 0.5, "total_epochs": epochs, "scope": "coupled"}
-    pruner = PSAP(model, optimizer, train.tensors[0][:1], **settings)
+    pruner = PSAP(
+        model,
+        optimizer,
+        train.tensors[0][:1],
+        target_macs_cut=0.5,
+        total_epochs=epochs,
+        scope="coupled",
+    )
 
     # The pruner comes last: when it is loaded, it checks that the weights fit.
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}

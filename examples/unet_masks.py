@@ -80,8 +80,14 @@ def main(epochs: int = 20) -> tuple[nn.Module, nn.Module, PSAP]:
         images, masks = batch
         return F.binary_cross_entropy_with_logits(model(images), masks)
 
-    settings = {"target_macs_cut": 0.5, "total_epochs": epochs, "scope": "coupled"}
-    pruner = PSAP(model, optimizer, example, **settings)
+    pruner = PSAP(
+        model,
+        optimizer,
+        example,
+        target_macs_cut=0.5,
+        total_epochs=epochs,
+        scope="coupled",
+    )
     for epoch in range(epochs):
         model.train()
         for batch in loader:
