@@ -13,43 +13,81 @@ from typing import Any
 import wandb
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
-from wandb_workspaces.reports.v2.interface import LinePlot
+from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, ScatterPlot, SummaryMetric
 
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 
-# Section -> panel title -> metric keys, or one regular expression over the keys of all layers.
-SECTIONS: dict[str, dict[str, list[Any] | str]] = {
-    "Accuracy and loss": {"top-1 [%]": ["eval/top1"], "training loss": ["train/loss"]},
-    "MACs cut": {"asked for and reached": ["psap/macs_cut_target", "psap/macs_cut"]},
-    "Mask churn": {"mask churn": ["psap/mask_churn"]},
-    "Filters": {name: [f"psap/{name}"] for name in ("proposed", "suspended", "restored")},
-    "Layers": {
-        name: f"^layer/{name}/.*"
-        for name in (
-            "weight_sparsity_ratio",
-            "prune_ratio",
-            "utility",
-            "grad_norm_live",
-            "grad_norm_suspended",
-        )
-    },
-}
 LINES = 100  # at most, in a panel: W&B's default of 10 would hide cells
+Panel = LinePlot | BarPlot | ScatterPlot
 
 
-def panel(title: str, keys: list[Any] | str) -> LinePlot:
-    """Epochs across; one line for the mean of a cell's seeds, in a band from the lowest to the highest."""
+def lines(title: str, keys: list[str] | str) -> LinePlot:
+    """Epochs across; one line for the mean of a cell's seeds, in a band from the lowest to the highest.
+
+    `keys` are metrics, or one regular expression over the metrics of all layers.
+    """
     return LinePlot(
         title=title,
         x="epoch",
-        y=keys if isinstance(keys, list) else [],
+        y=[*keys] if isinstance(keys, list) else [],
         metric_regex=keys if isinstance(keys, str) else None,
         groupby="Group",
         groupby_aggfunc="mean",
         groupby_rangefunc="minmax",
         max_runs_to_show=LINES,
     )
+
+
+def bars(title: str, key: str) -> BarPlot:
+    """One bar for the mean of a cell's seeds in a value of their summaries, with their standard deviation."""
+    return BarPlot(
+        title=title,
+        metrics=[key],
+        groupby="Group",
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=LINES,
+        max_bars_to_show=LINES,
+    )
+
+
+def scatter(title: str, x: str, y: str) -> ScatterPlot:
+    """One point a run; both values are of its summary."""
+    return ScatterPlot(title=title, x=SummaryMetric(x), y=SummaryMetric(y))
+
+
+def sections() -> dict[str, list[Panel]]:
+    """All panels; new ones at each call, because each has an id of its own."""
+    layer_panels = (
+        "weight_sparsity_ratio",
+        "prune_ratio",
+        "kept",
+        "utility",
+        "grad_norm_live",
+        "grad_norm_suspended",
+    )
+    return {
+        "Results": [
+            bars("top-1 [%] by cell, with the standard deviation over seeds", "top1"),
+            scatter("top-1 [%] against MACs", x="macs", y="top1"),
+            scatter("top-1 [%] against latency [ms]", x="latency_ms", y="top1"),
+        ],
+        "Accuracy and loss": [
+            lines("top-1 [%]", ["eval/top1"]),
+            lines("training loss", ["train/loss"]),
+        ],
+        "Training": [
+            lines("learning rate", ["train/lr"]),
+            lines("images per second", ["train/images_per_second"]),
+        ],
+        "MACs cut": [lines("asked for and reached", ["psap/macs_cut_target", "psap/macs_cut"])],
+        "Mask churn": [lines("mask churn", ["psap/mask_churn"])],
+        "Filters": [
+            lines(name, [f"psap/{name}"]) for name in ("proposed", "suspended", "restored")
+        ],
+        "Layers": [lines(name, f"^layer/{name}/.*") for name in layer_panels],
+    }
 
 
 def view(project: str, entity: str = "", suite: str | None = None) -> ws.Workspace:
@@ -59,12 +97,8 @@ def view(project: str, entity: str = "", suite: str | None = None) -> ws.Workspa
         project=project,
         name=f"PSAP against its peers{f': {suite}' if suite else ''}",
         sections=[
-            ws.Section(
-                name=name,
-                panels=[panel(title, keys) for title, keys in panels.items()],
-                is_open=True,
-            )
-            for name, panels in SECTIONS.items()
+            ws.Section(name=name, panels=[*panels], is_open=True)
+            for name, panels in sections().items()
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=LINES),
         runset_settings=ws.RunsetSettings(
@@ -89,13 +123,20 @@ def description(workspace: ws.Workspace) -> dict[str, Any]:
         "runs": {"filters": runs.filters, "groupby": [metric.name for metric in runs.groupby]},
         "sections": {
             section.name: {
-                plot.title: plot.metric_regex or plot.y
-                for plot in section.panels
-                if isinstance(plot, LinePlot)
+                panel.title: shown(panel) for panel in section.panels if isinstance(panel, Panel)
             }
             for section in workspace.sections
         },
     }
+
+
+def shown(panel: Panel) -> Any:
+    """The keys that a panel shows: a list, or a regular expression over all keys."""
+    if isinstance(panel, ScatterPlot):
+        return [axis.name for axis in (panel.x, panel.y) if isinstance(axis, SummaryMetric)]
+    if isinstance(panel, BarPlot):
+        return panel.metrics
+    return panel.metric_regex or panel.y
 
 
 def main(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from analysis.results import read_run
+from experiments.runs.summary import RunSummary
 from tests.analysis.runs import LAYERS, write_run
 
 wandb_view = pytest.importorskip("analysis.wandb_view", reason="wandb is not installed")
@@ -45,18 +46,32 @@ def test_what_is_sent_groups_by_cell_filters_by_tag_and_matches_layers_by_expres
         for part in section["panelBankConfig"]["sections"]
         for panel in part["panels"]
     ]
-    assert {plot["xAxis"] for plot in plots} == {"epoch"}
-    assert sum(plot["useMetricRegex"] is True for plot in plots) == 5
+    assert {plot["xAxis"] for plot in plots if "metricRegex" in plot} == {"epoch"}
+    assert sum(plot.get("useMetricRegex") is True for plot in plots) == 6
     assert view("psap").runset_settings.filters == ""
+
+
+def test_results_are_bars_by_cell_with_their_spread_and_scatters():
+    section = view("psap")._to_model().spec.model_dump(by_alias=True)["section"]
+    results = section["panelBankConfig"]["sections"][0]["panels"]
+    bars, *scatters = [panel["config"] for panel in results]
+    assert [panel["viewType"] for panel in results] == ["Bar Chart", "Scatter Plot", "Scatter Plot"]
+    assert (bars["metrics"], bars["groupBy"]) == (["top1"], "group")
+    assert (bars["groupAgg"], bars["groupArea"]) == ("mean", "stddev")
+    assert [(plot["xAxis"], plot["yAxis"]) for plot in scatters] == [
+        ("summary:macs", "summary:top1"),
+        ("summary:latency_ms", "summary:top1"),
+    ]
 
 
 def test_every_panel_shows_keys_that_a_run_of_psap_logs(tmp_path, capsys):
     logged = list(read_run(write_run(tmp_path / "run", "psap")).metrics)
+    summary = {*RunSummary.__dataclass_fields__, "latency_ms"}
     main(["--project", "psap", "--dry-run"])
-    for panels in json.loads(capsys.readouterr().out)["sections"].values():
+    for section, panels in json.loads(capsys.readouterr().out)["sections"].items():
         for keys in panels.values():
             if isinstance(keys, list):
-                assert set(keys) <= set(logged)
+                assert set(keys) <= (summary if section == "Results" else set(logged))
             else:
                 assert sum(re.match(keys, key) is not None for key in logged) == len(LAYERS)
 
