@@ -26,7 +26,7 @@ from experiments import train
 from experiments.exits import plain_exits
 from experiments.models import image_shape, open_exported
 from experiments.runs.summary import read_summary
-from experiments.suites.latency import ROUNDS, latencies_ms
+from experiments.training.latency import ROUNDS, latencies_ms
 from psap_core.surgery import ScatteredBatchNorm
 
 METHODS = ("dense", "sfp", "thin", "psap")

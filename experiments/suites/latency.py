@@ -1,38 +1,16 @@
 """How fast exported networks are on this machine: forward passes in eager PyTorch on the CPU."""
 
-import statistics
-import time
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from experiments.models import image_shape, open_exported
 from experiments.runs.provenance import code_version
 from experiments.suites.runs import SuiteRun, SuiteRuns
 from experiments.training.devices import device_name
+from experiments.training.latency import ROUNDS, latencies_ms
 from psap_core import InputError
-
-ROUNDS = 30
-Name = TypeVar("Name", bound=Hashable)
-
-
-def latencies_ms(networks: Mapping[Name, nn.Module], images: Tensor) -> dict[Name, float]:
-    """Median milliseconds of a forward pass of `images` [N, C, H, W], over ROUNDS.
-
-    The networks take turns, in alternating order, so that a machine that slows down slows all of them.
-    """
-    seconds: dict[Name, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
-        for number in range(-3, ROUNDS):  # the first three warm up
-            for name in reversed([*networks]) if number % 2 else networks:
-                began = time.perf_counter()
-                networks[name](images)
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
 def suite_latencies(suite_runs: SuiteRuns) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from experiments.demo import (
     noise,
     why_not_faster,
 )
-from experiments.suites import latency
+from experiments.training import latency
 
 REPORTED = {
     "method": str,

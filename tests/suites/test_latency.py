@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from experiments import suite, train
-from experiments.suites import latency
-from experiments.suites.latency import latencies_ms
 from experiments.suites.runs import runs_of
+from experiments.training import latency
+from experiments.training.latency import latencies_ms
 from tests.helpers import SMALL, refusal
 
 FILE = """
