@@ -248,9 +248,15 @@ class RuntimeConfig:
 
 @dataclass
 class TrackingConfig:
+    """Where Weights & Biases shows the run; no part of its identity."""
+
     # `offline` keeps the W&B run in the run folder, `wandb sync` sends it.
     mode: TrackingMode = MISSING
+    entity: str | None = MISSING  # user or team; null: the login's default
     project: str = MISSING  # of W&B
+    tags: list[str] = MISSING  # beside suite, data set and network
+    notes: str | None = MISSING  # what W&B shows beside the run
+    artifact: bool = MISSING  # log the exported network, too
 
 
 @dataclass

@@ -36,6 +36,9 @@ def train(cfg: Config) -> Path:
         raise InputError(f"epochs={cfg.epochs} must be at least 1")
     if abs(cfg.seed) >= 2**63:
         raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
+    for tag in cfg.tracking.tags:
+        if not 1 <= len(tag) <= 64:  # W&B's limits
+            raise InputError(f"tracking.tags: {tag!r} must have 1 to 64 characters")
     if isinstance(cfg.method, TargetConfig):
         require_cut("target_macs_cut", cfg.method.target_macs_cut)
     if cfg.onnx:

@@ -168,6 +168,8 @@ class Record:
 
     def rows(self) -> list[dict[str, float]]:
         """All epochs' metrics."""
+        if not self.metrics.exists():
+            return []
         return [
             parse_json(line, self.metrics, "epoch")
             for line in self.metrics.read_bytes().splitlines()
@@ -185,6 +187,10 @@ class Record:
         if self.metrics.exists():
             os.truncate(self.metrics, size)
             self.rows()  # refuses damaged ones now, not when all epochs are trained
+
+    def manifest(self) -> dict[str, Any]:
+        """What `begin` wrote of code, libraries and machine."""
+        return read_json(self.folder / "manifest.json")
 
     def save_step(self, kind: str, epochs_done: int, text: str) -> None:
         """Keep what a pruning step made: a file per epoch in the folder `kind`, plans or pulses."""
@@ -232,8 +238,7 @@ class Record:
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""
-        manifest = read_json(self.folder / "manifest.json")
-        self._write_json("manifest.json", manifest | {"finished": _now()})
+        self._write_json("manifest.json", self.manifest() | {"finished": _now()})
         write_atomically(self.folder / "done", b"")
 
     def _refuse_foreign(self) -> None:

@@ -9,7 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-VERSIONS_OF = ("torch", "torchvision", "safetensors", "hydra-core", "scikit-learn", "wandb")
+VERSIONS_OF = (
+    "psap",
+    "torch",
+    "torchvision",
+    "safetensors",
+    "hydra-core",
+    "scikit-learn",
+    "wandb",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def provenance_of(manifest: Mapping[str, Any], threads: int | None) -> Provenanc
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the libraries that change results; None: not installed."""
+    """Of Python, of this suite and of the libraries that change results; None: not installed."""
     version_numbers: dict[str, str | None] = {"python": platform.python_version()}
     for package in VERSIONS_OF:
         try:

@@ -1,7 +1,7 @@
 """One training, from the data to the exported network: what `experiments.train` does for a run that is not done."""
 
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from experiments.training import checkpoint, distributed
 from experiments.training.compaction import Compaction, dense_epoch_seconds
 from experiments.training.devices import configure, require_gpu
 from experiments.training.distributed import World
+from experiments.training.latency import latencies_ms
 from experiments.training.loop import Accuracy, Loop, Position
 from experiments.training.optim import learning_rate
 from experiments.training.progress import RunProgress
@@ -104,9 +105,12 @@ def _train(
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
-    tracker = Tracker(cfg, record.config_hash, record.folder) if world.is_first else None
-    position = _all_epochs(training, tracker, signals)
-    _finish(training, tracker, position)
+    tracker = world.first(lambda: Tracker(cfg, record))
+    with ExitStack() as stack:
+        if tracker is not None:
+            stack.callback(tracker.close)
+        position = _all_epochs(training, tracker, signals)
+        _finish(training, tracker, position)
 
 
 def _forget(kind: str, epochs_done: int, text: str) -> None:
@@ -130,6 +134,8 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
     _refuse_another_position(training.record, position, world)
     if position != Position():
         world.say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}")
+    if tracker is not None:
+        tracker.catch_up(training.record.rows())
     with RunProgress(
         f"{cfg.name} {cfg.method.name}",
         cfg.epochs,
@@ -211,9 +217,15 @@ def _finish(training: _Training, tracker: Tracker | None, position: Position) ->
     start_top1 = _start_top1(training)
     if tracker is not None:
         summary = _save_results(training, small, exported, masked, start_top1, position)
-        tracker.finish(training.record.rows(), asdict(summary))
+        tracker.finish(summary, lambda: _latency_ms(training, small))
         training.record.finish()
     training.setup.world.wait()
+
+
+def _latency_ms(training: _Training, small: nn.Module) -> float:
+    """Of one image through the exported network, on the training's device."""
+    (milliseconds,) = latencies_ms({"exported": small.eval()}, training.setup.example).values()
+    return milliseconds
 
 
 def _start_top1(training: _Training) -> float | None:

@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import sklearn.datasets  # noqa: F401  (here and not in every child: it takes a second)
@@ -18,7 +20,7 @@ import psap_core.pruner
 from experiments import train
 from experiments.methods.base import Callback
 from experiments.runs.folder import Record
-from experiments.training import checkpoint
+from experiments.training import checkpoint, tracking
 
 
 def kill() -> None:
@@ -46,6 +48,14 @@ def half_written(path: Any, data: bytes) -> None:
     path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
 
 
+def kill_children(*_: Any) -> None:
+    """wandb's process, which writes the mirror, after it had the time to."""
+    time.sleep(2 * tracking.FLUSH_SECONDS)
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+
+
 POINTS: dict[str, Callable[[], None]] = {
     "mid-epoch": lambda: at_call(8, Callback, "after_step"),
     "mid-epoch, compact": lambda: at_call(18, Callback, "after_step"),
@@ -53,6 +63,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "weights zeroed, plan not saved": lambda: at_call(2, Record, "save_step"),
     "logged, no checkpoint yet": lambda: at_call(2, checkpoint, "save_checkpoint"),
     "half a checkpoint written": lambda: at_call(2, checkpoint, "write_atomically", half_written),
+    "fourth epoch not logged, all processes": lambda: at_call(4, Record, "log", kill_children),
     "export done, summary not": lambda: at_call(1, Record, "save_summary"),
 }
 
