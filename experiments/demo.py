@@ -221,6 +221,9 @@ def run_demo(overrides: list[str]) -> Path:
         f"ms for one image and for a batch of {BATCH}: median of {ROUNDS}, networks in turn, "
         f"threads: {torch.get_num_threads()}"
     )
+    print(
+        "trained, s: one method after the other; what else the machine did meanwhile is in these times"
+    )
     for reason in reasons:
         print(reason)
     print(f"\nPSAP's exported network: {folders['psap'] / 'export'}")

@@ -60,6 +60,7 @@ def test_report_has_one_row_per_method(tiny, capsys):
     assert (out / "what_happened.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(f"{row['macs'] / 1e6:.2f} M" in printed for row in rows)
+    assert "one method after the other" in printed
     (export,) = [
         line for line in printed.splitlines() if line.startswith("PSAP's exported network: ")
     ]
