@@ -1,10 +1,11 @@
-"""What is recorded of a suite's runs: five files that hold all that tables and figures need.
+"""What is recorded of a suite's runs: files that hold all that tables and figures need.
 
 runs.csv         a row a run: where it comes from, and its summary
 configs.yaml     by cell: the recipe's name, and what changes the result; the runs' hashes are taken over it
 epochs.csv.gz    a row a run and epoch: its metrics, six digits; what follows from others is left out
 plans.json       by cell and seed: the final plan
 pulses.csv.gz    a row a filter and pulse, of the first seed of every cell, six digits: what the figures draw
+latency.json     what `experiments.suite latency` printed, where somebody put it
 
 A run that is not in runs.csv is not recorded, whatever the other files hold: it is written last.
 """
@@ -27,7 +28,6 @@ from analysis.results import (
     IDENTITY,
     PLAN,
     PULSE_COLUMNS,
-    WITHOUT_PLAN,
     Run,
     order,
     pulse_frame,
@@ -39,6 +39,7 @@ from experiments.runs.files import DataError, write_atomically
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance
 from experiments.runs.summary import RunSummary, parse_summary
+from experiments.suites.method_styles import chooses_filters
 
 KEY = ["cell", "seed"]
 PROVENANCE = [field.name for field in fields(Provenance)]
@@ -162,7 +163,7 @@ def read_suite_runs(folder: Path, *, pulses: bool = False) -> list[Run]:
             raise _damaged(folder / "configs.yaml", f"{key[0]!r} is not {summary.config_hash}")
         refuse_another(summary, config, folder / "runs.csv")
         plan = plans.get(key)
-        if plan is None and summary.method not in WITHOUT_PLAN:
+        if plan is None and chooses_filters(summary.method):
             raise _damaged(folder / "plans.json", f"it has no plan of {key[0]}, seed {key[1]}")
         if key not in metrics:
             raise _damaged(folder / "epochs.csv.gz", f"it has nothing of {key[0]}, seed {key[1]}")
@@ -181,7 +182,7 @@ def read_suite_runs(folder: Path, *, pulses: bool = False) -> list[Run]:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is damaged: {why}; restore it from the repository")
+    return DataError(f"{path} is damaged: {why}; restore it or record it again")
 
 
 def _read_rows(folder: Path) -> list[tuple[RunSummary, Provenance]]:
@@ -261,6 +262,20 @@ def _metrics(rows: pd.DataFrame, epochs: int, folder: Path) -> pd.DataFrame:
     metrics = rows.drop(columns=KEY).set_index("epoch").dropna(axis="columns", how="all")
     refuse_incomplete(metrics, epochs, folder / "epochs.csv.gz")
     return metrics
+
+
+def read_latencies(path: Path) -> dict[str, Any]:
+    """What `experiments.suite latency` printed. Raises DataError if the file holds something else."""
+    try:
+        latencies: dict[str, Any] = json.loads(path.read_text())
+        measured = [ms for cell in latencies["latency_ms"].values() for ms in cell.values()]
+        if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not what `experiments.suite latency` prints: measure again"
+        ) from error
+    return latencies
 
 
 def read_results(results: Path, *, pulses: bool = False) -> list[Run]:

@@ -26,11 +26,12 @@ from experiments.runs.files import DataError
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary, refuse_impossible
+from experiments.suites.method_styles import chooses_filters
 
 RESULTS = Path(__file__).parent / "recorded"
+OWN = Path("results")  # where everything goes that is not meant for the repository
 # By content in an identity, by path elsewhere; and the default of `compact`, which an identity resolves.
 DIGESTED = {("model", "weights"), ("method", "run"), ("method", "compact")}
-WITHOUT_PLAN = {"dense", "thin", "thin_plan"}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 # What is needed of the files of a run.
 IDENTITY = {
@@ -153,7 +154,7 @@ def read_run(folder: Path) -> Run:
     config = _content(folder / "config.yaml", CONFIG)
     _refuse_mixed(folder, summary, config, manifest)
     plans = sorted((folder / "plans").glob("epoch_*.json"))
-    if not plans and summary.method not in WITHOUT_PLAN:
+    if not plans and chooses_filters(summary.method):
         raise DataError(f"{folder} is half-written: it has no plan in plans/; copy it again")
     return Run(
         recipe=config["name"],

@@ -1,9 +1,7 @@
 """All figures by name, and writing them for every suite."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,9 +12,9 @@ from analysis.figures.pulses import pulses
 from analysis.figures.study import study_differences
 from analysis.figures.style import NothingToDrawError
 from analysis.published import read_published
+from analysis.recorded import read_latencies
 from analysis.results import RESULTS, Run
 from analysis.suites import runs_of_suite
-from experiments.runs.files import DataError
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
     "accuracy_against_macs": accuracy_against_macs,
@@ -45,20 +43,6 @@ def drawn(name: str, runs: Sequence[Run], latencies: Path | None = None) -> Figu
         return FIGURES[name](runs)
     except NothingToDrawError as error:
         return f"{name} is left out: {error}"
-
-
-def read_latencies(path: Path) -> dict[str, Any]:
-    """What `experiments.suite latency` printed. Raises DataError if the file holds something else."""
-    try:
-        latencies: dict[str, Any] = json.loads(path.read_text())
-        measured = [ms for cell in latencies["latency_ms"].values() for ms in cell.values()]
-        if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is not what `experiments.suite latency` prints: measure again"
-        ) from error
-    return latencies
 
 
 def write_figures(

@@ -1,4 +1,4 @@
-"""What figures and tables know of the methods, from conf/method/<name>.yaml: their style, and who publishes them."""
+"""What figures and tables know of the methods, from conf/method/<name>.yaml: style, publishers, whether they choose."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -37,9 +37,18 @@ def published_names() -> Mapping[str, str]:
     }
 
 
+@cache
+def chooses_filters(method: str) -> bool:
+    """Does the method choose filters, and so make a plan? It has a `scope` then, its own or that of its defaults."""
+    content = _contents().get(method, {})
+    return "scope" in content or any(map(chooses_filters, content.get("defaults", [])))
+
+
 def _figures() -> dict[str, dict[str, Any]]:
-    figures = {}
-    for path in sorted(METHODS.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        figures[path.stem] = content.get("figures", {})
-    return figures
+    return {name: content.get("figures", {}) for name, content in _contents().items()}
+
+
+@cache
+def _contents() -> dict[str, dict[str, Any]]:
+    """The files of all methods, by name."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(METHODS.glob("*.yaml"))}

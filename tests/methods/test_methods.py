@@ -1,6 +1,7 @@
 """Methods in training: what SFP does to a network, and what the summary says of masked and exported ones."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from experiments.data.base import Normalisation
 from experiments.methods.registry import entries, register
 from experiments.methods.sfp import SFP
 from experiments.schema import Fan, ResNetConfig, Shortcut, UniformConfig
+from experiments.suites.method_styles import chooses_filters
 from experiments.training import checkpoint
 from experiments.training.distributed import World
 from experiments.training.loop import evaluate
@@ -107,3 +109,8 @@ def test_a_method_is_made_in_one_place():
     entries()
     with pytest.raises(ValueError, match=r"experiments\.methods\.sfp both make the method 'sfp'"):
         register(UniformConfig, "sfp")(lambda context: None)
+
+
+def test_those_methods_are_asked_for_a_plan_that_have_a_scope():
+    for name, entry in entries().items():
+        assert chooses_filters(name) == ("scope" in {field.name for field in fields(entry.config)})
