@@ -41,12 +41,12 @@ docs: $(READY) ## the pages as HTML in build/docs, without warnings
 	@$(BUILD_PAGES)
 
 tables: $(READY) ## analysis/reports/tables, from the recorded results and what others published
-	@$(IN_VENV) -m analysis.build tables
+	@$(IN_VENV) -m analysis.build tables --record
 
 figures: $(READY) ## analysis/reports/figures, from the recorded results
-	@$(IN_VENV) -m analysis.build figures
+	@$(IN_VENV) -m analysis.build figures --record
 
-verify: $(READY) ## each cell's accuracy beside the best comparable published one, and beside its goal
+verify: $(READY) ## how many goals are reached, and where our cells lie beside published figures
 	@$(IN_VENV) -m analysis.build verify
 
 bench: $(READY) ## what training, pruning, files and exported networks cost: runs/bench/report.json

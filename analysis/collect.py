@@ -1,21 +1,21 @@
 """Recording finished runs: what tables and figures need of them, in a handful of files a suite.
 
-python -m analysis.collect RUNS_DIR [--results analysis/recorded]
-    records every finished run of a suite below RUNS_DIR; what is recorded is never overwritten
+python -m analysis.collect RUNS_DIR [--results FOLDER | --record]
+    records every finished run of a suite below RUNS_DIR, in results/recorded or FOLDER, or with --record in the
+    repository's analysis/recorded; what is recorded is never overwritten
 python -m analysis.collect RUNS_DIR --tidy OUT.csv
     records nothing; writes one row of numbers per finished run below RUNS_DIR, of suites or not
 """
 
 import argparse
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from analysis.recorded import DERIVED, read_results, read_suite_runs, suite_files, write_suite
-from analysis.results import RESULTS, NotFinishedError, Run, scan, tidy
+from analysis.results import OWN, RESULTS, NotFinishedError, Run, scan, tidy
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 
@@ -29,21 +29,23 @@ RENAMED = {
 }
 
 
-def read_runs(root: Path) -> list[Run]:
+def read_runs(root: Path, *, pulses: bool = False) -> list[Run]:
     """All runs below a folder: recorded suites, or finished runs in the order of suite, cell, seed and path.
 
-    Of each run that has not finished, a warning says so. Raises DataError if there is no such folder or a
-    finished run is damaged.
+    Of recorded suites, pulses only where they are asked for. Runs that have not finished are left out; a line on
+    stderr says how many. Raises DataError if there is no such folder or a finished run is damaged.
     """
     if (root / "runs.csv").is_file():
-        return read_suite_runs(root)
+        return read_suite_runs(root, pulses=pulses)
     if any(root.glob("*/runs.csv")):
-        return read_results(root)
+        return read_results(root, pulses=pulses)
     runs, errors = scan(root)
     for error in errors:
         if not isinstance(error, NotFinishedError):
             raise error
-        warnings.warn(f"left out: {error}", stacklevel=2)
+    if errors:
+        others = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+        print(f"left out: {errors[0]}{others}", file=sys.stderr)
     return [renamed(run) for run in runs.values()]
 
 
@@ -127,19 +129,23 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs_dir", type=Path)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--results", type=Path, default=OWN / "recorded", metavar="FOLDER")
+    place.add_argument("--record", action="store_true", help="into the repository")
     parser.add_argument("--tidy", type=Path, metavar="OUT.csv")
     options = parser.parse_args(arguments)
     with plain_exits():
         if options.tidy:
             tidy(read_runs(options.runs_dir)).to_csv(options.tidy, index=False)
             return
-        recorded, left_out = record(options.runs_dir, options.results)
+        results = RESULTS if options.record else options.results
+        recorded, left_out = record(options.runs_dir, results)
         if not recorded:
             first = f": {left_out[0]} ({len(left_out)} left out)" if left_out else ""
             raise DataError(f"{options.runs_dir} holds no finished run of a suite{first}")
     for run in recorded:
         print(f"recorded: {run.suite}, {run.cell}, seed {run.seed}")
+    print(f"in {results}")
     for why in left_out:
         print(f"left out: {why}")
 

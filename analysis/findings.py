@@ -1,6 +1,7 @@
 """What a study found: every cell against the suite's reference, paired by seed.
 
-python -m analysis.findings SUITE [--runs RUNS_DIR]    prints it, of the recorded runs or of those below RUNS_DIR
+python -m analysis.findings SUITE [FOLDER]
+    prints it; FOLDER holds runs, or recorded results: analysis/recorded if absent
 """
 
 import argparse
@@ -16,7 +17,7 @@ import pandas as pd
 
 from analysis.collect import read_runs
 from analysis.results import RESULTS, Run, named, training_hours
-from analysis.stats import f_limit, student_half_width
+from analysis.stats import f_limit, student_half_width, verdict
 from analysis.suites import PlannedSuite, plan_suite, runs_of_cells
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
@@ -82,15 +83,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        if self.together is None:
-            return ""
-        return (
-            "better"
-            if self.mean > self.together
-            else "worse"
-            if self.mean < -self.together
-            else "not shown"
-        )
+        return verdict(self.mean, self.together)
 
 
 @dataclass(frozen=True)
@@ -358,11 +351,11 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("suite")
-    parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS)
     options = parser.parse_args(arguments)
     with plain_exits():
         suite = plan_suite(read_suite(options.suite))
-        print(study_markdown(compare(suite, read_runs(options.runs))))
+        print(study_markdown(compare(suite, read_runs(options.folder))))
 
 
 if __name__ == "__main__":

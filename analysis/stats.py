@@ -40,6 +40,15 @@ def student_half_width(n: int, sd: float, degrees: int, intervals: int = 1) -> f
     return float(distributions.t.ppf(1 - 0.025 / intervals, degrees)) * sd / n**0.5
 
 
+def verdict(mean: float, half: float | None) -> str:
+    """Where the interval mean ± half of a difference lies: better, worse, or not shown; nothing without an interval."""
+    if half is None:
+        return ""
+    if mean > half:
+        return "better"
+    return "worse" if mean < -half else "not shown"
+
+
 def f_limit(degrees: int, others: int, tests: int) -> float:
     """What a ratio of mean squares with these degrees of freedom exceeds by chance in 5 % of all sets of tests."""
     return float(distributions.f.ppf(1 - 0.05 / tests, degrees, others))

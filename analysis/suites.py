@@ -1,8 +1,9 @@
 """Suites as tables and figures see them: what each cell trains, and which runs are its."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from analysis.recorded import read_suite_runs
 from analysis.results import RESULTS, Run
 from experiments.runs.files import DataError
-from experiments.runs.identity import settings
+from experiments.runs.identity import digest, settings
+from experiments.suites.method_styles import method_styles
 from experiments.suites.runs import cell_config
 from experiments.suites.spec import Cell, Suite, read_suite, suite_names
 
@@ -144,6 +146,75 @@ def plan_suite(suite: Suite) -> PlannedSuite:
     return PlannedSuite(
         suite.name, suite.title, suite.seeds, tuple(cells), suite.reference, suite.effects
     )
+
+
+def suites_of(runs: Iterable[Run]) -> list[tuple[PlannedSuite, list[Run]]]:
+    """The suites that runs belong to, with their runs.
+
+    Runs of no suite, or of one whose file is elsewhere, stand together where they trained alike but for the method.
+    """
+    of_suites: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        trained = digest({key: value for key, value in run.identity.items() if key != "method"})
+        place = run.suite or run.recipe, trained
+        if run.suite in suite_names():
+            place = run.suite, ""
+        of_suites.setdefault(place, []).append(run)
+    names = Counter(name for name, _ in of_suites)
+    found = []
+    for (name, trained), members in of_suites.items():
+        if not trained:
+            found.append((_planned(name), members))
+        elif names[name] == 1:
+            found.append(_made_of_runs(name, members))
+        else:
+            found.append(_made_of_runs(f"{name}_{trained}", members))
+    return found
+
+
+def _made_of_runs(name: str, runs: Sequence[Run]) -> tuple[PlannedSuite, list[Run]]:
+    """A suite with a cell for every configuration of the runs, and the runs under its names."""
+    by_hash: dict[str, list[Run]] = {}
+    for run in runs:
+        by_hash.setdefault(run.summary.config_hash, []).append(run)
+    labels = Counter(_label(members[0]) for members in by_hash.values())
+    kinds = Counter((members[0].method, _own_target(members[0])) for members in by_hash.values())
+    cells, renamed = [], []
+    for config_hash, members in by_hash.items():
+        run, label = members[0], _label(members[0])
+        if labels[label] > 1:
+            label = f"{label} {config_hash}"
+        cells.append(
+            PlannedCell(
+                label,
+                setting_of(run.identity),
+                _own_target(run),
+                run.identity,
+                has_default_switches=kinds[run.method, _own_target(run)] == 1,
+            )
+        )
+        for member in members:
+            summary = replace(member.summary, suite=name, cell=label)
+            renamed.append(replace(member, summary=summary))
+    seeds = tuple(sorted({run.seed for run in runs}))
+    places = {method: place for place, method in enumerate(method_styles())}
+    cells.sort(key=lambda cell: (places.get(cell.setting.method, len(places)), cell.name))
+    title = "runs of no suite of the project, a row a configuration"
+    return PlannedSuite(name, title, seeds, tuple(cells)), renamed
+
+
+def _label(run: Run) -> str:
+    """Its cell, or its method and target."""
+    target = _own_target(run)
+    return run.cell or (run.method if target is None else f"{run.method} {100 * target:g}")
+
+
+def _own_target(run: Run) -> float | None:
+    """The share of the MACs to remove; of a network of another run's plan, what that removed."""
+    target = setting_of(run.identity).target
+    if target is None and run.method != "dense":
+        return round(run.summary.macs_cut, 3)
+    return target
 
 
 def _has_default_switches(cell: Cell) -> bool:

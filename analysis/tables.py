@@ -1,8 +1,11 @@
 """Tables of suites: our runs beside what others published at comparable cuts.
 
-python -m analysis.tables [SUITE ...] [--runs RUNS_DIR] [--out FOLDER]
-    prints the suites' tables (all suites', where none is named) of the recorded runs, or of those below RUNS_DIR;
-    with --out, writes <suite>.md, <suite>.tex and <suite>.csv there instead
+python -m analysis.tables [FOLDER] [SUITE ...]
+    prints what stands in the tables' first place: our rows, beside the suite's reference. FOLDER holds runs, or
+    recorded results; analysis/recorded if absent. SUITE is a name, or the path of a suite's file; without one, all that
+    FOLDER has runs of, and runs of no suite by recipe
+python -m analysis.tables [FOLDER] [SUITE ...] --out OUT
+    writes OUT/<suite>.md, .tex and .csv instead: all columns, and what others published
 """
 
 import argparse
@@ -16,7 +19,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.collect import read_runs
+from analysis.findings import Study, compare
 from analysis.published import read_published, usable
+from analysis.recorded import read_latencies
 from analysis.results import RESULTS, Run, named, training_hours
 from analysis.stats import Estimate, estimate, paired_difference
 from analysis.suites import (
@@ -27,7 +32,10 @@ from analysis.suites import (
     plan_suite,
     refuse_different,
     runs_of_cells,
+    suites_of,
 )
+from analysis.terminal import LEGEND as TERMINAL_LEGEND
+from analysis.terminal import make_console, shown_rows, text_grid
 from experiments.exits import plain_exits
 from experiments.runs.files import DataError
 from experiments.suites.spec import read_suite, suite_names
@@ -81,6 +89,7 @@ PUBLISHED_LEGEND = [
     "† The source does not state the start. Parameters: of the exported network, or what was removed of them.",
     "PSAP (paper): the paper's own figures are not available to us.",
 ]
+TOLD = ("Left out", "Not at one cut")  # the notes that a terminal shows, by their beginnings
 ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     ord("~"): r"\textasciitilde{}",
     ord("^"): r"\textasciicircum{}",
@@ -450,28 +459,109 @@ def write_tables(tables: Iterable[Table], out: Path) -> list[Path]:
     return written
 
 
+def print_ours(
+    table: Table, suite: PlannedSuite, runs: Iterable[Run], latencies: Mapping[str, Any] | None
+) -> None:
+    """Print our rows, at most as wide as terminal.WIDTH; of a suite without runs one line."""
+    console = make_console()
+    console.print(f"{table.name}: {table.title}", style="bold")
+    ours = table.rows[table.rows["kind"] == "ours"]
+    if not ours["top1_n"].any():
+        console.print(f"not run: {ours['cell'].nunique()} cells\n")
+        return
+    study, why_not = _judged(suite, runs)
+    measured = latencies["latency_ms"] if latencies else {}
+    for section, rows in shown_rows(table.rows, _references(suite, ours), measured, study).items():
+        console.print(f"\n{section}\n")
+        console.print(text_grid(rows, wrapped=["method"]))
+    notes = [note for note in table.notes if note.startswith(TOLD)]
+    if study:
+        notes.append(
+            f"A study: on validation images, as `python -m analysis.findings {suite.name}` judges."
+        )
+    if why_not:
+        notes.append(f"Not judged as a study: {why_not}.")
+    if latencies:
+        notes.append(f"Latency: one image, {latencies['device']}, threads: {latencies['threads']}.")
+    console.print("".join(f"\n{note}" for note in notes))
+
+
+def _references(suite: PlannedSuite, ours: pd.DataFrame) -> dict[str, str | None]:
+    """By section, the first method of BESIDE that it trains with default switches, or is compared with."""
+    as_it_is = {cell.name for cell in suite.cells if cell.has_default_switches}
+    references: dict[str, str | None] = {}
+    for section, rows in ours.groupby("section", sort=False):
+        trained = set(rows[rows["cell"].isin(as_it_is)]["method_name"])
+        trained |= {method for method in BESIDE if rows[f"to_{method}"].notna().any()}
+        references[str(section)] = next((name for name in BESIDE if name in trained), None)
+    return references
+
+
+def _judged(suite: PlannedSuite, runs: Iterable[Run]) -> tuple[Study | None, str]:
+    """What a suite with a reference found, or why it cannot be judged as a study; neither of other suites."""
+    if suite.reference is None:
+        return None, ""
+    try:
+        return compare(suite, runs), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def _folder_and_suites(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """What the command's words name."""
+    suites = [word for word in words if word in suite_names() or word.endswith(".yaml")]
+    folders = [Path(word) for word in words if word not in suites]
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(
+                f"there is no folder and no suite {str(folder)!r}: a suite is one of {', '.join(suite_names())}, or "
+                "the path of a file"
+            )
+    if len(folders) > 1:
+        raise DataError(f"name one folder, not {' and '.join(map(str, folders))}")
+    return (folders or [RESULTS])[0], suites
+
+
+def _chosen(folder: Path, names: Sequence[str]) -> tuple[list[PlannedSuite], list[Run]]:
+    """The suites to show, those of the folder's runs where none is named, and the runs."""
+    wanted = [plan_suite(read_suite(name)) for name in names]
+    runs = read_runs(folder)
+    if not wanted:
+        found = suites_of(runs)
+        wanted, runs = [suite for suite, _ in found], [run for _, of in found for run in of]
+    if folder != RESULTS and not {run.suite for run in runs} & {suite.name for suite in wanted}:
+        raise DataError(f"{folder} holds no finished run of {', '.join(names) or 'any suite'}")
+    return wanted, runs
+
+
+def _latencies(folder: Path, suite: str) -> dict[str, Any] | None:
+    """What was measured of a suite; None where nothing was."""
+    is_suite = (folder / "runs.csv").is_file()
+    path = (folder if is_suite else folder / suite) / "latency.json"
+    return read_latencies(path) if path.is_file() else None
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE")
-    parser.add_argument("--runs", type=Path, default=RESULTS, metavar="RUNS_DIR")
-    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument("what", nargs="*", metavar="FOLDER or SUITE")
+    parser.add_argument("--out", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     with plain_exits():
-        wanted = [plan_suite(read_suite(name)) for name in options.suites or suite_names()]
-        runs = read_runs(options.runs)
-        if options.runs != RESULTS and not {run.suite for run in runs} & {
-            suite.name for suite in wanted
-        }:
-            raise DataError(
-                f"{options.runs} holds no finished run of {', '.join(options.suites) or 'any suite'}"
-            )
-        tables = [make_table(suite, runs, read_published()) for suite in wanted]
-        if options.out is None:
-            print("\n".join(map(table_markdown, tables)))
-        else:
-            write_tables(tables, options.out)
+        folder, names = _folder_and_suites(options.what)
+        suites, runs = _chosen(folder, names)
+        published = read_published()
+        tables = [make_table(suite, runs, published) for suite in suites]
+        if options.out is not None:
+            print("\n".join(map(str, write_tables(tables, options.out))))
+            return
+        for suite, table in zip(suites, tables, strict=True):
+            print_ours(table, suite, runs, _latencies(folder, suite.name))
+        told = TERMINAL_LEGEND
+        if not {run.suite for run in runs} & {suite.name for suite in suites}:
+            told = "Nothing of this is recorded. Your own runs: python -m analysis.tables runs"
+        make_console().print(told, style="dim")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis import collect
 from analysis.collect import RENAMED, main, record
 from analysis.recorded import read_results, read_suite_runs, suite_files
 from analysis.results import TIDY_COLUMNS, read_run
@@ -251,7 +252,7 @@ def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_p
     command = [sys.executable, "-m", "analysis.collect", str(runs_dir), "--results", results]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = [line.split(": ")[0] for line in done.stdout.splitlines()]
-    assert said == ["recorded"] * 3 + ["left out"] * 2
+    assert said == ["recorded"] * 3 + [f"in {results}"] + ["left out"] * 2
     edit(runs_dir / "a" / "summary.json", top1=91.0)
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
@@ -259,17 +260,26 @@ def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_p
     assert refused.stderr.count("\n") == 1
 
 
+def test_only_record_writes_to_the_repository(runs_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "RESULTS", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    collect.main([str(runs_dir)])
+    assert not (tmp_path / "repository").exists()
+    collect.main([str(runs_dir), "--record"])
+    assert contents(tmp_path / "repository") == contents(tmp_path / "results" / "recorded")
+
+
 def test_the_command_writes_a_row_of_every_finished_run_and_records_nothing(
     runs_dir, tmp_path, capsys
 ):
     out = tmp_path / "out.csv"
-    with pytest.warns(UserWarning, match="^left out: .*unfinished"):
-        main([str(runs_dir), "--results", str(tmp_path / "results"), "--tidy", str(out)])
+    main([str(runs_dir), "--results", str(tmp_path / "results"), "--tidy", str(out)])
+    assert "unfinished" in capsys.readouterr().err
     written = pd.read_csv(out)
     assert list(written.columns) == TIDY_COLUMNS
     assert list(written["method"]) == ["dense", "psap", "psap", "thin_plan"]
     assert not (tmp_path / "results").exists()
-    with pytest.raises(SystemExit) as refused, pytest.warns(UserWarning, match="left out"):
+    with pytest.raises(SystemExit) as refused:
         main([str(runs_dir), "--tidy", str(tmp_path / "nowhere" / "out.csv")])
     assert refused.value.code == 2
     assert "nowhere" in capsys.readouterr().err

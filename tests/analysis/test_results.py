@@ -297,11 +297,16 @@ def test_all_runs_below_a_folder_in_a_stable_order(tmp_path):
     ]
 
 
-def test_of_the_runs_below_a_folder_unfinished_ones_are_reported_and_damaged_ones_refused(tmp_path):
+def test_of_the_runs_below_a_folder_unfinished_ones_are_counted_and_damaged_ones_refused(
+    tmp_path, capsys
+):
     write_run(tmp_path / "a", "dense")
     (write_run(tmp_path / "b", "dense") / "done").unlink()
-    with pytest.warns(UserWarning, match="^left out: .*b is not the folder of a finished run"):
-        assert len(read_runs(tmp_path)) == 1
+    (write_run(tmp_path / "c", "dense") / "done").unlink()
+    assert len(read_runs(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"left out: {tmp_path / 'b'} is not the folder of a finished run")
+    assert said.endswith(", and 1 more\n")
     (tmp_path / "a" / "summary.json").unlink()
     with pytest.raises(DataError, match=r"a is half-written: summary\.json is missing"):
         read_runs(tmp_path)

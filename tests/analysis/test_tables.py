@@ -1,5 +1,6 @@
 """Tables. After a wanted change: `python -m tests.analysis.test_tables` writes the golden files anew."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,12 +13,12 @@ import pandas as pd
 import pytest
 
 from analysis import build, tables
-from analysis.build import goals, verdicts
 from analysis.collect import read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
 from analysis.results import read_run
 from analysis.suites import plan_suite
 from analysis.tables import display, make_table, table_markdown, to_csv, write_tables
+from analysis.verdicts import goals, goals_answer, verdicts
 from experiments.runs.files import DataError
 from experiments.suites.spec import read_suite
 from tests.analysis.runs import write_run
@@ -356,7 +357,7 @@ def test_verdicts_say_where_the_interval_lies(table):
         ((90.2, 90.4), "within the interval"),
         ((90.2, 90.21), "below"),
         ((91.2, 91.21), "above"),
-        ((91.2,), "one run, no interval"),
+        ((91.2,), "one run only"),
     ],
 )
 def test_verdicts_rest_on_students_interval(tmp_path, mine, top1, verdict):
@@ -375,7 +376,19 @@ def test_goals_stand_beside_the_mean_of_what_was_run(table):
         "ours": ["91.20", "not run"],
         "difference": ["-0.10", ""],
         "n": ["2 of 3", "0 of 3"],
+        "result": ["in part", "not run"],
     }
+
+
+@pytest.mark.parametrize(("last", "result"), [(91.5, "reached"), (91.4, "missed")])
+def test_a_goal_is_reached_or_missed_once_all_seeds_have_run(root, last, result):
+    """The goal is 91.3, the other seeds have 91.3 and 91.1."""
+    facts = {"macs_cut": 0.54, **COMMON}
+    write_run(root / "last", "psap", top1=last, seed=1, cell="resnet20 psap 54", **facts)
+    found = goals(plan_suite(read_suite(str(SUITE))), golden_table(root))
+    assert list(found["result"]) == [result, "not run"]
+    answer = {"reached": "1 of 2 reached, 0 missed", "missed": "0 of 2 reached, 1 missed"}[result]
+    assert goals_answer(found) == f"Goals: {answer}, 1 not run."
 
 
 PEERS = {
@@ -501,35 +514,94 @@ def run(capsys):
 def test_commands_without_runs_show_and_write_every_cell_as_not_run(tmp_path, run):
     code, out, _ = run(tables, "from_scratch_table")
     assert code == 0
-    assert "| not run" in out
+    assert re.search(r"\nnot run: \d+ cells\n", out)
+    assert "Your own runs: python -m analysis.tables runs" in out
     code, out, _ = run(build, "tables", "--results", tmp_path, "--out", tmp_path / "out")
     assert code == 0
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".tex", ".csv"}
-    code, _, err = run(tables, "nothing")
-    assert code == 2
-    assert err.startswith("error: there is no suite 'nothing': it must be one of ")
 
 
-def test_verify_names_a_damaged_file_and_exits_with_2(tmp_path, run):
+def test_a_terminal_shows_our_rows_beside_the_reference_within_100_columns(root, run):
+    for seed, top1 in ((0, 21.0), (1, 21.1), (2, 21.2)):
+        facts = {"macs_cut": 0.54, **COMMON}
+        write_run(root / f"sfp{seed}", "sfp", seed=seed, top1=top1, cell="resnet20 sfp 54", **facts)
+    shutil.rmtree(root / "short")
+    code, out, _ = run(tables, root, SUITE)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    first, second = out.split("54 % of the MACs cut")[1].split("CIFAR-10 at")[:2]
+    assert re.search(r"\nmethod +n +top-1 \[%\] +MACs cut +parameters +to psap +verdict *\n", first)
+    assert re.search(r"\npsap +2 of 3 +91\.20 ± 0\.14 +54\.0 % +0\.124 M *\n", first)
+    assert re.search(r"\nthin .* -1\.00 ± 0\.28 \(n = 2\) +not shown *\n", first)
+    assert re.search(r"\nsfp +3 of 3 .* -70\.10 ± 0\.28 \(n = 2\) +worse *\n", first)
+    assert re.search(r"\ndense .* better *\n", first) is None
+    assert "FPGM-only" not in out
+    assert re.search(r"\npretrained psap 42 ", second) is None  # the words of its section
+    assert "\nLeft out: resnet20 sfp 99, seed 0: the suite has no such cell and seed." in out
+
+
+def test_latencies_stand_in_the_table_where_they_were_measured(root, tmp_path, run):
+    record(root, tmp_path / "results")
+    place = tmp_path / "results" / "golden_table"
+    measured = {"resnet20 psap 54": {"0": 1.0, "2": 2.0}}
+    latencies = {"device": "a CPU", "threads": 1, "latency_ms": measured}
+    (place / "latency.json").write_text(json.dumps(latencies))
+    for folder in (place, place.parent):
+        _, out, _ = run(tables, folder, SUITE)
+        assert re.search(r"\npsap +2 of 3 .* 1\.50 ms", out)
+        assert "\nLatency: one image, a CPU, threads: 1.\n" in out
+
+
+def test_runs_of_no_suite_stand_in_a_table_by_recipe(tmp_path, run):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"psap{seed}", "psap", seed=seed)
+        write_run(tmp_path / "runs" / f"sfp{seed}", "sfp", seed=seed, top1=20.0 + seed)
+    write_run(tmp_path / "runs" / "changed", "psap", protection=False)
+    write_run(tmp_path / "runs" / "other", "psap", lr=0.5)
+    code, out, _ = run(tables, tmp_path / "runs")
+    assert code == 0
+    alike, other = out.split("\ndigits_resnet20_")[0], out.split("\ndigits_resnet20_")[1]
+    assert re.search(r"\nsfp +2 of 2 +20\.50 ± 0\.71 ", alike)
+    assert len(re.findall(r"\npsap [0-9a-f]{8} ", alike)) == 2
+    assert re.search(r"\npsap +1 of 1 ", other)
+
+
+def test_only_record_builds_the_repositorys_files(root, tmp_path, run, monkeypatch):
+    record(root, tmp_path / "recorded")
+    monkeypatch.setattr(build, "RESULTS", tmp_path / "recorded")
+    monkeypatch.setattr(build, "REPORTS", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    suite = ("--suite", SUITE)
+    assert run(build, "tables", "--results", root, *suite)[0] == 0
+    assert not (tmp_path / "repository").exists()
+    written = tmp_path / "results" / "tables"
+    assert {path.name for path in written.iterdir()} == {
+        f"golden_table.{kind}" for kind in ("md", "tex", "csv")
+    }
+    assert (written / "golden_table.md").read_bytes() == (GOLDEN / "golden_table.md").read_bytes()
+    assert run(build, "tables", "--record", *suite)[0] == 0
+    assert (tmp_path / "repository" / "tables" / "golden_table.md").is_file()
+
+
+def test_verify_answers_first_and_names_a_damaged_file(tmp_path, run):
     facts = {"dataset": "cifar10", "image_size": 32, "epochs": 200, "suite": "from_scratch_table"}
     write_run(tmp_path / "runs", "dense", cell="resnet20 dense", top1=92.5, **facts)
     record(tmp_path / "runs", tmp_path / "results")
     place = tmp_path / "results" / "from_scratch_table"
-    code, out, _ = run(build, "verify", "--results", tmp_path / "results")
+    verify = ("verify", "--results", tmp_path / "results", "--suite", "from_scratch_table")
+    code, out, _ = run(build, *verify)
     assert code == 0
-    assert "\nVerdicts: where Student's 95 % interval of the mean over seeds lies" in out
-    assert out.splitlines()[-1].startswith("Goals: mean top-1 in percent over a cell's seeds")
+    assert max(map(len, out.splitlines())) <= 100
+    assert out.startswith("Goals: 0 of 6 reached, 0 missed, 6 not run.\nPublished figures: of ")
     assert re.search(
-        r"from_scratch_table +resnet20 psap 54 +91\.20 +90\.44 FPGM-only .* not run +0 of 3\n", out
+        r"from_scratch_table +resnet20 psap 54 +91\.20 +90\.44 FPGM-only .* not run +0 of 3 ", out
     )
-    assert re.search(
-        r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +one run, no interval +1 of 3 +0123456", out
-    )
+    assert re.search(r"resnet20 dense +92\.20 .*92\.50 +\+0\.30 +1 of 3 +one run only", out)
     (place / "configs.yaml").write_text("{")
-    code, _, err = run(build, "verify", "--results", tmp_path / "results")
+    code, _, err = run(build, *verify)
     assert (code, err) == (
         2,
-        f"error: {place / 'configs.yaml'} is damaged: it cannot be read; restore it from the repository\n",
+        f"error: {place / 'configs.yaml'} is damaged: it cannot be read; restore it or record it again\n",
     )
 
 

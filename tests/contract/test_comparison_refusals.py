@@ -60,13 +60,13 @@ def hash_of_another_configuration(folder, said, **_) -> str:
     runs = a_run(folder)
     manifest = runs / "dense" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"lr": 0.1', '"lr": 0.2'))
-    return said(tables.main, "digits_demo", "--runs", runs)
+    return said(tables.main, runs, "digits_demo")
 
 
 def half_written_run(folder, said, **_) -> str:
     runs = a_run(folder)
     (runs / "dense" / "metrics.jsonl").unlink()
-    return said(tables.main, "digits_demo", "--runs", runs)
+    return said(tables.main, runs, "digits_demo")
 
 
 def damaged_results(folder, said, **_) -> str:
@@ -77,7 +77,7 @@ def damaged_results(folder, said, **_) -> str:
 
 
 def newer_results(folder, said, **_) -> str:
-    return said(tables.main, "digits_demo", "--runs", a_run(folder, format=FORMAT + 1))
+    return said(tables.main, a_run(folder, format=FORMAT + 1), "digits_demo")
 
 
 def broken_published_row(folder, said, monkeypatch) -> str:
@@ -92,7 +92,23 @@ def broken_published_row(folder, said, monkeypatch) -> str:
 
 
 def no_runs_to_tabulate(folder, said, **_) -> str:
-    return said(tables.main, "digits_demo", "--runs", folder)
+    return said(tables.main, folder, "digits_demo")
+
+
+def no_such_folder_or_suite(folder, said, **_) -> str:
+    return said(tables.main, folder / "rnus")
+
+
+def two_folders(folder, said, **_) -> str:
+    return said(tables.main, folder, folder.parent)
+
+
+def a_record_of_another_folder(folder, said, **_) -> str:
+    return said(build.main, "tables", "--record", "--results", folder)
+
+
+def no_suite_to_build(folder, said, **_) -> str:
+    return said(build.main, "tables", "--suite", "nothing", "--out", folder / "tables")
 
 
 def no_runs_to_record(folder, said, **_) -> str:
@@ -113,6 +129,10 @@ def no_runs_to_record(folder, said, **_) -> str:
         (newer_results, "summary.json was written by a newer version of this suite: update"),
         (broken_published_row, "published.csv, line 2: year is 'year 20"),
         (no_runs_to_tabulate, "holds no finished run of digits_demo"),
+        (no_such_folder_or_suite, "rnus': a suite is one of "),
+        (two_folders, "name one folder, not "),
+        (a_record_of_another_folder, "--record builds from analysis/recorded: leave out --results"),
+        (no_suite_to_build, "there is no suite 'nothing': it must be one of "),
         (no_runs_to_record, "holds no finished run of a suite"),
     ],
 )
