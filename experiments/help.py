@@ -28,7 +28,7 @@ def help_text(about: str, config: DictConfig, conf: Path) -> str:
         conf: folder whose folders are the groups.
     """
     lines = [about.strip(), "", "Choices, as in method=psap:"]
-    for group in groups(conf):
+    for group in groups(config, conf):
         lines += _wrapped(f"{group}: {', '.join(options(conf, group))}")
     lines += [
         "",
@@ -42,12 +42,11 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, LINE, initial_indent="  ", subsequent_indent="    ")
 
 
-def groups(conf: Path) -> list[str]:
-    """The groups of files that may be chosen, the recipes first."""
-    found = sorted(
-        path.name for path in conf.iterdir() if path.is_dir() and any(path.glob("*.yaml"))
-    )
-    return sorted(found, key=lambda name: name != "experiment")
+def groups(config: DictConfig, conf: Path) -> list[str]:
+    """The groups of files that this configuration takes its parts from, the recipes first."""
+    found = [str(key) for key in config if any((conf / str(key)).glob("*.yaml"))]
+    is_a_run = "epochs" in config
+    return ["experiment", *found] if is_a_run else found
 
 
 def options(conf: Path, group: str) -> list[str]:

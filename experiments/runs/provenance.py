@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS_OF = (
-    "psap",
+    "psap-core",
     "torch",
     "torchvision",
     "safetensors",
