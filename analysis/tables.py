@@ -483,7 +483,7 @@ def print_ours(
         notes.append(f"Not judged as a study: {why_not}.")
     if latencies:
         notes.append(f"Latency: one image, {latencies['device']}, threads: {latencies['threads']}.")
-    console.print("".join(f"\n{note}" for note in notes))
+    console.print("".join(f"\n{note}" for note in notes) + "\n" * bool(notes))
 
 
 def _references(suite: PlannedSuite, ours: pd.DataFrame) -> dict[str, str | None]:
