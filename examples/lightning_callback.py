@@ -80,9 +80,9 @@ class Digits(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        torch.manual_seed(self.current_epoch)  # the same order of images after a restart
+        order = torch.Generator().manual_seed(self.current_epoch)  # the same after a restart
         train = TensorDataset(self.images[:1437], self.labels[:1437])
-        return DataLoader(train, batch_size=128, shuffle=True, drop_last=True)
+        return DataLoader(train, batch_size=128, shuffle=True, drop_last=True, generator=order)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(TensorDataset(self.images[1437:], self.labels[1437:]), batch_size=360)

@@ -142,10 +142,10 @@ def test_the_unet_loses_half_of_its_macs_and_finds_the_discs():
 @pytest.mark.long
 def test_the_averaged_network_of_timm_is_what_is_exported():
     module = example("timm_training")
-    average, small, pruner = module.main(epochs=8)
+    average, small, pruner = module.main()
     _, test = module.digits(32)
     assert_half_is_cut_exactly(average, small, pruner, test.tensors[0])
-    assert module.accuracy(small, test) > 0.3
+    assert module.accuracy(small, test) > 0.7
 
 
 @pytest.mark.long
@@ -156,8 +156,9 @@ def test_every_form_of_the_small_network_computes_the_same(tmp_path):
     assert pruner.is_compact
     assert torch.equal(logits["loaded"], logits["small"])
     torch.testing.assert_close(logits["ONNX"], logits["small"], rtol=1e-4, atol=1e-4)
-    gap = (logits["quantised"] - logits["small"]).abs().max()
-    assert 0 < gap < 0.1 * logits["small"].abs().max()
+    same = logits["quantised"].argmax(1) == logits["small"].argmax(1)
+    assert same.float().mean() > 0.95
+    assert not torch.equal(logits["quantised"], logits["small"])
 
 
 @pytest.mark.long
