@@ -80,9 +80,8 @@ class Digits(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        order = torch.Generator().manual_seed(self.current_epoch)  # the same after a restart
         train = TensorDataset(self.images[:1437], self.labels[:1437])
-        return DataLoader(train, batch_size=128, shuffle=True, drop_last=True, generator=order)
+        return DataLoader(train, batch_size=128, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(TensorDataset(self.images[1437:], self.labels[1437:]), batch_size=360)
@@ -104,7 +103,6 @@ def main(folder: Path, processes: int = 1, epochs: int = 20) -> tuple[nn.Module,
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
         max_epochs=epochs,
-        reload_dataloaders_every_n_epochs=1,
         callbacks=[pruning, ModelCheckpoint(folder, save_last=True)],
         logger=False,
         enable_progress_bar=False,
