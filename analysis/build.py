@@ -22,9 +22,8 @@ from analysis.suites import PlannedSuite, plan_suite, plan_suites
 from analysis.tables import Table, make_table, write_tables
 from analysis.verdicts import print_verdicts
 from experiments.exits import plain_exits
-from experiments.runs.files import write_atomically
+from experiments.runs.files import DataError, write_atomically
 from experiments.suites.spec import read_suite
-from psap_core import InputError
 
 REPORTS = Path(__file__).parent / "reports"
 
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     out = options.out or (REPORTS if options.record else OWN) / options.what
     with plain_exits():
         if options.record and options.results != RESULTS:
-            raise InputError("--record builds from analysis/recorded: leave out --results")
+            raise DataError("--record builds from analysis/recorded: leave out --results")
         suites = [plan_suite(read_suite(options.suite))] if options.suite else []
         runs = read_runs(options.results, pulses=options.what == "figures")
         if options.what == "figures":

@@ -86,7 +86,7 @@ def test_accuracy_shows_every_curve_and_every_exported_network(panels, runs):
 
 
 def test_line_style_or_marker_alone_tell_all_methods_apart():
-    methods = {path.stem for path in METHODS.glob("*.yaml")} - {"psap_variant"}
+    methods = {path.stem for path in METHODS.glob("*.yaml")} - {"psap_variant", "psap_finetune"}
     assert set(STYLES) == {*methods, NO_PROTECTION}
     for mark in ("linestyle", "marker"):
         assert len({str(style[mark]) for style in STYLES.values()}) == len(STYLES)

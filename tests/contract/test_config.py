@@ -626,7 +626,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 
 def test_bad_exports(tmp_path, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
-    assert "no config.yaml" in refusal(
+    assert "has no summary.json" in refusal(
         evaluate.main, [f"run={tmp_path}", "runtime.device=cpu"], monkeypatch
     )
     assert "leave out data=digits" in refusal(

@@ -181,7 +181,7 @@ def test_torchvisions_cifar10_is_converted_once_and_an_interrupted_conversion_le
         patch.setattr("experiments.data.tensor_images.os.replace", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tensor_images._load_cifar10(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".downloading"]
     for _ in range(2):
         train, test = tensor_images._load_cifar10(tmp_path)
     assert calls == [True, False] * 2

@@ -133,7 +133,8 @@ def test_the_wrapper_is_made_anew_and_the_steps_take_it(tmp_path, monkeypatch):
     assert steps.net is setup.net
 
 
-def test_timing_dense_steps_changes_nothing(tmp_path):
+def test_timing_dense_steps_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(compaction, "LARGEST_SHARE", 1.0)
     setup = set_up(compose("train", small(tmp_path, "psap")), torch.device("cpu"), World())
     before = bits(setup.model.state_dict())
     generator = torch.get_rng_state()

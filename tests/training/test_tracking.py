@@ -109,7 +109,7 @@ def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
     provenance = config["provenance"]
     assert manifest["sessions"][-1]["commit"].startswith(provenance["commit"].rstrip("+"))
     assert provenance["versions"] == manifest["versions"]
-    assert provenance["versions"].keys() >= {"psap", "torch", "torchvision"}
+    assert provenance["versions"].keys() >= {"psap-core", "torch", "torchvision"}
     assert provenance["device"] == manifest["device"]
     assert any(record["type"] == "stats" for record in log)  # of the system
 
