@@ -43,7 +43,7 @@ FROZEN_HASHES = {
 QUICK_RECIPES = (
     "cifar10_small",
     "cifar10_resnet20_pretrained",
-    "imagenette_resnet18",
+    "image_folder",
 )
 
 
@@ -65,7 +65,7 @@ def test_every_recipe_does_one_step(recipe, tiny):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(method, marks=pytest.mark.long) if method not in ("dense", "psap") else method
+        pytest.param(method, marks=pytest.mark.long) if method != "psap" else method
         for method in METHODS
     ],
 )

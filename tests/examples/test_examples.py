@@ -95,7 +95,8 @@ def plain_loop(folder: Path, kept_epochs: int | None = None, amp: bool = False):
     return module.main(folder, epochs=5)
 
 
-@pytest.mark.parametrize("amp", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("amp", [False, True])
 def test_the_plain_loop_ends_the_same_after_a_kill(tmp_path, amp):
     """Killed before the freeze, when filters are suspended and may come back."""
     model, small, pruner = plain_loop(tmp_path / "whole", amp=amp)

@@ -31,7 +31,7 @@ def run_of(tmp_path, method, *overrides):
 
 
 @pytest.mark.parametrize(
-    "method", ["psap", "l1", *(pytest.param(m, marks=pytest.mark.long) for m in ("taylor", "fpgm"))]
+    "method", ["psap", *(pytest.param(m, marks=pytest.mark.long) for m in ("l1", "taylor", "fpgm"))]
 )
 def test_what_is_trained_is_what_is_exported(method, tmp_path, monkeypatch):
     monkeypatch.setattr(compaction, "LARGEST_SHARE", 1.0)

@@ -104,7 +104,10 @@ def check_continued(runs_dir, method, uninterrupted):
     assert len(sessions) == 2
 
 
-@pytest.mark.parametrize(("method", "number"), [("sfp", signal.SIGTERM), ("psap", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [pytest.param("sfp", signal.SIGTERM, marks=pytest.mark.long), ("psap", signal.SIGINT)],
+)
 def test_a_signal_stops_after_the_step_and_the_same_command_continues(
     method, number, tmp_path, uninterrupted, monkeypatch
 ):

@@ -122,6 +122,7 @@ def test_the_mirror_equals_metrics_jsonl(method, tmp_path):
 
 
 @needs_wandb
+@pytest.mark.long
 def test_a_killed_run_leaves_a_mirror_and_continued_it_is_whole(tmp_path):
     """Killed with wandb's own process: nothing gets the time to close a file."""
     overrides = small(tmp_path, "dense", "tracking.mode=offline")
