@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from experiments.configuration import CONF, compose_raw, explanation, typed
 from experiments.exits import plain_exits
 from experiments.help import help_text
 from psap_core import InputError
+
+PATH_KEYS = ("data.root", "runs_dir", "run", "model.weights", "method.run")
 
 
 def entry_point(
@@ -64,9 +67,21 @@ def _from_command_line(config_name: str) -> list[Any]:
     """
     schema.register_types()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
+    sys.argv[1:] = map(quoted_path, sys.argv[1:])
     composed: list[DictConfig] = []
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(composed.append)()
         return [typed(cfg) for cfg in composed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(explanation(error, config_name, sys.argv[1:])) from error
+
+
+def quoted_path(word: str) -> str:
+    """`key=path` with the quotes that Hydra wants around spaces, brackets and the like, and `~` written out."""
+    key, _, path = word.partition("=")
+    is_plain = re.fullmatch(r"[\w./-]*", path) is not None
+    is_hydras = path.startswith(("'", '"')) or "${" in path
+    if key not in PATH_KEYS or is_plain or is_hydras:
+        return word
+    escaped = os.path.expanduser(path).replace("'", "\\'")
+    return f"{key}='{escaped}'"

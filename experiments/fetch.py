@@ -35,9 +35,7 @@ def fetch_data(name: str, overrides: Sequence[str], check: bool) -> str:
     cfg = compose("train", [f"experiment={RECIPES[name]}", *overrides]).data
     root = Path(cfg.root)
     if check and not _is_there(cfg.name, root):
-        raise InputError(
-            f"{name} is not in {root}: python -m experiments.fetch {name} downloads it"
-        )
+        raise InputError(f"{name} is not in {root}: the same command without --check downloads it")
     import torch
 
     from experiments.data import load_dataset
@@ -53,7 +51,15 @@ def fetch_data(name: str, overrides: Sequence[str], check: bool) -> str:
 def _is_there(name: str, root: Path) -> bool:
     if name == "imagenette":
         return root.is_dir() or (root.parent / "imagenette2").is_dir()
-    return any((root / made).exists() for made in ("cifar10.safetensors", "cifar-10-batches-py"))
+    if (root / "cifar10.safetensors").exists():
+        return True
+    from torchvision.datasets import CIFAR10
+
+    try:
+        CIFAR10(str(root), download=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def fetch_weights(overrides: Sequence[str], check: bool) -> list[str]:
@@ -90,7 +96,7 @@ def _fetch_weights_of(cfg: ModelConfig, check: bool) -> str:
         missing = missing_download(cfg)
         if missing is not None:
             raise InputError(
-                f"{cfg.weights} of {cfg.name} is not there: {missing} is missing; python -m experiments.fetch weights "
+                f"{cfg.weights} of {cfg.name} is not there: {missing} is missing; the same command without --check "
                 "downloads it"
             )
     models.start(cfg, 3, 1000, new_classifier=True)

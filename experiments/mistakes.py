@@ -12,6 +12,10 @@ from omegaconf.errors import MissingMandatoryValue
 
 from experiments.help import options
 
+WANTED = {  # what a recipe may leave open
+    "data.root": "<folder with a folder of images per class>",
+    "model.name": "<name of a network of timm or torchvision>",
+}
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
@@ -43,9 +47,17 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         sentence = _unknown_key(override.key_or_group, keys)
         if sentence is not None:
             return sentence
-    has_recipe = any(choice.key_or_group == "experiment" for choice in choices)
-    if isinstance(error, MissingMandatoryValue) and error.key == "name" and not has_recipe:
+    if isinstance(error, MissingMandatoryValue):
+        has_recipe = any(choice.key_or_group == "experiment" for choice in choices)
+        return _missing(error, has_recipe, conf)
+    return None
+
+
+def _missing(error: MissingMandatoryValue, has_recipe: bool, conf: Path) -> str | None:
+    if error.key == "name" and not has_recipe:
         return f"no recipe is chosen: add experiment=<{'|'.join(options(conf, 'experiment'))}>"
+    if error.full_key in WANTED:
+        return f"{error.full_key} is missing: add {error.full_key}={WANTED[error.full_key]}"
     return None
 
 

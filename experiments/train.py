@@ -20,7 +20,7 @@ from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.folder import Record
 from experiments.runs.summary import read_summary, summary_text
-from experiments.schema import ONNX_PACKAGES, Config, TargetConfig
+from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetConfig
 from psap_core import InputError
 from psap_core.checks import require_cut, require_packages
 
@@ -41,6 +41,8 @@ def train(cfg: Config) -> Path:
             raise InputError(f"tracking.tags: {tag!r} must have 1 to 64 characters")
     if isinstance(cfg.method, TargetConfig):
         require_cut("target_macs_cut", cfg.method.target_macs_cut)
+    if isinstance(cfg.data, OwnFolderConfig):
+        _refuse_runs_among_images(Path(cfg.runs_dir), Path(cfg.data.root))
     if cfg.onnx:
         require_packages("onnx=true", *ONNX_PACKAGES)
     record = Record(cfg)
@@ -55,6 +57,13 @@ def train(cfg: Config) -> Path:
     if cfg.onnx and int(os.environ.get("RANK", 0)) == 0:
         _write_onnx(record.folder / "export")
     return record.folder
+
+
+def _refuse_runs_among_images(runs_dir: Path, root: Path) -> None:
+    if runs_dir.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"runs_dir={runs_dir} lies in data.root={root}, where every folder is a class: name another folder"
+        )
 
 
 def _write_onnx(folder: Path) -> None:

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.runs.files import write_atomically
+from experiments.runs.files import IMAGE_SUFFIXES, write_atomically
 from psap_core import InputError
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FLAT_LABELS = "LOC_val_solution.csv"
 INDEX_FORMAT = 2
 
@@ -92,10 +91,10 @@ def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue  # what editors and file managers leave
-            if entry.name.lower().endswith(SUFFIXES):
-                images.append((entry.name, entry.stat().st_size))
-            elif entry.is_dir():
+            if entry.is_dir():
                 folders.append(entry.name)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                images.append((entry.name, entry.stat().st_size))
     images.sort()
     return Folder(modified, [name for name, _ in images], [size for _, size in images]), sorted(
         folders
@@ -142,11 +141,11 @@ def files_by_class(root: Path, index: Index, split: str) -> tuple[Files, list[st
     for name, folder in zip(classes, folders, strict=True):
         if not folder.names:
             raise InputError(
-                f"{root / split / name} holds no images (*{', *'.join(SUFFIXES)}): fill it, or remove it"
+                f"{root / split / name} holds no images (*{', *'.join(IMAGE_SUFFIXES)}): fill it, or remove it"
             )
     if not classes:
         raise InputError(
-            f"{root / split} holds no images in folders per class, as in {_below(split, 'n01440764')}/*.JPEG"
+            f"{root / split} holds no images in folders per class, as in {_below(split, '<class>')}/*.jpg"
         )
     names = (
         _below(split, f"{name}/{file}")

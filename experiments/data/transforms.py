@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # A training crop is that of torchvision's RandomResizedCrop.
 AREA = (0.08, 1.0)
@@ -70,14 +70,25 @@ def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as a person sees it: turned as its EXIF data say."""
-    turned = ImageOps.exif_transpose(image)
-    return image if turned is None else turned
+    """The image as a person sees it: turned as its EXIF data say, and on white where it is transparent.
+
+    Most are left as they are, not decoded yet.
+    """
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        image = Image.alpha_composite(white, layers)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # grey, 16 bits; `convert` would cut off what is above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # grey; `convert` would cut off what is above 255
+        grey = np.asarray(image)
+        if image.mode.startswith("I;16") or grey.max() > 255:
+            grey = grey >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
     return image.convert("RGB")

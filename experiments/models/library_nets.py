@@ -80,7 +80,10 @@ def _timm_network(
 def _takes_one_size(name: str) -> bool:
     import timm
 
-    settings = timm.get_pretrained_cfg(name)
+    try:
+        settings = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"model.name={name}: {' '.join(str(error).split())}") from error
     return settings is not None and settings.fixed_input_size
 
 

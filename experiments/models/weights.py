@@ -121,6 +121,10 @@ def _published_by_torchvision(cfg: ModelConfig) -> "WeightsEnum":
     """The weights that a configuration names; `pretrained` are those that torchvision recommends."""
     from torchvision.models import get_model_weights
 
+    if is_of_timm(cfg):
+        raise InputError(
+            f"model.weights={cfg.weights}: a network of timm takes `pretrained`, or a file of its weights"
+        )
     is_theirs = cfg.name in TORCHVISION_WIDEST or isinstance(cfg, LibraryModelConfig)
     choices = get_model_weights(cfg.name) if is_theirs else None
     known = list(choices.__members__) if choices is not None else []
@@ -139,7 +143,7 @@ def _downloads() -> Path:
 
 def missing_download(cfg: ModelConfig) -> Path | None:
     """The file of torchvision's weights, where it is not there yet; timm's hub knows of its own."""
-    if is_of_timm(cfg):
+    if is_of_timm(cfg) and cfg.weights == "pretrained":
         return None
     path = _downloads() / Path(_published_by_torchvision(cfg).url).name
     return None if path.exists() else path
@@ -155,9 +159,10 @@ def _download(cfg: ModelConfig) -> dict[str, Tensor]:
             print(f"downloading {cfg.weights} of {cfg.name} to {_downloads()}", file=sys.stderr)
             with downloading(_downloads()):
                 state = published.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes torch.load raise anything
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"model.weights={cfg.weights} of {cfg.name} could not be downloaded: {error}"
+            f"model.weights={cfg.weights} of {cfg.name} could not be had from {_downloads()}: {reason}"
         ) from error
     return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
 

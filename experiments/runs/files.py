@@ -8,6 +8,8 @@ from typing import Any
 
 from psap_core import InputError
 
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
 
 class DataError(InputError):
     """A file of a run is missing, damaged or of another run."""
@@ -83,21 +85,22 @@ def weights_digest(weights: str | None) -> str | None:
 
 
 def folder_digest(root: str) -> str:
-    """SHA-256 over names and sizes of all files below a folder, wherever it lies; hidden ones do not count.
+    """SHA-256 over names and sizes of the images in a folder's classes, wherever it lies.
 
     Raises:
         InputError: it is no folder.
     """
-    if not Path(root).is_dir():
+    folder = Path(root)
+    if not root or not folder.is_dir():
         raise InputError(
             f"data.root={root} is no folder: it must hold a folder of images per class"
         )
+    pattern = "*/*/*" if (folder / "train").is_dir() else "*/*"
     digest = hashlib.sha256()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(folder, name)
-                described = [str(path.relative_to(root)), path.stat().st_size]
-                digest.update(json.dumps(described).encode())
+    for path in sorted(folder.glob(pattern)):
+        place = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden:
+            described = [os.fsencode(place).hex(), path.stat().st_size]
+            digest.update(json.dumps(described).encode())
     return digest.hexdigest()

@@ -1,5 +1,7 @@
 """What a finished run says of itself: summary.json, as training writes it and everybody else reads it."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -136,12 +138,13 @@ def read_summary(folder: Path) -> RunSummary:
 
 def summary_text(summary: RunSummary, folder: Path) -> str:
     """A few lines for a person: the result, what it cost, and what can be done next."""
+    epochs = "1 epoch" if summary.epochs == 1 else f"{summary.epochs} epochs"
     lines = [
         f"{summary.model} on {summary.dataset}, {summary.method}, seed {summary.seed}: {folder}",
         f"  top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % on {summary.test_images:,} test images",
         f"  {summary.macs / 1e6:,.2f} M MACs ({100 * summary.macs_cut:.1f} % cut), "
         f"{summary.params / 1e6:,.2f} M parameters",
-        f"  trained for {summary.epochs} epochs in {_duration(summary.train_seconds)}",
+        f"  trained for {epochs} in {_duration(summary.train_seconds)}",
     ]
     if summary.start_top1 is not None:
         lines[1] += f"; it began at {summary.start_top1:.2f} %"
@@ -149,15 +152,17 @@ def summary_text(summary: RunSummary, folder: Path) -> str:
         lines[-1] += (
             f", {100 * summary.train_seconds_dense_ratio:.0f} % of the dense network's time"
         )
-    return "\n".join(
-        [
-            *lines,
-            "next:",
-            f"  python -m experiments.evaluate run={folder}",
-            f"  python -m experiments.export run={folder} onnx=true",
-            f"  python -m analysis.figures.overview what_happened.png {folder}",
-        ]
-    )
+    path = str(folder)
+    run = f"run={path}"
+    if not re.fullmatch(r"[\w./-]+", path):
+        run = shlex.quote(f"run='{path}'")  # for the shell, and for Hydra
+    lines += [
+        "next:",
+        f"  python -m experiments.evaluate {run}",
+        f"  python -m experiments.export {run} onnx=true",
+        f"  python -m analysis.figures.overview what_happened.png {shlex.quote(path)}",
+    ]
+    return "\n".join(lines)
 
 
 def _duration(seconds: float) -> str:

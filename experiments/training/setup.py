@@ -109,6 +109,7 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
         InputError: whatever of the configuration does not fit the data, the network or the machine.
     """
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
+    loss = make_loss(cfg.optim)
     seeding.seed_everything(cfg.seed)
     world.say(f"reading {cfg.data.name} from {cfg.data.root}")
     # The first rank goes first: what it downloads or caches, the others find.
@@ -116,6 +117,9 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     if dataset is None:
         dataset = load_dataset(cfg.data, device)
     channels, _, size = dataset.image_shape
+    world.say(
+        f"{len(dataset.train):,} training and {dataset.count('test'):,} test images of {dataset.classes} classes"
+    )
     world.say(f"making {cfg.model.name}")
     network = starting_network(cfg, channels, dataset.classes, size)
     model, normalisation = _started(network, channels, dataset.classes, size, world)
@@ -128,7 +132,6 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     workers = reading_workers(cfg.runtime, world)
     images = dataset.training(sharing, normalisation, cfg.seed, device, workers)
     optimizer = make_optimizer(model, cfg.optim)
-    loss = make_loss(cfg.optim)
     fast = choose_fast(cfg.runtime.fast, device, images, world, optimizer, loss)
     return Setup(
         cfg=cfg,

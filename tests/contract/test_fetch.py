@@ -27,7 +27,7 @@ def refused(arguments, capsys) -> str:
 def test_check_says_what_is_missing_and_makes_nothing(name, tmp_path, capsys):
     root = tmp_path / "data"
     said = refused([name, f"data.root={root}", "--check"], capsys)
-    assert f"{name} is not in {root}: python -m experiments.fetch {name} downloads it" in said
+    assert f"{name} is not in {root}: the same command without --check downloads it" in said
     assert not root.exists()
 
 

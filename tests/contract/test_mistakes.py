@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.configuration import compose, explanation
+from experiments.entry import quoted_path
 from psap_core import InputError
 from psap_core.settings import make_settings
 
@@ -68,3 +69,16 @@ def test_a_setting_of_psap_too(settings, sentence):
     with pytest.raises(InputError) as refused:
         make_settings(settings)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/x/a (b)", "/x/it's", "/x/a,b", "/x/x=1", "/x/plain-1.0", "a b"])
+def test_a_path_may_have_any_name(path):
+    word = quoted_path(f"data.root={path}")
+    assert compose("train", ["experiment=cifar10_resnet20", word]).data.root == path
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/mine")
+    assert quoted_path("runs_dir=~/my runs") == "runs_dir='/mine/my runs'"
+    assert quoted_path("data.root='~'") == "data.root='~'"
+    assert quoted_path("seed=~") == "seed=~"

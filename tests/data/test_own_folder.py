@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import train
 from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.data.image_folder import held_out, load_image_folder
@@ -158,3 +159,33 @@ def test_folders_that_do_not_fit_are_refused(pets, change, overrides, sentence):
 def test_a_folder_that_is_missing_is_refused_before_anything(tmp_path):
     with pytest.raises(InputError, match="nowhere is no folder: it must hold a folder of images"):
         config_hash(config(tmp_path / "nowhere"))
+
+
+def test_what_is_not_an_image_changes_no_run(pets):
+    before = config_hash(config(pets))
+    (pets / "dog" / "Thumbs.db").write_text("x")
+    (pets / "labels.csv").write_text("x")
+    assert config_hash(config(pets)) == before
+
+
+def test_runs_do_not_lie_among_the_classes(pets):
+    with pytest.raises(InputError, match=r"lies in data.root=.*, where every folder is a class"):
+        train.train(config(pets, f"runs_dir='{pets}/runs'"))
+
+
+def test_an_upright_jpeg_is_not_decoded(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
+    image = Image.open(tmp_path / "a.jpg")
+    assert upright(image) is image
+    image.draft("RGB", (16, 16))  # which does nothing to a decoded one
+    assert image.size == (16, 16)
+
+
+def test_what_is_transparent_is_white():
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (np.asarray(upright(image).convert("RGB")) == 255).all()
+
+
+def test_a_folder_that_is_left_open_is_asked_for():
+    with pytest.raises(InputError, match=r"data\.root is missing: add data\.root=<folder with"):
+        compose("train", ["experiment=image_folder"])
