@@ -105,7 +105,7 @@ class ResNetConfig(ModelConfig):
     shortcut: Shortcut = MISSING  # how a block passes its input on where width or resolution change
 
 
-class Library(StrEnum):
+class Package(StrEnum):
     """A package of networks."""
 
     timm = "timm"
@@ -113,10 +113,10 @@ class Library(StrEnum):
 
 
 @dataclass
-class LibraryModelConfig(ModelConfig):
+class PackageModelConfig(ModelConfig):
     """An image classifier of another package: `name` is its name there, its width and initialisation are its own."""
 
-    library: Library = MISSING  # whose network it is
+    package: Package = MISSING  # whose network it is
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from experiments import models
-from experiments.schema import Config, LibraryModelConfig, ModelConfig, TargetConfig, ThinPlanConfig
+from experiments.schema import Config, ModelConfig, PackageModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
 from psap_core.checks import require_cut
 
@@ -56,9 +56,9 @@ def thin_model(
         InputError: the target is outside [0, 1) or unreachable.
     """
     require_cut("target_macs_cut", target_macs_cut)
-    if isinstance(cfg, LibraryModelConfig):
+    if isinstance(cfg, PackageModelConfig):
         raise InputError(
-            f"method=thin needs a network of any width, as model=resnet50; {cfg.name} of {cfg.library} has one"
+            f"method=thin needs a network of any width, as model=resnet50; {cfg.name} of {cfg.package} has one"
         )
     step = 0.5 / models.widest(cfg.name)
     cost = network_macs(channels, classes, image_size)

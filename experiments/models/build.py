@@ -6,10 +6,10 @@ from torch import nn
 
 from experiments.models.cifar import RESNET_BLOCKS, RESNET_WIDTHS, VGG, VGG16_WIDTHS, ResNet
 from experiments.models.initialisation import initialise_
-from experiments.models.library_nets import library_network
+from experiments.models.package_nets import package_network
 from experiments.models.torchvision_nets import RGB, TORCHVISION_WIDEST, torchvision_network
 from experiments.models.widths import scaled
-from experiments.schema import Fan, LibraryModelConfig, ModelConfig, ResNetConfig, Shortcut
+from experiments.schema import Fan, ModelConfig, PackageModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError
 
 
@@ -31,8 +31,8 @@ def build(
     Raises:
         InputError: unknown name, or a factor that is not positive.
     """
-    if isinstance(cfg, LibraryModelConfig):
-        return library_network(cfg, channels, classes, image_size)
+    if isinstance(cfg, PackageModelConfig):
+        return package_network(cfg, channels, classes, image_size)
     if not 0 < cfg.width < math.inf:
         raise InputError(f"model.width={cfg.width} must be above 0 and finite")
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from experiments.data.base import Normalisation
 from experiments.data.downloads import downloading
 from experiments.models.build import build
-from experiments.models.library_nets import expected_normalisation, library_network
+from experiments.models.package_nets import expected_normalisation, package_network
 from experiments.models.torchvision_nets import TORCHVISION_WIDEST
 from experiments.runs.files import is_published
-from experiments.schema import Library, LibraryModelConfig, ModelConfig, ResNetConfig, Shortcut
+from experiments.schema import ModelConfig, Package, PackageModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported
 from psap_core.exported import read_plans, read_spec
 
@@ -46,8 +46,8 @@ def start(
         exported = open_exported(path)
         _refuse_another(path, cfg, channels, classes)
         return exported
-    if isinstance(cfg, LibraryModelConfig) and is_of_timm(cfg) and cfg.weights == "pretrained":
-        model = library_network(cfg, channels, classes, image_size, pretrained=True)
+    if isinstance(cfg, PackageModelConfig) and is_of_timm(cfg) and cfg.weights == "pretrained":
+        model = package_network(cfg, channels, classes, image_size, pretrained=True)
         return model, expected_normalisation(model)
     model = build(cfg, channels, classes, image_size)
     state, normalisation = _weights_of(cfg)
@@ -66,7 +66,7 @@ def start(
 
 
 def is_of_timm(cfg: ModelConfig) -> bool:
-    return isinstance(cfg, LibraryModelConfig) and cfg.library is Library.timm
+    return isinstance(cfg, PackageModelConfig) and cfg.package is Package.timm
 
 
 def _weights_of(cfg: ModelConfig) -> tuple[dict[str, Tensor], Normalisation | None]:
@@ -125,7 +125,7 @@ def _published_by_torchvision(cfg: ModelConfig) -> "WeightsEnum":
         raise InputError(
             f"model.weights={cfg.weights}: a network of timm takes `pretrained`, or a file of its weights"
         )
-    is_theirs = cfg.name in TORCHVISION_WIDEST or isinstance(cfg, LibraryModelConfig)
+    is_theirs = cfg.name in TORCHVISION_WIDEST or isinstance(cfg, PackageModelConfig)
     choices = get_model_weights(cfg.name) if is_theirs else None
     known = list(choices.__members__) if choices is not None else []
     wanted = "DEFAULT" if cfg.weights == "pretrained" else cfg.weights
@@ -200,8 +200,8 @@ def _model_config(described: dict[str, Any]) -> ModelConfig:
     """The configuration that spec.json describes."""
     if "shortcut" in described:
         return ResNetConfig(**described)
-    if "library" in described:
-        return LibraryModelConfig(**described)
+    if "package" in described:
+        return PackageModelConfig(**described)
     return ModelConfig(**described)
 
 

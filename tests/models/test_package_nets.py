@@ -5,16 +5,16 @@ import torch
 from safetensors.torch import save_file
 
 from experiments import models
-from experiments.models.library_nets import expected_normalisation
-from experiments.schema import Fan, Library, LibraryModelConfig
+from experiments.models.package_nets import expected_normalisation
+from experiments.schema import Fan, Package, PackageModelConfig
 from psap_core import InputError
 
 timm = pytest.importorskip("timm")
 SMALL = "test_resnet"
 
 
-def config(name, library=Library.timm, weights=None, width=1.0):
-    return LibraryModelConfig(name, width, weights, Fan.out, library)
+def config(name, package=Package.timm, weights=None, width=1.0):
+    return PackageModelConfig(name, width, weights, Fan.out, package)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ def config(name, library=Library.timm, weights=None, width=1.0):
     [
         (config(SMALL), 1, 32),
         (config("test_vit"), 3, 48),  # takes one size only
-        (config("squeezenet1_1", Library.torchvision), 3, 64),  # its classifier is a convolution
-        (config("googlenet", Library.torchvision), 3, 64),  # in training it has other outputs, too
+        (config("squeezenet1_1", Package.torchvision), 3, 64),  # its classifier is a convolution
+        (config("googlenet", Package.torchvision), 3, 64),  # in training it has other outputs, too
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -34,10 +34,10 @@ def test_a_network_gives_logits_of_our_classes(cfg, channels, side):
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "densenet121"])
 def test_weights_of_other_classes_leave_the_last_layer_fresh(name, tmp_path, capsys):
-    cfg = config(name, Library.torchvision)
+    cfg = config(name, Package.torchvision)
     theirs = models.build(cfg, 3, 11).state_dict()
     save_file(theirs, tmp_path / "theirs.safetensors")
-    cfg = config(name, Library.torchvision, str(tmp_path / "theirs.safetensors"))
+    cfg = config(name, Package.torchvision, str(tmp_path / "theirs.safetensors"))
     network, _ = models.start(cfg, 3, 4, new_classifier=True)
     own = network.state_dict()
     fresh = {key for key, tensor in own.items() if not torch.equal(tensor, theirs[key])}
@@ -84,10 +84,10 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     ("cfg", "channels", "sentence"),
     [
         (config("efficientnet_bo"), 3, "timm has no such network; did you mean efficientnet_b"),
-        (config("resnet19", Library.torchvision), 3, "did you mean resnet1"),
+        (config("resnet19", Package.torchvision), 3, "did you mean resnet1"),
         (config("qqqq"), 3, "see timm's list"),
         (config(SMALL, width=0.5), 3, "test_resnet of timm has one width, 1"),
-        (config("resnet18", Library.torchvision), 1, "takes colour images, these have 1 channel"),
+        (config("resnet18", Package.torchvision), 1, "takes colour images, these have 1 channel"),
     ],
 )
 def test_what_cannot_be_built_is_refused(cfg, channels, sentence):
@@ -96,6 +96,6 @@ def test_what_cannot_be_built_is_refused(cfg, channels, sentence):
 
 
 def test_timm_is_optional(monkeypatch):
-    monkeypatch.setattr("experiments.models.library_nets.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.models.package_nets.find_spec", lambda name: None)
     with pytest.raises(InputError, match="is a network of timm: pip install timm"):
         models.build(config(SMALL), 3, 10, 32)

@@ -9,12 +9,12 @@ from torch import nn
 
 from experiments.data.base import Normalisation
 from experiments.models.torchvision_nets import RGB
-from experiments.schema import Library, LibraryModelConfig
+from experiments.schema import Package, PackageModelConfig
 from psap_core import InputError
 
 
-def library_network(
-    cfg: LibraryModelConfig,
+def package_network(
+    cfg: PackageModelConfig,
     channels: int,
     classes: int,
     image_size: int | None = None,
@@ -31,8 +31,8 @@ def library_network(
         InputError: an unknown name, a width other than 1, or a network that does not take these images.
     """
     if cfg.width != 1:
-        raise InputError(f"model.width={cfg.width}: {cfg.name} of {cfg.library} has one width, 1")
-    if Library(cfg.library) is Library.torchvision:
+        raise InputError(f"model.width={cfg.width}: {cfg.name} of {cfg.package} has one width, 1")
+    if Package(cfg.package) is Package.torchvision:
         return _torchvision_network(cfg.name, channels, classes)
     return _timm_network(cfg.name, channels, classes, image_size, pretrained)
 
@@ -87,12 +87,12 @@ def _takes_one_size(name: str) -> bool:
     return settings is not None and settings.fixed_input_size
 
 
-def _refuse_unknown(name: str, known: Collection[str], library: str) -> None:
+def _refuse_unknown(name: str, known: Collection[str], package: str) -> None:
     if name in known:
         return
     nearest = get_close_matches(name, known, n=3)
-    meant = f"did you mean {' or '.join(nearest)}?" if nearest else f"see {library}'s list"
-    raise InputError(f"model.name={name}: {library} has no such network; {meant}")
+    meant = f"did you mean {' or '.join(nearest)}?" if nearest else f"see {package}'s list"
+    raise InputError(f"model.name={name}: {package} has no such network; {meant}")
 
 
 def expected_normalisation(network: nn.Module) -> Normalisation | None:
