@@ -14,7 +14,6 @@ from omegaconf import DictConfig, EnumNode, OmegaConf
 
 from experiments import schema
 
-OPTIONS_OF_OTHERS = ("hydra",)
 WIDTH = 40  # of a key with its value
 LINE = 120
 
@@ -62,7 +61,7 @@ def _key_lines(config: DictConfig, path: str) -> list[str]:
     for key in map(str, config):
         node: Any = config._get_node(key)
         name = f"{path}{key}"
-        if name == "method.figures" or name in OPTIONS_OF_OTHERS:
+        if name == "method.figures":
             continue
         if isinstance(node, DictConfig):
             below += _key_lines(node, f"{name}.")

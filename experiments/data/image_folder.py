@@ -80,7 +80,7 @@ def read_views(
 
     Args:
         root: the folder that the names are relative to.
-        turn: turn images as their EXIF data say.
+        turn: take images as `upright` makes them.
         view: makes uint8 [S, S, 3] of a file's position and its opened image.
     """
     images = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
@@ -207,7 +207,7 @@ class ImageFolder:
 
     Attributes:
         class_names: in the order of their labels: WordNet ids, or names of folders.
-        turn: turn images as their EXIF data say.
+        turn: take images as `upright` makes them.
         skipped: names, relative to the root, of the images found damaged so far, where `on_corrupt` allows it.
     """
 

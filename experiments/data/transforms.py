@@ -74,13 +74,13 @@ def upright(image: Image.Image) -> Image.Image:
 
     Most are left as they are, not decoded yet.
     """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, "white")
         image = Image.alpha_composite(white, layers)
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -95,9 +95,12 @@ def _refuse_unknown(name: str, known: Collection[str], package: str) -> None:
     raise InputError(f"model.name={name}: {package} has no such network; {meant}")
 
 
-def expected_normalisation(network: nn.Module) -> Normalisation | None:
-    """The normalisation that published weights were trained with, which timm's networks say; None: it does not."""
+def expected_normalisation(network: nn.Module, channels: int) -> Normalisation | None:
+    """The normalisation that published weights were trained with, which timm's networks say.
+
+    None: the network does not say, or the images have another number of channels.
+    """
     settings: Any = getattr(network, "pretrained_cfg", None)
-    if not settings or not settings.get("mean") or not settings.get("std"):
+    if not settings or len(settings["mean"]) != channels:
         return None
     return Normalisation(tuple(settings["mean"]), tuple(settings["std"]))

@@ -48,11 +48,11 @@ def start(
         return exported
     if isinstance(cfg, PackageModelConfig) and is_of_timm(cfg) and cfg.weights == "pretrained":
         model = package_network(cfg, channels, classes, image_size, pretrained=True)
-        return model, expected_normalisation(model)
+        return model, expected_normalisation(model, channels)
     model = build(cfg, channels, classes, image_size)
     state, normalisation = _weights_of(cfg)
     if normalisation is None:
-        normalisation = expected_normalisation(model)
+        normalisation = expected_normalisation(model, channels)
     if new_classifier:
         _keep_own_classifier(model, state, classes, cfg.weights)
     try:

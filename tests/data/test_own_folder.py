@@ -186,6 +186,19 @@ def test_what_is_transparent_is_white():
     assert (np.asarray(upright(image).convert("RGB")) == 255).all()
 
 
+def test_what_is_transparent_is_turned_too(tmp_path):
+    stored = np.zeros((8, 16, 4), np.uint8)
+    stored[:, 8:, 3] = 255
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    seen = np.asarray(upright(Image.open(tmp_path / "a.png")).convert("L"))
+    assert seen.shape == (16, 8)
+    assert seen[:8].min() == 255
+    assert seen[8:].max() == 0
+
+
 def test_a_folder_that_is_left_open_is_asked_for():
     with pytest.raises(InputError, match=r"data\.root is missing: add data\.root=<folder with"):
         compose("train", ["experiment=image_folder"])

@@ -54,8 +54,17 @@ def test_timms_weights_bring_their_normalisation(tmp_path):
     _, normalisation = models.start(
         config(SMALL, weights=str(tmp_path / "model.safetensors")), 3, 3
     )
-    assert normalisation == expected_normalisation(network)
+    assert normalisation == expected_normalisation(network, 3)
     assert normalisation.mean == network.pretrained_cfg["mean"]
+
+
+def test_grey_images_keep_their_own_normalisation(tmp_path):
+    network = timm.create_model(SMALL, num_classes=3, in_chans=1)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    _, normalisation = models.start(
+        config(SMALL, weights=str(tmp_path / "model.safetensors")), 1, 3
+    )
+    assert normalisation is None
 
 
 def test_pretrained_is_what_timm_publishes(monkeypatch):
