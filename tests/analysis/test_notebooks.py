@@ -57,6 +57,7 @@ def execute(folder):
     ), images
 
 
+@pytest.mark.long
 def test_notebooks_show_what_was_recorded(workplace, tmp_path):
     runs = tmp_path / "runs"
     how = {"recipe": "cifar10_small", "dataset": "cifar10", "image_size": 16}

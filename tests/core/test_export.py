@@ -81,7 +81,10 @@ def test_exported_equals_masked(name: str, scope: Scope) -> None:
 
 @pytest.mark.parametrize(
     ("name", "scope"),
-    [*(("cifar_resnet20", scope) for scope in SCOPES), ("mobilenet_v2", "coupled")],
+    [
+        *(("cifar_resnet20", scope) for scope in SCOPES),
+        pytest.param("mobilenet_v2", "coupled", marks=pytest.mark.long),
+    ],
 )
 def test_exported_equals_masked_at_min_filters(name: str, scope: Scope) -> None:
     model, plan = masked_network(name, scope, at_min_filters)

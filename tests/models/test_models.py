@@ -240,7 +240,7 @@ def test_a_state_of_an_earlier_epoch_brings_its_shortcuts_back():
                 assert torch.equal(training.shortcut(stage), shortcut)
 
 
-@pytest.mark.parametrize("cfg", [RESNET20, VGG16])
+@pytest.mark.parametrize("cfg", [RESNET20, pytest.param(VGG16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("target", [0.0, 0.6])
 def test_thin_takes_the_largest_width_that_reaches_the_target(cfg, target):
     thin = thin_model(cfg, target, 3, 10, 32)

@@ -39,6 +39,7 @@ def test_latency_is_the_median_and_networks_take_turns(monkeypatch):
     assert order[:4] in (["a", "b", "b", "a"], ["b", "a", "a", "b"])
 
 
+@pytest.mark.long
 def test_finished_runs_of_a_suite_are_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.yaml").write_text(FILE)
     words = ["latency", str(tmp_path / "one.yaml"), *SMALL[1:], "epochs=1", f"runs_dir={tmp_path}"]

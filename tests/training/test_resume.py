@@ -23,11 +23,9 @@ from experiments.training.signals import StopSignals
 from psap_core import InputError
 from tests.helpers import small, state_of
 
-KILLS = [
-    ("psap", "half a checkpoint written"),
-    ("psap coupled", "mid-epoch, compact"),
-]
+KILLS = [("psap coupled", "mid-epoch, compact")]
 MORE_KILLS = [
+    ("psap", "half a checkpoint written"),
     ("dense", "export done, summary not"),
     ("sfp", "weights zeroed, plan not saved"),
     ("psap coupled", "logged, no checkpoint yet"),
