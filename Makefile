@@ -61,12 +61,12 @@ PROBE_VENV = $(shell $(PYTHON) -c 'import ensurepip, venv; print("ok")' 2>/dev/n
 # The torch pins do not apply where UV_TORCH_BACKEND chooses the build.
 PINS = $(if $(UV_TORCH_BACKEND),grep -vE '^(torch|torchvision)==',cat) constraints.txt
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml requirements.txt constraints.txt
 	$(if $(filter ok,$(PROBE)),,$(error Python 3.11 or newer is needed and $(PYTHON) is not one: name yours, as in PYTHON=python3.12 make demo))
 	$(if $(filter ok,$(PROBE_VENV)),,$(error $(PYTHON) lacks the venv module: install it (on Debian and Ubuntu the package python3-venv) and try again))
 	@echo "setting up .venv (torch and its libraries: once, up to some gigabytes)"
 	@test -x $(IN_VENV) || $(PYTHON) -m venv .venv
 	@$(PINS) > .venv/constraints.txt
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt uv
-	@$(IN_VENV) -m uv pip install --python $(IN_VENV) --compile-bytecode --constraint .venv/constraints.txt --editable '.[all]'
+	@$(IN_VENV) -m uv pip install --python $(IN_VENV) --compile-bytecode --constraint .venv/constraints.txt --requirement requirements.txt
 	@touch $@

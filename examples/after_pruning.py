@@ -58,14 +58,14 @@ def train(epochs: int, train_set: TensorDataset) -> tuple[nn.Module, PSAP]:
         freeze=freeze,
         scope="coupled",
     )
-    for epoch in range(epochs):
+    for _ in range(epochs):
         model.train()
         for batch in loader:
             optimizer.zero_grad()
             loss_of_batch(batch).backward()
             optimizer.step()
         pruner.end_epoch(loader, loss_of_batch)
-        if epoch + 1 == freeze:
+        if pruner.plan_is_final and not pruner.is_compact:
             pruner.compact_()  # model, parameters and optimizer stay the same objects, smaller
     return model, pruner
 

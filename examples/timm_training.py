@@ -72,8 +72,9 @@ def main(epochs: int = 20, train_images: int = 384) -> tuple[nn.Module, nn.Modul
             dispatch_clip_grad(model.parameters(), value=1.0)
             optimizer.step()
             average.update(model)
+        was_final = pruner.plan_is_final
         pruner.end_epoch(loader, loss_of_batch)
-        if epoch + 1 <= freeze:
+        if not was_final:
             average.set(model)  # averages of weights from before the freeze do not fit the plan
         scheduler.step(epoch + 1)
         cut, top1 = pruner.plan.macs_cut, accuracy(average.module, test)

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,26 @@ from experiments import schema
 from experiments.configuration import CONF, compose_raw, explanation, typed
 from experiments.exits import plain_exits
 from experiments.help import help_text
+from experiments.mistakes import mistaken_option
 from psap_core import InputError
 
 PATH_KEYS = ("data.root", "runs_dir", "run", "model.weights", "method.run")
+
+HYDRAS_OPTIONS = (
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "--resolve",
+    "--package",
+    "--run",
+    "--multirun",
+    "--shell-completion",
+    "--config-path",
+    "--config-name",
+    "--config-dir",
+    "--experimental-rerun",
+    "--info",
+)
 
 
 def entry_point(
@@ -38,6 +55,9 @@ def entry_point(
                 if "--help" in sys.argv or "-h" in sys.argv:
                     _print_help(config_name, sys.modules[function.__module__].__doc__ or "")
                     return
+                mistake = mistaken_option(sys.argv[1:], [*HYDRAS_OPTIONS, *_options(flags)])
+                if mistake is not None:
+                    raise InputError(mistake)
                 given = {flag: _taken(f"--{flag}") for flag in flags}
                 for cfg in _from_command_line(config_name):
                     function(cfg, **given)
@@ -45,6 +65,10 @@ def entry_point(
         return command
 
     return decorate
+
+
+def _options(flags: Collection[str]) -> list[str]:
+    return ["--help", *(f"--{flag}" for flag in flags)]
 
 
 def _taken(option: str) -> bool:

@@ -1,17 +1,20 @@
 """How a command ends: what is meant for a person is one sentence, with an exit code of its own."""
 
 import os
+import select
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TextIO
 
 from hydra.errors import HydraException
 
 from psap_core import InputError
 
 EXIT_REFUSED = 2
+EXIT_NO_READER = 141  # 128 + SIGPIPE, as other programs: `... | head`
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
 STORE_SECONDS = 10  # patience with torchrun's store
 
@@ -28,16 +31,26 @@ def plain_exits() -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except Interrupted:
         print("interrupted: the same command continues this run", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_NO_READER)
         sentence = one_sentence(error)
         if _first_to_say(sentence):
             several_machines = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
             speaker = f"error on {socket.gethostname()}" if several_machines else "error"
             print(f"{speaker}: {sentence}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _first_to_say(sentence: str) -> bool:

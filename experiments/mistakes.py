@@ -3,11 +3,12 @@
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, EnumNode, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from experiments.help import options
@@ -42,9 +43,10 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         sentence = _wrong_choice(choice, conf)
         if sentence is not None:
             return sentence
-    keys = _keys(compose([str(choice.input_line) for choice in choices]))
+    config = compose([str(choice.input_line) for choice in choices])
+    keys = _keys(config)
     for override in values:
-        sentence = _unknown_key(override.key_or_group, keys)
+        sentence = _unknown_key(override.key_or_group, keys) or _wrong_member(override, config)
         if sentence is not None:
             return sentence
     if isinstance(error, MissingMandatoryValue):
@@ -88,6 +90,35 @@ def _wrong_choice(choice: Override, conf: Path) -> str | None:
     nearest = get_close_matches(name, known, n=1)
     meant = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{group}={name}: there is no such {noun}; {meant}choose from {', '.join(known)}"
+
+
+def _wrong_member(override: Override, config: DictConfig) -> str | None:
+    """What is wrong with the value of a key that takes a few words only."""
+    *path, last = override.key_or_group.split(".")
+    node: Any = config
+    for name in path:
+        node = node._get_node(name)
+    node = node._get_node(last)
+    value = override.value()
+    if not isinstance(node, EnumNode) or value is None:
+        return None
+    members = [*node.enum_type.__members__]
+    if str(value) in members:
+        return None
+    nearest = get_close_matches(str(value), members, n=1)
+    meant = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{override.key_or_group}={value}: {meant}choose from {', '.join(members)}"
+
+
+def mistaken_option(words: Sequence[str], known: Collection[str]) -> str | None:
+    """What is wrong with a word like `--hlep`; None: nothing is."""
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            nearest = get_close_matches(option, known, n=1)
+            meant = f"did you mean {nearest[0]}?" if nearest else "--help says what there is"
+            return f"{option}: there is no such option; {meant}"
+    return None
 
 
 def _keys(config: DictConfig) -> list[str]:

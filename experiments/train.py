@@ -75,7 +75,12 @@ def _write_onnx(folder: Path) -> None:
 
     print("writing export/model.onnx", file=sys.stderr)
     small, _ = open_exported(folder)
-    print(write_onnx(folder, small), file=sys.stderr)
+    try:
+        print(write_onnx(folder, small), file=sys.stderr)
+    except InputError as error:
+        raise InputError(
+            f"the trained network lies in {folder}, without ONNX file: {error}"
+        ) from error
 
 
 @entry_point("train", "json")

@@ -217,7 +217,7 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     Any batch size; of images any height and width as well, where the network allows that.
 
     Raises:
-        InputError: the network is not of the plan's size, or a package is missing.
+        InputError: the network is not of the plan's size, a package is missing, or ONNX has no form of the network.
     """
     require_packages("ONNX", "onnx", "onnxscript")
     _refuse_another_size(small, plan)
@@ -227,18 +227,26 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     with torch.no_grad():
         output = call(network, _in_type_of(network, example))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        network,
-        () if isinstance(example, dict) else example if isinstance(example, tuple) else (example,),
-        path,
-        kwargs=example if isinstance(example, dict) else None,
-        dynamo=True,
-        dynamic_shapes=_dynamic_shapes(example),
-        external_data=False,
-        verbose=False,
-        input_names=["images"] if isinstance(example, Tensor) else None,
-        output_names=["logits"] if isinstance(output, Tensor) else None,
-    )
+    try:
+        torch.onnx.export(
+            network,
+            ()
+            if isinstance(example, dict)
+            else example
+            if isinstance(example, tuple)
+            else (example,),
+            path,
+            kwargs=example if isinstance(example, dict) else None,
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(example),
+            external_data=False,
+            verbose=False,
+            input_names=["images"] if isinstance(example, Tensor) else None,
+            output_names=["logits"] if isinstance(output, Tensor) else None,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason, *_ = str(error.__cause__ or error).strip().splitlines()
+        raise InputError(f"{type(small).__name__} cannot be written as ONNX: {reason}") from error
 
 
 def _twice(tensor: Tensor) -> Tensor:

@@ -148,6 +148,11 @@ class PSAP:
         self._hooks: list[Any] = []
         self._hook()
 
+    @property
+    def plan_is_final(self) -> bool:
+        """The last pruning step is done: what is pruned now stays pruned, and `compact_` may be called."""
+        return self.epochs_done >= self.schedule.freeze
+
     def use(self, optimizer: Optimizers) -> None:
         """Go on with another optimiser, or several; the former ones are free for something else.
 
@@ -218,7 +223,7 @@ class PSAP:
         """
         if self.is_compact:
             return
-        if self.epochs_done < self.schedule.freeze:
+        if not self.plan_is_final:
             raise InputError(
                 f"compact_ comes after the freeze: {self.epochs_done} of {self.schedule.freeze} epochs are complete"
             )

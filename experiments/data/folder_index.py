@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from experiments.runs.files import IMAGE_SUFFIXES, write_atomically
 from psap_core import InputError
 
 FLAT_LABELS = "LOC_val_solution.csv"
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Files:
 
 
 class Folder(NamedTuple):
-    """When a folder was modified, in ns, and its image files: names and sizes in bytes."""
+    """When a folder was modified, in ns, its image files (names and sizes in bytes), and the names of all else."""
 
     modified: int
     names: list[str]
     sizes: list[int]
+    others: list[str]
 
 
 Index = dict[str, Folder]  # of the splits and every class folder, by the path below the root
@@ -70,11 +71,19 @@ def read_index(root: Path, splits: Sequence[str]) -> Index:
 def _scanned(root: Path, splits: Sequence[str]) -> Index:
     index = {}
     for split in splits:
-        index[split], names = _scanned_folder(root / split)
-        for name in names:
+        index[split], classes = _scanned_split(root / split)
+        for name in classes:
             path = _below(split, name)
-            index[path], _ = _scanned_folder(root / path)
+            index[path] = _scanned_folder(root / path)
     return index
+
+
+def _scanned_split(folder: Path) -> tuple[Folder, list[str]]:
+    """What lies in a split, and the names of its classes: the folders in it."""
+    scanned = _scanned_folder(folder)
+    classes = [name for name in scanned.others if (folder / name).is_dir()]
+    others = [name for name in scanned.others if name not in {*classes}]
+    return scanned._replace(others=others), classes
 
 
 def _below(split: str, name: str) -> str:
@@ -82,23 +91,22 @@ def _below(split: str, name: str) -> str:
     return str(PurePosixPath(split, name))
 
 
-def _scanned_folder(folder: Path) -> tuple[Folder, list[str]]:
-    """The folder's images and the names of the folders in it."""
+def _scanned_folder(folder: Path) -> Folder:
     # Before the scan: what changes meanwhile is seen the next time.
     modified = folder.stat().st_mtime_ns
-    images, folders = [], []
+    images, others = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue  # what editors and file managers leave
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir():
                 images.append((entry.name, entry.stat().st_size))
+            else:
+                others.append(entry.name)
     images.sort()
-    return Folder(modified, [name for name, _ in images], [size for _, size in images]), sorted(
-        folders
-    )
+    names = [name for name, _ in images]
+    sizes = [size for _, size in images]
+    return Folder(modified, names, sizes, sorted(others))
 
 
 def _digest(index: Any) -> str:
@@ -121,6 +129,15 @@ def class_folders(index: Index, split: str) -> list[str]:
     """The names of a split's classes, sorted."""
     paths = (PurePosixPath(path) for path in index if path != split)
     return sorted(path.name for path in paths if path.parent == PurePosixPath(split))
+
+
+def left_out(index: Index, splits: Collection[str]) -> list[str]:
+    """Paths below the root of what no class takes: images beside classes, folders in a class, files of other kinds."""
+    paths = []
+    for path, folder in index.items():
+        images = folder.names if path in splits else []
+        paths += [_below(path, name) for name in (*images, *folder.others)]
+    return paths
 
 
 def refuse_other_than_wnids(root: Path, index: Index, splits: Sequence[str]) -> None:

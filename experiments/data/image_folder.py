@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from experiments.data.folder_index import (
     class_folders,
     files_by_class,
     files_by_table,
+    left_out,
     read_index,
     refuse_other_than_wnids,
 )
@@ -208,6 +209,7 @@ class ImageFolder:
     Attributes:
         class_names: in the order of their labels: WordNet ids, or names of folders.
         turn: take images as `upright` makes them.
+        left_out: paths, relative to the root, of files and folders that no class takes.
         skipped: names, relative to the root, of the images found damaged so far, where `on_corrupt` allows it.
     """
 
@@ -220,6 +222,7 @@ class ImageFolder:
     turn: bool
     flip: bool
     on_corrupt: OnCorrupt
+    left_out: list[str] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
 
     @property
@@ -390,27 +393,30 @@ def load_image_folder(cfg: ImageFolderConfig) -> ImageFolder:
         raise InputError(
             f"data.mean={cfg.mean} and data.std={cfg.std} must have 3 numbers, one per channel"
         )
-    if isinstance(cfg, OwnFolderConfig):
-        root, train, test, classes = _own_splits(cfg)
-    else:
-        root, train, test, classes = _imagenet_splits(cfg)
-    validation, training = (
-        part.numpy() for part in split_index(torch.from_numpy(train.labels), cfg)
-    )
+    splits = _own_splits(cfg) if isinstance(cfg, OwnFolderConfig) else _imagenet_splits(cfg)
+    validation, training = split_index(torch.from_numpy(splits.train.labels), cfg)
     return ImageFolder(
-        str(root),
-        train.take(training),
-        train.take(validation),
-        test,
-        classes,
-        cfg.image_size,
-        isinstance(cfg, OwnFolderConfig),
-        cfg.flip,
-        cfg.on_corrupt,
+        root=str(splits.root),
+        train=splits.train.take(training.numpy()),
+        validation=splits.train.take(validation.numpy()),
+        test=splits.test,
+        class_names=splits.classes,
+        size=cfg.image_size,
+        turn=isinstance(cfg, OwnFolderConfig),
+        flip=cfg.flip,
+        on_corrupt=cfg.on_corrupt,
+        left_out=splits.left_out,
     )
 
 
-Splits = tuple[Path, Files, Files, list[str]]  # root, training and test images, classes
+class Splits(NamedTuple):
+    """Training and test images below a root, and its classes."""
+
+    root: Path
+    train: Files
+    test: Files
+    classes: list[str]
+    left_out: list[str]
 
 
 def _imagenet_splits(cfg: ImageFolderConfig) -> Splits:
@@ -432,7 +438,7 @@ def _imagenet_splits(cfg: ImageFolderConfig) -> Splits:
     else:
         test, test_classes = files_by_class(root, index, "val")
     _refuse_other_classes(root, "val", classes, test_classes)
-    return root, train, test, classes
+    return Splits(root, train, test, classes, left_out=[])
 
 
 def _own_splits(cfg: OwnFolderConfig) -> Splits:
@@ -443,17 +449,32 @@ def _own_splits(cfg: OwnFolderConfig) -> Splits:
         )
     has_train = (root / "train").is_dir()
     given = [name for name in TEST_FOLDERS if has_train and (root / name).is_dir()]
+    _refuse_misnamed_splits(root, ("train", *TEST_FOLDERS) if has_train else ())
     if given:
-        index = read_index(root, ("train", given[0]))
+        splits = ("train", given[0])
+        index = read_index(root, splits)
         train, classes = _training_files(root, index, "train")
         test, test_classes = files_by_class(root, index, given[0])
         _refuse_other_classes(root, given[0], classes, test_classes)
-        return root, train, test, classes
+        return Splits(root, train, test, classes, given[1:] + left_out(index, splits))
     if has_train:
         root = root / "train"
-    images, classes = _training_files(root, read_index(root, (".",)), ".")
+    index = read_index(root, (".",))
+    images, classes = _training_files(root, index, ".")
     train_rows, test_rows = held_out(images.labels, classes, cfg.test_share)
-    return root, images.take(train_rows), images.take(test_rows), classes
+    train, test = images.take(train_rows), images.take(test_rows)
+    return Splits(root, train, test, classes, left_out(index, (".",)))
+
+
+def _refuse_misnamed_splits(root: Path, splits: Collection[str]) -> None:
+    """A folder that is called like a split and is none of `splits` would be taken for a class, or not at all."""
+    for folder in sorted(root.iterdir()):
+        is_called_like_one = folder.name.lower() in ("train", "training", *TEST_FOLDERS)
+        if is_called_like_one and folder.name not in splits and folder.is_dir():
+            raise InputError(
+                f"{folder} is called like a split: data.root must hold train/ (and val/), or a folder of images per "
+                "class; rename the folder, or name another data.root"
+            )
 
 
 def _training_files(root: Path, index: Index, split: str) -> tuple[Files, list[str]]:

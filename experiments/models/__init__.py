@@ -2,6 +2,15 @@
 
 from experiments.models.build import build, widest
 from experiments.models.initialisation import initialise_
+from experiments.models.package_nets import require_known_name
 from experiments.models.weights import image_shape, open_exported, start
 
-__all__ = ["build", "image_shape", "initialise_", "open_exported", "start", "widest"]
+__all__ = [
+    "build",
+    "image_shape",
+    "initialise_",
+    "open_exported",
+    "require_known_name",
+    "start",
+    "widest",
+]

@@ -1,6 +1,5 @@
 """Networks of timm and torchvision, by their names there, in their own width and initialisation."""
 
-from collections.abc import Collection
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -32,35 +31,62 @@ def package_network(
     """
     if cfg.width != 1:
         raise InputError(f"model.width={cfg.width}: {cfg.name} of {cfg.package} has one width, 1")
+    require_known_name(cfg)
     if Package(cfg.package) is Package.torchvision:
-        return _torchvision_network(cfg.name, channels, classes)
+        return _torchvision_network(cfg.name, channels, classes, image_size)
     return _timm_network(cfg.name, channels, classes, image_size, pretrained)
 
 
-def _torchvision_network(name: str, channels: int, classes: int) -> nn.Module:
+def require_known_name(cfg: PackageModelConfig) -> None:
+    """Raises InputError where the package has no such network, or is not there."""
+    if Package(cfg.package) is Package.torchvision:
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+    else:
+        if find_spec("timm") is None:
+            raise InputError(f"model.name={cfg.name} is a network of timm: pip install timm")
+        import timm
+
+        if timm.is_model(cfg.name):
+            return
+        known = timm.list_models()
+    if cfg.name not in known:
+        nearest = get_close_matches(cfg.name, known, n=3)
+        meant = f"did you mean {' or '.join(nearest)}?" if nearest else "see its list"
+        raise InputError(f"model.name={cfg.name}: {cfg.package} has no such network; {meant}")
+
+
+def _torchvision_network(
+    name: str, channels: int, classes: int, image_size: int | None
+) -> nn.Module:
     import torchvision
 
-    _refuse_unknown(name, torchvision.models.list_models(module=torchvision.models), "torchvision")
     if channels != RGB:
         raise InputError(f"{name} takes colour images, these have {channels} channel")
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
-    network: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=classes, **options
-    )
+    if image_size is not None and name.startswith("vit_"):
+        options = {"image_size": image_size}
+    if image_size is not None and name.startswith("maxvit_"):
+        options = {"input_size": (image_size, image_size)}
+    try:
+        network: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=classes, **options
+        )
+    except (AssertionError, ValueError) as error:  # of the size
+        raise InputError(
+            f"torchvision cannot make {name} for {image_size} pixels: {error}"
+        ) from error
     return network
 
 
 def _timm_network(
     name: str, channels: int, classes: int, image_size: int | None, pretrained: bool
 ) -> nn.Module:
-    if find_spec("timm") is None:
-        raise InputError(f"model.name={name} is a network of timm: pip install timm")
     import timm
 
-    if not timm.is_model(name):
-        _refuse_unknown(name, timm.list_models(), "timm")
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     if image_size is not None and _takes_one_size(name):
         options["img_size"] = image_size
@@ -85,14 +111,6 @@ def _takes_one_size(name: str) -> bool:
     except RuntimeError as error:
         raise InputError(f"model.name={name}: {' '.join(str(error).split())}") from error
     return settings is not None and settings.fixed_input_size
-
-
-def _refuse_unknown(name: str, known: Collection[str], package: str) -> None:
-    if name in known:
-        return
-    nearest = get_close_matches(name, known, n=3)
-    meant = f"did you mean {' or '.join(nearest)}?" if nearest else f"see {package}'s list"
-    raise InputError(f"model.name={name}: {package} has no such network; {meant}")
 
 
 def expected_normalisation(network: nn.Module, channels: int) -> Normalisation | None:

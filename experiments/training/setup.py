@@ -13,7 +13,14 @@ from experiments.data.base import Normalisation, Sharing, SplitName, TrainingDat
 from experiments.methods.base import SaveStep
 from experiments.methods.registry import MethodContext
 from experiments.methods.thin import starting_network
-from experiments.schema import Config, Fast, ModelConfig, Precision, ThinPlanConfig
+from experiments.schema import (
+    Config,
+    Fast,
+    ModelConfig,
+    PackageModelConfig,
+    Precision,
+    ThinPlanConfig,
+)
 from experiments.training.devices import device_name, has_bfloat16, reading_workers
 from experiments.training.distributed import World
 from experiments.training.loop import Accuracy, evaluate
@@ -110,6 +117,8 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     """
     sharing = Sharing(cfg.optim.batch_size, world.rank, world.size, cfg.optim.accumulate)
     loss = make_loss(cfg.optim)
+    if isinstance(cfg.model, PackageModelConfig):
+        models.require_known_name(cfg.model)
     seeding.seed_everything(cfg.seed)
     world.say(f"reading {cfg.data.name} from {cfg.data.root}")
     # The first rank goes first: what it downloads or caches, the others find.
@@ -120,6 +129,11 @@ def set_up(cfg: Config, device: torch.device, world: World) -> Setup:
     world.say(
         f"{len(dataset.train):,} training and {dataset.count('test'):,} test images of {dataset.classes} classes"
     )
+    if isinstance(dataset, ImageFolder) and dataset.left_out:
+        world.say(
+            f"left out, as no class takes them: {len(dataset.left_out):,} files and folders in {dataset.root}, such as "
+            f"{dataset.left_out[0]}"
+        )
     world.say(f"making {cfg.model.name}")
     network = starting_network(cfg, channels, dataset.classes, size)
     model, normalisation = _started(network, channels, dataset.classes, size, world)

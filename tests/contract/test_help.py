@@ -1,14 +1,18 @@
 """`--help` teaches: what a command does, examples, every key with its value and its meaning."""
 
+import os
 import re
+import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 
 from experiments import evaluate, export, schema, status, train
 from experiments.help import key_meanings
 
+ROOT = Path(__file__).parents[2]
 SCHEMAS = [kind for kind in vars(schema).values() if isinstance(kind, type) and is_dataclass(kind)]
 
 
@@ -40,3 +44,22 @@ def test_help_shows_the_values_of_what_is_chosen(monkeypatch, capsys):
     assert re.search(r"method.scope=all +which .* together \(coupled, all, inner\)\n", text)
     assert "method.kappa" not in text
     assert max(map(len, text.splitlines())) <= 160
+
+
+def test_an_unknown_option_is_named_with_what_was_meant(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--hlep"])
+    with pytest.raises(SystemExit) as left:
+        train.main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: --hlep: there is no such option; did you mean --help?\n"
+
+
+def test_a_reader_may_leave_before_the_end():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "experiments.train", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""

@@ -25,6 +25,8 @@ RECIPE = "experiment=digits_resnet20"
         (["+experiment=digits_resnet20"], "Multiple values for experiment"),
         (["method=psap"], "no recipe is chosen: add experiment=<cifar10_resnet110|"),
         ([RECIPE, "method=sfp", "method.compact=true"], "there are method.name, method.figures, "),
+        ([RECIPE, "optim.optimizer=adam"], "optim.optimizer=adam: did you mean adamw? choose from"),
+        ([RECIPE, "optim.schedule=zzz"], "optim.schedule=zzz: choose from steps, cosine"),
         ([RECIPE, "seed"], "seed: write key=value"),
         ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
     ],

@@ -177,7 +177,7 @@ def test_the_own_loop_of_the_readme_prunes_and_exports_a_network():
 def test_an_old_python_and_a_missing_venv_module_give_one_sentence(tmp_path):
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "requirements.txt", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     pretended = {"old": "sys.version_info = (3, 10)", "bare": "sys.modules['ensurepip'] = None"}
     for name, trick in pretended.items():

@@ -90,7 +90,16 @@ def test_what_programs_leave_is_no_class_and_no_image(pets):
     (pets / "dog" / "._0.png").write_bytes(b"")
     (pets / "dog" / "notes.txt").write_text("")
     assert load(pets).class_names == ["a cat", "dog", "rare"]
-    assert len(load(pets).train) + len(load(pets).test) == 17
+    dataset = load(pets)
+    assert len(dataset.train) + len(dataset.test) == 17
+    assert dataset.left_out == ["dog/notes.txt"]
+
+
+def test_what_no_class_takes_is_named(pets):
+    fill(pets / "dog", {"puppies": 2})
+    (pets / "dog" / "9.heic").write_bytes(b"")
+    Image.new("L", (20, 30)).save(pets / "stray.png")
+    assert load(pets).left_out == ["stray.png", "dog/9.heic", "dog/puppies"]
 
 
 def test_an_image_is_seen_as_a_person_sees_it():
@@ -147,6 +156,9 @@ def test_other_images_are_another_run_wherever_they_lie(pets, tmp_path):
         (lambda root: (root / "empty").mkdir(), [], "empty holds no images"),
         (None, ["data.test_share=1.5"], "data.test_share=1.5 must be between 0 and 1"),
         (lambda root: fill(root, {"train/x": 2}), [], "holds a single class, x"),
+        (lambda root: fill(root, {"val/dog": 2}), [], "val is called like a split"),
+        (lambda root: fill(root, {"Train/dog": 2}), [], "Train is called like a split"),
+        (lambda root: fill(root, {"train/dog": 2, "Val/dog": 2}), [], "Val is called like a split"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(pets, change, overrides, sentence):

@@ -94,14 +94,19 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     [
         (config("efficientnet_bo"), 3, "timm has no such network; did you mean efficientnet_b"),
         (config("resnet19", Package.torchvision), 3, "did you mean resnet1"),
-        (config("qqqq"), 3, "see timm's list"),
+        (config("qqqq"), 3, "has no such network; see its list"),
         (config(SMALL, width=0.5), 3, "test_resnet of timm has one width, 1"),
         (config("resnet18", Package.torchvision), 1, "takes colour images, these have 1 channel"),
+        (
+            config("vit_b_16", Package.torchvision),
+            3,
+            "torchvision cannot make vit_b_16 for 33 pixels",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(cfg, channels, sentence):
     with pytest.raises(InputError, match=sentence):
-        models.build(cfg, channels, 10, 32)
+        models.build(cfg, channels, 10, 33)
 
 
 def test_timm_is_optional(monkeypatch):
