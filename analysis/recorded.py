@@ -35,11 +35,12 @@ from analysis.results import (
     refuse_incomplete,
 )
 from experiments.runs.checks import mapping_with
-from experiments.runs.files import DataError, write_atomically
+from experiments.runs.files import DataError
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance
 from experiments.runs.summary import RunSummary, parse_summary
 from experiments.suites.method_styles import chooses_filters
+from psap_core.files import read_plain, write_atomically
 
 KEY = ["cell", "seed"]
 PROVENANCE = [field.name for field in fields(Provenance)]
@@ -219,7 +220,7 @@ def _value(name: str, text: str) -> Any:
 
 def _read_configs(path: Path) -> dict[str, Any]:
     try:
-        content: Any = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content: Any = yaml.load(read_plain(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise _damaged(path, "it cannot be read") from error
     if not isinstance(content, dict) or not all(map(mapping_with(IDENTITY), content.values())):
@@ -230,7 +231,7 @@ def _read_configs(path: Path) -> dict[str, Any]:
 def _read_plans(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
     plans = {}
     try:
-        for entry in json.loads(path.read_bytes()):
+        for entry in json.loads(read_plain(path)):
             if not mapping_with(PLAN)(entry["plan"]):
                 raise ValueError
             plans[entry["cell"], entry["seed"]] = entry["plan"]
@@ -267,7 +268,7 @@ def _metrics(rows: pd.DataFrame, epochs: int, folder: Path) -> pd.DataFrame:
 def read_latencies(path: Path) -> dict[str, Any]:
     """What `experiments.suite latency` printed. Raises DataError if the file holds something else."""
     try:
-        latencies: dict[str, Any] = json.loads(path.read_text())
+        latencies: dict[str, Any] = json.loads(read_plain(path))
         measured = [ms for cell in latencies["latency_ms"].values() for ms in cell.values()]
         if not all(ms > 0 for ms in measured) or not {"device", "threads"} <= latencies.keys():
             raise ValueError

@@ -11,27 +11,22 @@ import yaml
 
 from experiments.runs.checks import (
     AT_LEAST_1,
-    NUMBER,
     SHARE,
     TEXT,
     WHOLE,
     Check,
     list_of,
     mapping_with,
-    of_type,
     optional,
-    truth,
 )
+from experiments.runs.done import refuse_damage
 from experiments.runs.files import DataError
-from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance, provenance_of
-from experiments.runs.summary import RunSummary, parse_summary, refuse_impossible
-from experiments.suites.method_styles import chooses_filters
+from experiments.runs.summary import RunSummary, parse_summary
+from psap_core.files import read_plain
 
 RESULTS = Path(__file__).parent / "recorded"
 OWN = Path("results")  # where everything goes that is not meant for the repository
-# By content in an identity, by path elsewhere; and the default of `compact`, which an identity resolves.
-DIGESTED = {("model", "weights"), ("method", "run"), ("method", "compact")}
 PULSE_COLUMNS = ["epoch", "layer", "filter", "utility", "standard_error", "restored"]
 # What is needed of the files of a run.
 IDENTITY = {
@@ -47,29 +42,10 @@ IDENTITY = {
     ),
     "method": mapping_with({"name": TEXT, "target_macs_cut": optional(SHARE)}),
 }
-MANIFEST: dict[str, Check] = {
-    "config_hash": TEXT,
-    "seed": of_type(int),
-    "device": TEXT,
-    "identity": mapping_with(IDENTITY),
-    "sessions": list_of(mapping_with({"started": TEXT, "commit": optional(TEXT)}), least=1),
-    "world_size": AT_LEAST_1,
-    "autocast": TEXT,
-    "compile": truth,
-    "data_sha256": TEXT,
-    "versions": of_type(dict),
-}
-CONFIG: dict[str, Check] = {"name": TEXT, "seed": of_type(int)}
 PLAN: dict[str, Check] = {
     "layers": list_of(
         mapping_with({"name": TEXT, "filters": AT_LEAST_1, "pruned": list_of(WHOLE)}), least=1
     )
-}
-PULSE: dict[str, Check] = {
-    "filters": list_of(WHOLE),
-    "utility": list_of(NUMBER),
-    "standard_error": list_of(NUMBER),
-    "restored": list_of(WHOLE),
 }
 TIDY_COLUMNS = [*RunSummary.__dataclass_fields__, "commit", "device"]
 
@@ -143,85 +119,44 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         NotFinishedError: the run has not finished.
-        DataError: a file is missing or damaged, was edited by hand, belongs to another run, or has a newer format.
+        DataError: a file is missing, damaged, edited, or of a newer format.
     """
     if not (folder / "done").is_file():
         raise NotFinishedError(
             f"{folder} is not the folder of a finished run: it has no file `done`"
         )
+    refuse_damage(folder)
     summary = parse_summary(_content(folder / "summary.json"), folder / "summary.json")
-    manifest = _content(folder / "manifest.json", MANIFEST)
-    config = _content(folder / "config.yaml", CONFIG)
-    _refuse_mixed(folder, summary, config, manifest)
+    manifest = _content(folder / "manifest.json")
+    config = _content(folder / "config.yaml")
     plans = sorted((folder / "plans").glob("epoch_*.json"))
-    if not plans and chooses_filters(summary.method):
-        raise DataError(f"{folder} is half-written: it has no plan in plans/; copy it again")
     return Run(
         recipe=config["name"],
         summary=summary,
         identity=manifest["identity"],
-        provenance=provenance_of(manifest, (config.get("runtime") or {}).get("threads")),
-        metrics=_metrics(folder / "metrics.jsonl", summary.epochs),
-        plan=_content(plans[-1], PLAN) if plans else None,
+        provenance=provenance_of(manifest, config["runtime"]["threads"]),
+        metrics=_metrics(folder / "metrics.jsonl"),
+        plan=_plan(plans[-1]) if plans else None,
         pulses=_pulses(sorted((folder / "pulses").glob("epoch_*.json"))),
     )
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path.parent} is half-written: {path.name} is missing; copy it again"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; copy the run again") from error
-
-
-def _content(path: Path, checks: Mapping[str, Check] = {}) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file, whose values pass the checks of their names."""
-    data = _bytes(path)
-    try:
-        content: Any = yaml.safe_load(data) if path.suffix == ".yaml" else json.loads(data)
-    except (ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is damaged: it cannot be read; copy the run again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no names and values; copy the run again")
-    refuse_impossible(content, checks, path)
+def _content(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file."""
+    data = read_plain(path)
+    content: dict[str, Any] = yaml.safe_load(data) if path.suffix == ".yaml" else json.loads(data)
     return content
 
 
-def _refuse_mixed(
-    folder: Path, summary: RunSummary, config: Mapping[str, Any], manifest: Mapping[str, Any]
-) -> None:
-    """Refuse files that were edited, or that belong to different runs."""
-    edited = f"{folder} was edited by hand or mixed from two runs"
-    for name, ours, theirs, file in (
-        ("config_hash", summary.config_hash, manifest["config_hash"], "manifest.json"),
-        ("seed", summary.seed, manifest["seed"], "manifest.json"),
-        ("seed", summary.seed, config["seed"], "config.yaml"),
-        ("suite", summary.suite, config.get("suite"), "config.yaml"),
-        ("cell", summary.cell, config.get("cell"), "config.yaml"),
-    ):
-        if ours != theirs:
-            raise DataError(
-                f"{edited}: {name} is {ours} in summary.json and {theirs} in {file}; copy or train it again"
-            )
-    refuse_another(summary, manifest["identity"], folder)
-    identity_hash = digest(manifest["identity"])
-    if identity_hash != manifest["config_hash"]:
-        raise DataError(
-            f"{edited}: config_hash is {manifest['config_hash']} and the identity in manifest.json has "
-            f"{identity_hash}; copy or train it again"
-        )
-    for section in ("data", "model", "method", "optim"):
-        ours, theirs = manifest["identity"][section], config.get(section, {})
-        for key, value in ours.items():
-            if (section, key) not in DIGESTED and theirs.get(key) != value:
-                raise DataError(
-                    f"{edited}: {section}.{key} is {theirs.get(key)} in config.yaml and {value} in manifest.json; "
-                    "copy or train it again"
-                )
+def _plan(path: Path) -> dict[str, Any]:
+    plan = _content(path)
+    plan.pop("sha256", None)  # of the file, whose digest the run keeps
+    return plan
+
+
+def _metrics(path: Path) -> pd.DataFrame:
+    rows = [json.loads(line) for line in read_plain(path).splitlines()]
+    return pd.DataFrame(rows).set_index("epoch")
 
 
 def refuse_another(summary: RunSummary, identity: Mapping[str, Any], place: Path) -> None:
@@ -239,22 +174,6 @@ def refuse_another(summary: RunSummary, identity: Mapping[str, Any], place: Path
             )
 
 
-def _metrics(path: Path, epochs: int) -> pd.DataFrame:
-    lines = _bytes(path).splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-        for row in rows:
-            if not isinstance(row, dict) or not all(map(optional(NUMBER), row.values())):
-                raise ValueError
-        metrics = pd.DataFrame(rows).set_index("epoch")
-    except (ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} is damaged: a line is no epoch's values; copy the run again"
-        ) from error
-    refuse_incomplete(metrics, epochs, path)
-    return metrics
-
-
 def refuse_incomplete(metrics: pd.DataFrame, epochs: int, path: Path) -> None:
     """Raise DataError where an epoch, or its accuracy, is missing."""
     if "eval/top1" not in metrics or metrics["eval/top1"].isna().any():
@@ -268,20 +187,10 @@ def refuse_incomplete(metrics: pd.DataFrame, epochs: int, path: Path) -> None:
 def _pulses(paths: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for path in paths:
-        content = _content(path)
-        try:
-            epoch = int(path.stem.removeprefix("epoch_"))
-            for layer, pulse in content.items():
-                if not mapping_with(PULSE)(pulse):
-                    raise ValueError
-                columns = zip(
-                    pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True
-                )
-                rows += [
-                    (epoch, layer, *values, values[0] in pulse["restored"]) for values in columns
-                ]
-        except ValueError as error:
-            raise DataError(f"{path} is damaged: it holds no pulse; copy the run again") from error
+        epoch = int(path.stem.removeprefix("epoch_"))
+        for layer, pulse in _content(path).items():
+            columns = zip(pulse["filters"], pulse["utility"], pulse["standard_error"], strict=True)
+            rows += [(epoch, layer, *values, values[0] in pulse["restored"]) for values in columns]
     return pulse_frame(rows)
 
 

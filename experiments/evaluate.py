@@ -22,7 +22,7 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
-from experiments.runs.summary import read_summary
+from experiments.runs.summary import read_finished
 from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig, OwnFolderConfig
 from experiments.training.devices import configure, reading_workers
 from experiments.training.distributed import World
@@ -46,7 +46,7 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
             "nothing to evaluate: give run=<run folder> or model.weights=<file or exported folder>"
         )
     if cfg.run is not None:
-        read_summary(Path(cfg.run))  # refuses a run that is not finished
+        read_finished(Path(cfg.run))
     dataset = data.load_dataset(
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )

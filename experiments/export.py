@@ -14,7 +14,7 @@ import torch
 from experiments import models
 from experiments.entry import entry_point
 from experiments.models.onnx_file import write_onnx
-from experiments.runs.summary import read_summary
+from experiments.runs.summary import read_finished
 from experiments.schema import ONNX_PACKAGES, ExportConfig
 from experiments.training.devices import configure
 from experiments.training.distributed import World
@@ -33,7 +33,7 @@ def check_export(cfg: ExportConfig) -> Path:
         require_packages("onnx=true", *ONNX_PACKAGES)
     configure(cfg.runtime, World())
     folder = Path(cfg.run) / "export"
-    summary = read_summary(Path(cfg.run))
+    summary = read_finished(Path(cfg.run))
     small, _ = models.open_exported(folder)
     shape = models.image_shape(folder)
     counts = {"macs": macs(small, torch.zeros(1, *shape)), "params": params(small)}

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from psap_core.checks import require_packages
 from psap_core.cost import macs
 from psap_core.errors import InputError
+from psap_core.files import make_folder, read_plain, sealed, sha256, unsealed, write_atomically
 from psap_core.groups import ChannelGroup, Scope, find_groups
 from psap_core.inputs import Description, call, copy_network, draw, map_tensors, tensors_in
 from psap_core.plan import LayerPlan, PrunePlan
@@ -29,7 +30,7 @@ from psap_core.suspension import (
     optimizers_in,
 )
 
-SPEC_FORMAT = "psap-exported-3"
+SPEC_FORMAT = "psap-exported-4"
 MAX_RELATIVE_ERROR = 1e-9  # in float64
 MAX_RELATIVE_ERROR_FLOAT32 = 1e-4  # of networks that compute something in less
 TRIAL_SHARES = (0.3, 1.0)  # of what may go of every group, in the rehearsal
@@ -146,21 +147,24 @@ def save_exported(
         raise InputError("an export has a plan, or several; none was given")
     _refuse_another_size(small, rounds[-1])
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
-    content = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, {"plan": _digests(rounds)}
+    # With the plans' digests, so that weights are of these plans alone, whichever others leave the same shapes.
+    weights = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        {"plan": " ".join(plan.digest for plan in rounds)},
     )
     spec = {
         **extra,
         "format": SPEC_FORMAT,
         "plans": [json.loads(plan.to_json()) for plan in rounds],
+        "weights_sha256": sha256(weights),
     }
     try:
-        text = json.dumps(spec, indent=1)
+        values = json.loads(json.dumps(spec))  # as a reader will see them
     except (TypeError, ValueError) as error:
         raise InputError(f"extra must hold JSON values: {error}") from error
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "weights.safetensors").write_bytes(content)
-    (Path(folder) / "spec.json").write_text(text)
+    make_folder(Path(folder))
+    write_atomically(Path(folder) / "weights.safetensors", weights)
+    write_atomically(Path(folder) / "spec.json", json.dumps(sealed(values), indent=1).encode())
 
 
 def load_exported(
@@ -169,41 +173,61 @@ def load_exported(
     """The exported network of a folder, from a freshly built dense network (which is left as it is).
 
     Raises:
-        InputError: the folder holds no export, it is of another network, or spec and weights do not match.
+        InputError: the folder holds no export, one of its files was changed, it is of another network, or a value is
+            not finite.
     """
-    rounds = read_plans(folder)
+    spec = read_spec(folder)
     small = copy_network(dense_model)
-    for plan in rounds:
+    for plan in read_plans(folder):
         cut_(small, _groups_of(small, plan, zero_preserving), plan)
     path = Path(folder) / "weights.safetensors"
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            if file.metadata() != {"plan": _digests(rounds)}:
-                raise RuntimeError("the weights are of another plan")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = read_plain(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if sha256(weights) != spec.get("weights_sha256"):
+        raise InputError(f"{path} is damaged: it is not what spec.json describes; copy it again")
+    try:
+        tensors = safetensors.torch.load(weights)
         state = small.state_dict()  # which has the versions that some classes ask for
+        _refuse_impossible_tensors(tensors, state)
         state.clear()
         state.update(tensors)
         small.load_state_dict(state)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+    except (safetensors.SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path} does not match its spec.json here: {' '.join(str(error).split())}"
         ) from error
     return small
 
 
+def _refuse_impossible_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Raise RuntimeError where a tensor is of another kind of number than the network's, or not finite."""
+    for name, tensor in tensors.items():
+        own = expected.get(name)
+        if own is not None and own.is_floating_point() != tensor.is_floating_point():
+            raise RuntimeError(f"{name} holds {tensor.dtype}, the network has {own.dtype}")
+        if not tensor.isfinite().all():
+            raise RuntimeError(f"{name} holds values that are not finite")
+
+
 def read_spec(folder: Path | str) -> dict[str, Any]:
     """The content of a folder's `spec.json`. Raises InputError if it is not one."""
     path = Path(folder) / "spec.json"
     try:
-        spec: dict[str, Any] = json.loads(path.read_text())
+        spec: dict[str, Any] = json.loads(read_plain(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no exported network: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
     if not isinstance(spec.get("plans"), list) or not spec["plans"]:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}: it has no plans")
-    return spec
+    try:
+        return unsealed(spec)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}; copy it again") from error
 
 
 def read_plans(folder: Path | str) -> list[PrunePlan]:
@@ -436,7 +460,3 @@ def _place(error: Exception) -> str:
         return reason
     last = foreign[-1]
     return f"{last.filename}:{last.lineno}, `{last.line}`, says: {reason}"
-
-
-def _digests(rounds: Sequence[PrunePlan]) -> str:
-    return " ".join(plan.digest for plan in rounds)

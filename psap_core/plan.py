@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
+from psap_core.files import sealed, unsealed
 from psap_core.groups import SCOPES, ChannelGroup, Scope
 from psap_core.inputs import Description
 
@@ -107,24 +108,25 @@ class PrunePlan:
         return missing
 
     def to_json(self) -> str:
-        """The plan as JSON, with its digest; `from_json` reads it back."""
-        return json.dumps(asdict(self) | {"digest": self.digest}, indent=1)
+        """The plan as JSON, sealed with a SHA-256; `from_json` reads it back."""
+        content = json.loads(json.dumps(asdict(self) | {"digest": self.digest}))
+        return json.dumps(sealed(content), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "PrunePlan":
-        """Raises InputError if `text` is no plan, or its digest is not that of its layers."""
+        """Raises InputError if `text` is no plan, or was changed."""
         try:
-            data: dict[str, Any] = json.loads(text)
-            digest = data.pop("digest")
+            data = unsealed(json.loads(text))
+            del data["digest"]
             layers = tuple(
                 LayerPlan(part["name"], part["filters"], tuple(part["pruned"]))
                 for part in data.pop("layers")
             )
             plan = cls(layers=layers, **data)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except InputError as error:
+            raise InputError(f"the pruning plan was edited or damaged: {error}") from error
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a pruning plan: {error}") from error
-        if plan.digest != digest:
-            raise InputError("the pruning plan does not match its digest: it was edited or damaged")
         return plan
 
 

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from experiments import entry
 from experiments.configuration import compose
+from experiments.training.checkpoint import load_checkpoint
 
 # What two equal runs may differ in.
 TIMING_KEYS = ("train/images_per_second", "train/dense_seconds", "psap/step_seconds")
@@ -61,7 +62,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     """All that must be equal, bit for bit, in two runs that are equal: timing fields are left out."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    checkpoint = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)
+    checkpoint = load_checkpoint(folder / "checkpoint" / "last.pt")
     return {
         "metrics": [
             {key: value for key, value in row.items() if key not in TIMING_KEYS} for row in rows

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from experiments.benchmarks import Figures, figure, seconds, sgd
 from experiments.training import checkpoint
 from psap_core import PSAP, export, save_exported
+from psap_core.files import write_atomically
 
 REPETITIONS = 3
 
@@ -46,9 +47,8 @@ def files() -> Figures:
         path = Path(folder, "last.pt")
 
         def save() -> None:
-            checkpoint.save_checkpoint(
-                path, {name: part.state_dict() for name, part in parts.items()}
-            )
+            state = {name: part.state_dict() for name, part in parts.items()}
+            write_atomically(path, checkpoint.checkpoint_bytes(state))
 
         def load() -> None:
             state = checkpoint.load_checkpoint(path)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.runs.files import IMAGE_SUFFIXES, write_atomically
+from experiments.runs.files import IMAGE_SUFFIXES
 from psap_core import InputError
+from psap_core.files import read_plain, write_atomically
 
 FLAT_LABELS = "LOC_val_solution.csv"
 INDEX_FORMAT = 3
@@ -56,7 +57,7 @@ def read_index(root: Path, splits: Sequence[str]) -> Index:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "psap")
     cache = folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError):
-        index = _parsed(cache.read_bytes())
+        index = _parsed(read_plain(cache))
         if not index.keys() >= {*splits}:
             raise ValueError  # of other splits
         if all((root / name).stat().st_mtime_ns == entry.modified for name, entry in index.items()):

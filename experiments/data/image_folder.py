@@ -49,6 +49,7 @@ from experiments.data.transforms import DRAWS, evaluation_view, training_view, u
 from experiments.schema import ImageFolderConfig, OnCorrupt, OwnFolderConfig
 from experiments.seeding import generator
 from psap_core import InputError
+from psap_core.files import read_plain
 
 EVALUATION_BATCH = 128
 BATCHES_AHEAD = 2  # per worker
@@ -91,7 +92,7 @@ def read_views(
     for row, encoded in enumerate(files.names.tolist()):
         name = os.fsdecode(encoded)
         try:
-            data = Path(root, name).read_bytes()
+            data = read_plain(Path(root, name))
         except OSError as error:
             failures.append(Failure(row, name, error.strerror or str(error), damaged=False))
             continue

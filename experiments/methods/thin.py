@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from experiments import models
+from experiments.runs.done import refuse_damage
 from experiments.schema import Config, ModelConfig, PackageModelConfig, TargetConfig, ThinPlanConfig
 from psap_core import InputError, macs
 from psap_core.checks import require_cut
@@ -30,6 +31,7 @@ def starting_network(cfg: Config, channels: int, classes: int, image_size: int) 
                 raise InputError(
                     f"method.run={run} is not the folder of a finished run, whose network is to be trained"
                 )
+            refuse_damage(Path(run))
             if Path(run).name != f"seed{cfg.seed}":
                 raise InputError(f"method.run={run} must be of the same seed, {cfg.seed}")
             return replace(cfg.model, weights=str(Path(run) / "export"))

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, and a run that was killed, finds the old content or the new one."""
+"""Reading what lies in files, and digests of what a run starts from."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from psap_core import InputError
+from psap_core.files import read_plain, unsealed
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -15,34 +16,13 @@ class DataError(InputError):
     """A file of a run is missing, damaged or of another run."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the content at once and durably; the previous content stands until the new one is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, error.strerror, str(path)
-        ) from error  # a full disk does not name the file
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, outlives a power failure
-    finally:
-        os.close(folder)
-
-
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in a file, which has at least these keys.
 
     Raises:
         DataError: it is damaged. A missing file is FileNotFoundError.
     """
-    return parse_json(path.read_bytes(), path, *keys)
+    return parse_json(read_plain(path), path, *keys)
 
 
 def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
@@ -56,6 +36,16 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in content]:
         raise DataError(f"{path} is damaged: it has no {missing[0]!r}")
     return content
+
+
+def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_json`, of a file that carries its own SHA-256. Raises DataError if it was changed."""
+    try:
+        return unsealed(read_json(path, *keys))
+    except DataError:
+        raise
+    except InputError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
 
 
 def is_published(weights: str) -> bool:
@@ -78,7 +68,7 @@ def weights_digest(weights: str | None) -> str | None:
     digest = hashlib.sha256()
     try:
         for file in files:
-            digest.update(file.read_bytes())
+            digest.update(read_plain(file))
     except OSError as error:
         raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
     return digest.hexdigest()

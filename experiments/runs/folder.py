@@ -1,6 +1,7 @@
 """The run folder: everything that a run leaves behind."""
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -10,16 +11,26 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from experiments.runs.files import parse_json, read_json, write_atomically
+from experiments.runs.done import NAME, read_done, refuse_another_file, refuse_damage, write_done
+from experiments.runs.files import DataError, parse_json, read_sealed
 from experiments.runs.identity import config_hash, identity
 from experiments.runs.provenance import code_version, versions
 from experiments.runs.summary import RunSummary, read_summary
 from experiments.schema import Config
 from psap_core import InputError
+from psap_core.files import (
+    TEMPORARY,
+    make_folder,
+    read_plain,
+    refuse_special,
+    sealed,
+    sha256,
+    write_atomically,
+)
 
 FIXED_FACTS = {
     "data_sha256": "the data of SHA-256",
@@ -27,6 +38,7 @@ FIXED_FACTS = {
     "autocast": "the autocast type",
     "compile": "torch.compile",
 }
+SESSIONS_OWN = ("config.yaml", "manifest.json")  # written anew by every session
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 
 
@@ -44,6 +56,19 @@ class State(StrEnum):
     not_launched = "not launched"
 
 
+class Written(NamedTuple):
+    """What a run had written at some time.
+
+    Attributes:
+        files: by path below the folder, the SHA-256 of what was written there.
+        metrics_bytes, metrics_sha256: of metrics.jsonl.
+    """
+
+    files: dict[str, str]
+    metrics_bytes: int
+    metrics_sha256: str
+
+
 class Record:
     """The folder runs_dir/name/hash8/seed<k> of one run; `begin` makes it.
 
@@ -57,7 +82,9 @@ class Record:
         self.config_hash = config_hash(cfg)
         self.seed = cfg.seed
         self.folder = Path(cfg.runs_dir) / cfg.name / self.config_hash / f"seed{cfg.seed}"
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
+        self._digests: dict[str, str] = {}
+        self._logged = hashlib.sha256()
         self._refuse_foreign()
 
     @property
@@ -82,18 +109,25 @@ class Record:
         return State.incomplete if self.begun else State.not_launched
 
     def _locked_by_another(self) -> bool:
-        if self._lock is not None or not (self.folder / ".lock").is_file():
+        if self._lock is not None:
             return False
-        with (self.folder / ".lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        try:
+            lock = _no_link(self.folder / ".lock", os.O_RDONLY)
+        except OSError:  # none, or something else in its place
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
         return False
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint" / "last.pt"
+    def checkpoints(self) -> tuple[Path, Path]:
+        """The last one, and the one before it."""
+        folder = self.folder / "checkpoint"
+        return folder / "last.pt", folder / "previous.pt"
 
     @property
     def metrics(self) -> Path:
@@ -109,18 +143,26 @@ class Record:
                 or the run began with other data or another number of processes.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(
                 f"the run folder {self.folder} cannot be made: a file stands in its place"
             ) from error
         self._lock = self._take_lock()
+        try:
+            self._begin_session(cfg, facts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_session(self, cfg: Config, facts: Mapping[str, Any]) -> None:
         if self.done:
             raise InputError(f"another process has just finished the run in {self.folder}")
+        self._refuse_links()
         self._forget_ending()
         earlier = []
         if (path := self.folder / "manifest.json").exists():
-            manifest = read_json(path, "sessions", "device")
+            manifest = read_sealed(path, "sessions", "device")
             for key, what in FIXED_FACTS.items():
                 if key in facts and manifest.get(key) != facts[key]:
                     raise InputError(
@@ -130,24 +172,32 @@ class Record:
             earlier = manifest["sessions"]
             devices = dict.fromkeys([*manifest["device"].split("; "), facts["device"]])
             facts = {**facts, "device": "; ".join(devices)}
-        write_atomically(
-            self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode()
-        )
-        session = {"started": _now(), "command": sys.orig_argv, **code_version()}
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
+        facts = dict(facts)
+        session = {
+            "started": _now(),
+            "command": sys.orig_argv,
+            "threads": facts.pop("threads", None),
+            **code_version(),
+        }
         own = {"config_hash": self.config_hash, "seed": self.seed, "identity": identity(cfg)}
         manifest = {**own, **facts, "versions": versions()}
-        self._write_json("manifest.json", manifest | {"sessions": [*earlier, session]})
+        self._write_json("manifest.json", sealed(manifest | {"sessions": [*earlier, session]}))
 
-    def _take_lock(self) -> IO[str]:
+    def _take_lock(self) -> int:
         """Lock the folder; what a killed run leaves behind may hold it for some seconds."""
-        lock = (self.folder / ".lock").open("w")
+        path = self.folder / ".lock"
+        try:
+            lock = _no_link(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise InputError(f"{path} is no file of ours ({error.strerror}): remove it") from error
         patience = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > patience:
-                    lock.close()
+                    os.close(lock)
                     raise InputError(f"another process is training in {self.folder}") from error
                 time.sleep(0.1)
             else:
@@ -156,15 +206,18 @@ class Record:
     def close(self) -> None:
         """Let other processes have the folder; the end of this process does it too."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(metrics, allow_nan=False) + "\n")
+        self._refuse_moved()
+        line = (json.dumps(metrics, allow_nan=False) + "\n").encode()
+        with open(self.metrics, "ab", opener=_no_link) as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._logged.update(line)
 
     def rows(self) -> list[dict[str, float]]:
         """All epochs' metrics."""
@@ -172,37 +225,72 @@ class Record:
             return []
         return [
             parse_json(line, self.metrics, "epoch")
-            for line in self.metrics.read_bytes().splitlines()
+            for line in read_plain(self.metrics).splitlines()
         ]
 
-    def metrics_bytes(self) -> int:
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
+    def written(self) -> Written:
+        """What is there now, for a checkpoint."""
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        return Written(dict(self._digests), size, self._logged.hexdigest())
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget what was logged after the checkpoint that knew `size` bytes."""
-        if not 0 <= size <= self.metrics_bytes():
-            raise InputError(
-                f"{self.metrics} is shorter than its checkpoint says: it was edited or damaged"
+    def return_to(self, written: Written | None) -> None:
+        """Forget what came after a checkpoint; None: forget all.
+
+        Raises:
+            DataError: a file is missing, or is not what the run wrote.
+        """
+        files, size, digest = written or Written({}, 0, sha256(b""))
+        logged = read_plain(self.metrics) if self.metrics.exists() else b""
+        if len(logged) < size:
+            raise DataError(
+                f"{self.metrics} is damaged or was edited: it is shorter than its checkpoint says"
             )
-        if self.metrics.exists():
-            os.truncate(self.metrics, size)
-            self.rows()  # refuses damaged ones now, not when all epochs are trained
+        kept = logged[:size]
+        if sha256(kept) != digest:
+            raise DataError(
+                f"{self.metrics} is damaged or was edited: it is not what the run wrote"
+            )
+        for name, expected in files.items():
+            if name not in SESSIONS_OWN:
+                refuse_another_file(self.folder, name, expected)
+                self._digests[name] = expected
+        self._refuse_moved()
+        write_atomically(self.metrics, kept)
+        self._logged = hashlib.sha256(kept)
 
     def manifest(self) -> dict[str, Any]:
         """What `begin` wrote of code, libraries and machine."""
-        return read_json(self.folder / "manifest.json")
+        return read_sealed(self.folder / "manifest.json")
+
+    def threads(self) -> list[int | None]:
+        """The different numbers of torch's CPU threads that the run's sessions had, the last one's last."""
+        threads = [session.get("threads") for session in self.manifest()["sessions"]]
+        return [*dict.fromkeys(threads[::-1])][::-1]
 
     def save_step(self, kind: str, epochs_done: int, text: str) -> None:
         """Keep what a pruning step made: a file per epoch in the folder `kind`, plans or pulses."""
-        folder = self.folder / kind
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"epoch_{epochs_done:04d}.json", text.encode())
+        self._write(f"{kind}/epoch_{epochs_done:04d}.json", text.encode())
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """Replace the last checkpoint, and keep the one before."""
+        self._refuse_moved()
+        last, previous = self.checkpoints
+        make_folder(last.parent)
+        write_atomically(last, data, previous=previous)
+
+    def add_export(self) -> None:
+        """Count the files of the exported network, which are there now, among the run's."""
+        for path in sorted((self.folder / "export").rglob("*")):
+            if path.is_file():
+                name = path.relative_to(self.folder).as_posix()
+                self._digests[name] = sha256(path.read_bytes())
 
     def save_summary(self, summary: RunSummary) -> None:
         self._write_json("summary.json", asdict(summary))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
+        self._refuse_moved()
         write_atomically(self.folder / "interrupted", f"{time.time_ns()}".encode())
 
     @property
@@ -212,9 +300,10 @@ class Record:
 
     def fail(self, reason: str) -> None:
         """Remember the error that ended the run, or kept it from beginning; not if another process trains or did it."""
-        if not self.done and not self._locked_by_another():
+        is_ours = not self._was_moved() if self._lock is not None else not self._locked_by_another()
+        if is_ours and not self.done:
             with suppress(FileExistsError, NotADirectoryError):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 (self.folder / "interrupted").unlink(missing_ok=True)
                 write_atomically(self.folder / "failed", reason.encode())
 
@@ -224,13 +313,25 @@ class Record:
         return (self.folder / "failed").read_text()
 
     def adopt(self, suite: str | None, cell: str | None) -> None:
-        """Say of a finished run that was trained for no table for which one it counts."""
+        """Say of a finished run that was trained for no table for which one it counts.
+
+        Raises:
+            DataError: a file of the run is damaged.
+        """
+        refuse_damage(self.folder)
         summary = read_summary(self.folder)
-        if suite is not None and summary.suite is None:
-            config = OmegaConf.load(self.folder / "config.yaml")
-            config.update({"suite": suite, "cell": cell})
-            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-            self.save_summary(replace(summary, suite=suite, cell=cell))
+        if suite is None or summary.suite is not None:
+            return
+        self._lock = self._take_lock()
+        self._digests = read_done(self.folder)
+        # Killed from here on, the run is one that the same command finishes.
+        (self.folder / NAME).unlink()
+        config = OmegaConf.load(self.folder / "config.yaml")
+        config.update({"suite": suite, "cell": cell})
+        self._write("config.yaml", OmegaConf.to_yaml(config).encode())
+        self.save_summary(replace(summary, suite=suite, cell=cell))
+        write_done(self.folder, self._digests)
+        self.close()
 
     def _forget_ending(self) -> None:
         for ending in ("interrupted", "failed"):
@@ -238,13 +339,14 @@ class Record:
 
     def finish(self) -> None:
         """Mark the run as done; the last thing that is written."""
-        self._write_json("manifest.json", self.manifest() | {"finished": _now()})
-        write_atomically(self.folder / "done", b"")
+        self._write_json("manifest.json", sealed(self.manifest() | {"finished": _now()}))
+        self._digests["metrics.jsonl"] = self._logged.hexdigest()
+        write_done(self.folder, self._digests)
 
     def _refuse_foreign(self) -> None:
         path = self.folder / "manifest.json"
         if path.exists():
-            manifest = read_json(path, "config_hash", "seed")
+            manifest = read_sealed(path, "config_hash", "seed")
             if (manifest["config_hash"], manifest["seed"]) != (self.config_hash, self.seed):
                 raise InputError(
                     f"{self.folder} holds the run of another configuration ({manifest['config_hash']}, seed "
@@ -252,7 +354,47 @@ class Record:
                 )
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+        self._write(name, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file of the run, which `done` will list."""
+        self._refuse_moved()
+        path = self.folder / name
+        make_folder(path.parent)
+        write_atomically(path, data)
+        self._digests[name] = sha256(data)
+
+    def _was_moved(self) -> bool:
+        """Is the folder no longer the one that is locked?"""
+        assert self._lock is not None
+        ours = os.fstat(self._lock)
+        try:
+            there = os.stat(self.folder / ".lock", follow_symlinks=False)
+        except OSError:
+            return True
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def _refuse_moved(self) -> None:
+        if self._was_moved():
+            raise InputError(
+                f"{self.folder} was moved or deleted while this process trained in it: it stops, and writes nothing "
+                "where another run may lie"
+            )
+
+    def _refuse_links(self) -> None:
+        """What the run writes stays in its folder. What a killed process left half-written goes."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink() and path.relative_to(self.folder).parts[0] != "wandb":
+                raise InputError(f"{path} is a link, which is not followed: remove it")
+        for path in self.folder.rglob(TEMPORARY):
+            path.unlink()
+
+
+def _no_link(path: Path | str, flags: int) -> int:
+    """Opens a plain file, as `open` wants it done, but nothing that a link leads to."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    refuse_special(descriptor, Path(path))
+    return descriptor
 
 
 def _now() -> str:

@@ -18,6 +18,7 @@ from experiments.runs.checks import (
     of_type,
     optional,
 )
+from experiments.runs.done import refuse_damage
 from experiments.runs.files import DataError, read_json
 from psap_core import InputError
 
@@ -134,6 +135,22 @@ def read_summary(folder: Path) -> RunSummary:
             f"{folder} is not the folder of a finished run: it has no summary.json"
         ) from error
     return parse_summary(content, path)
+
+
+def read_finished(folder: Path) -> RunSummary:
+    """The summary of a finished run, all of whose files are as it wrote them.
+
+    Raises:
+        InputError: the run is not finished.
+        DataError: one of its files is missing, damaged or edited.
+    """
+    summary = read_summary(folder)
+    if not (folder / "done").is_file():
+        raise InputError(
+            f"the run in {folder} is not finished: the same training command continues it"
+        )
+    refuse_damage(folder)
+    return summary
 
 
 def summary_text(summary: RunSummary, folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from psap_core import InputError
+from psap_core.files import read_plain
 
 SUITES = Path(__file__).parent
 CELL_NAME = re.compile(r"[\w%.-]+( [\w%.-]+)*")
@@ -73,7 +74,7 @@ def read_suite(name: str) -> Suite:
     """
     path = Path(name) if name.endswith(".yaml") else SUITES / f"{name}.yaml"
     try:
-        content: Any = yaml.safe_load(path.read_text())
+        content: Any = yaml.safe_load(read_plain(path))
     except FileNotFoundError as error:
         raise InputError(
             f"there is no suite {name!r}: it must be one of {', '.join(suite_names())}, or the path of a file"

@@ -1,6 +1,5 @@
 """One training, from the data to the exported network: what `experiments.train` does for a run that is not done."""
 
-import shutil
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Callback, Method, Metrics
 from experiments.methods.registry import make_method
 from experiments.methods.thin import network_macs
-from experiments.runs.folder import Record
+from experiments.runs.files import DataError
+from experiments.runs.folder import Record, Written
 from experiments.runs.summary import RunSummary
 from experiments.schema import Config, ModelConfig, compacts
 from experiments.training import checkpoint, distributed
@@ -32,6 +32,7 @@ from experiments.training.signals import StopSignals
 from experiments.training.steps import Steps, make_steps
 from experiments.training.tracking import Tracker
 from psap_core import InputError, PrunePlan, export, export_error, macs, params, save_exported
+from psap_core.files import make_folder, read_plain, write_atomically
 
 
 def train_here(cfg: Config, record: Record) -> None:
@@ -105,12 +106,23 @@ def _train(
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
+    if world.is_first and device.type == "cpu":
+        _say_threads(record, world)
     tracker = world.first(lambda: Tracker(cfg, record))
     with ExitStack() as stack:
         if tracker is not None:
             stack.callback(tracker.close)
         position = _all_epochs(training, tracker, signals)
         _finish(training, tracker, position)
+
+
+def _say_threads(record: Record, world: World) -> None:
+    *before, now = record.threads()
+    if before:
+        world.say(
+            f"{before[-1]} CPU threads before, {now} now: sums are rounded differently, so the run will not end bit "
+            "for bit as an uninterrupted one"
+        )
 
 
 def _forget(kind: str, epochs_done: int, text: str) -> None:
@@ -192,9 +204,9 @@ def _save_checkpoint(training: _Training, position: Position) -> None:
             "method": training.callback.state_dict(),
             "position": asdict(position),
             "ranks": ranks,
-            "metrics_bytes": record.metrics_bytes(),
+            "written": record.written()._asdict(),
         }
-        checkpoint.save_checkpoint(record.checkpoint, state)
+        record.save_checkpoint(checkpoint.checkpoint_bytes(state))
     training.setup.world.wait()
 
 
@@ -263,6 +275,7 @@ def _save_results(
         training.setup.normalisation,
         dataset,
     )
+    record.add_export()
     summary = RunSummary(
         dataset=cfg.data.name,
         image_size=dataset.image_shape[2],
@@ -335,40 +348,55 @@ def _resume(
     device: torch.device,
 ) -> Position:
     """Load the run's checkpoint, if it has one, and cut its metrics back to it."""
-    if not record.checkpoint.exists():
+    found = checkpoint.load_newest(record.checkpoints, world.say)
+    if found is None:
         if world.is_first:
-            record.cut_metrics(0)
+            record.return_to(None)
         return Position()
-    state = checkpoint.load_checkpoint(record.checkpoint)
+    path, state = found
     if (state.get("config_hash"), state.get("seed")) != (record.config_hash, record.seed):
         raise InputError(
-            f"{record.checkpoint} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
+            f"{path} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
         )
     try:
-        is_compact = state["method"].get("is_compact", False)
-        if is_compact:  # the network becomes small before it gets the weights of a small one
-            method.load_state_dict(state["method"])
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if not is_compact:
-            method.load_state_dict(state["method"])
-        mine = state["ranks"][world.rank]
-        checkpoint.restore_generators(mine["generators"], device)
-        skipped.update(mine["skipped"])
-        position = Position(
-            **state["position"] | {key: mine[key] for key in ("images", "loss_sum")}
-        )
-        if not all(value >= 0 for value in asdict(position).values()):
-            raise ValueError(f"position {position}")
+        position = _restore(state, model, optimizer, method, skipped, world, device)
         if world.is_first:
-            record.cut_metrics(state["metrics_bytes"])
+            record.return_to(Written(**state["written"]))
+    except DataError:  # it names its file
+        raise
     except InputError as error:
-        raise InputError(f"{record.checkpoint} does not continue here: {error}") from error
+        raise InputError(f"{path} does not continue here: {error}") from error
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(
-            f"{record.checkpoint} is damaged or of another network than {type(model).__name__} here: {reason}"
+            f"{path} is damaged or of another network than {type(model).__name__} here: {reason}"
         ) from error
+    return position
+
+
+def _restore(
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Callback,
+    skipped: set[str],
+    world: World,
+    device: torch.device,
+) -> Position:
+    """Give a checkpoint's state to what it was taken of; returns the position."""
+    is_compact = state["method"].get("is_compact", False)
+    if is_compact:  # the network becomes small before it gets the weights of a small one
+        method.load_state_dict(state["method"])
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if not is_compact:
+        method.load_state_dict(state["method"])
+    mine = state["ranks"][world.rank]
+    checkpoint.restore_generators(mine["generators"], device)
+    skipped.update(mine["skipped"])
+    position = Position(**state["position"] | {key: mine[key] for key in ("images", "loss_sum")})
+    if not all(value >= 0 for value in asdict(position).values()):
+        raise ValueError(f"position {position}")
     return position
 
 
@@ -392,5 +420,14 @@ def _save_exported(
     if isinstance(dataset, ImageFolder):
         described["class_names"] = dataset.class_names
     if network.weights is not None and Path(network.weights).is_dir():
-        shutil.copytree(network.weights, folder / "start", dirs_exist_ok=True)
+        _copy_exported(Path(network.weights), folder / "start")
     save_exported(folder, small, plan, described)
+
+
+def _copy_exported(source: Path, target: Path) -> None:
+    """The two files of an exported network, and those of the one that it was built from, if it was."""
+    make_folder(target)
+    for name in ("spec.json", "weights.safetensors"):
+        write_atomically(target / name, read_plain(source / name))
+    if (source / "start").is_dir():
+        _copy_exported(source / "start", target / "start")

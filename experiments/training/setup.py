@@ -185,4 +185,5 @@ def manifest_facts(setup: Setup) -> dict[str, Any]:
         "autocast": str(setup.autocast),
         "compile": setup.fast is Fast.compiled,
         "fast": setup.fast.value,
+        "threads": torch.get_num_threads(),
     }

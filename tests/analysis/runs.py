@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.configuration import CONF, compose
+from experiments.runs.done import write_done
 from experiments.runs.identity import digest, settings
+from psap_core.files import sha256
 
 LAYERS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32}
 DENSE_MACS, DENSE_PARAMS = 40_000_000, 270_000
@@ -144,8 +146,16 @@ def write_run(
         "config_hash": config_hash,
     }
     _write_json(folder / "summary.json", summary)
-    (folder / "done").touch()
+    seal(folder)
     return folder
+
+
+def seal(folder: Path) -> None:
+    """Let the files of a run, as they are now, be those that it wrote."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "done"]
+    write_done(
+        folder, {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in paths}
+    )
 
 
 def _recipe(recipe: str | None, dataset: str, model: str, *, pretrained: bool) -> list[str]:

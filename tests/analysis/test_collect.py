@@ -18,7 +18,7 @@ from analysis.results import TIDY_COLUMNS, read_run
 from experiments.runs.files import DataError
 from experiments.runs.identity import digest
 from experiments.suites.spec import suite_names
-from tests.analysis.runs import write_run
+from tests.analysis.runs import seal, write_run
 from tests.analysis.test_results import edit
 
 NO_COLUMNS = gzip.compress(b"cell,seed\n", mtime=0)
@@ -123,6 +123,7 @@ def test_recording_again_and_in_parts_makes_the_same_bytes(runs_dir, table, tmp_
 def test_another_run_in_a_recorded_place_is_refused_and_nothing_is_written(runs_dir, table):
     before = contents(table.parent)
     edit(runs_dir / "a" / "summary.json", top1=91.0)
+    seal(runs_dir / "a")
     write_run(runs_dir / "new", "sfp", suite="table", cell="aaa")
     with pytest.raises(
         DataError, match=r"table records another run of psap 60, seed 0, than .*/a: move that away"
@@ -254,6 +255,7 @@ def test_the_command_tells_what_it_recorded_and_what_it_left_out(runs_dir, tmp_p
     said = [line.split(": ")[0] for line in done.stdout.splitlines()]
     assert said == ["recorded"] * 3 + [f"in {results}"] + ["left out"] * 2
     edit(runs_dir / "a" / "summary.json", top1=91.0)
+    seal(runs_dir / "a")
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")

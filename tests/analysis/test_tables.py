@@ -21,7 +21,7 @@ from analysis.tables import display, make_table, table_markdown, to_csv, write_t
 from analysis.verdicts import goals, goals_answer, verdicts
 from experiments.runs.files import DataError
 from experiments.suites.spec import read_suite
-from tests.analysis.runs import write_run
+from tests.analysis.runs import seal, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
 SUITE = GOLDEN / "golden_table.yaml"
@@ -107,6 +107,7 @@ def test_recorded_runs_make_the_same_tables(root, tmp_path):
 def test_a_changed_summary_changes_the_table(root, table):
     path = root / "resnet20_thin_54" / "seed1" / "summary.json"
     path.write_text(path.read_text().replace('"top1": 90.7', '"top1": 90.8'))
+    seal(path.parent)
     changed = golden_table(root)
     assert table_markdown(changed) != table_markdown(table)
     assert to_csv(changed) != to_csv(table)

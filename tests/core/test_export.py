@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from psap_core.exported import (
     read_spec,
     save_exported,
 )
+from psap_core.files import sealed, sha256, unsealed
 from psap_core.groups import Scope, find_groups
 from psap_core.inputs import describe
 from psap_core.plan import PrunePlan, make_plan
@@ -304,18 +306,74 @@ def test_what_is_computed_in_float32_is_compared_in_float32() -> None:
     assert export_error(model, small, plan) > 1e-4
 
 
+def write_spec(folder, spec) -> None:
+    (folder / "spec.json").write_text(json.dumps(sealed(spec)))
+
+
 def test_a_spec_that_does_not_match_its_weights(tmp_path) -> None:
     model, plan = small_masked()
     save_exported(tmp_path, export(model, plan), plan)
     other = another_plan(model, {"inner": [0]})
     spec = read_spec(tmp_path)
     spec["plans"] = [json.loads(other.to_json())]
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    write_spec(tmp_path, spec)
     with pytest.raises(InputError, match=r"does not match its spec\.json"):
         load_exported(tmp_path, Small())
     spec["plans"][0]["layers"][1]["pruned"] = [0, 1]
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(InputError, match="does not match its digest"):
+    write_spec(tmp_path, spec)
+    with pytest.raises(InputError, match="the pruning plan was edited or damaged"):
+        load_exported(tmp_path, Small())
+
+
+def test_every_field_of_a_spec_is_under_its_seal(tmp_path) -> None:
+    model, plan = small_masked()
+    save_exported(tmp_path, export(model, plan), plan, {"note": {"of": [1, 2.5, None, True]}})
+    text = (tmp_path / "spec.json").read_text()
+    spec = json.loads(text)
+    load_exported(tmp_path, Small())
+
+    def changed(value):
+        """Every value that differs in one place."""
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield {other: each for other, each in value.items() if other != key}
+                for other in changed(part):
+                    yield {**value, key: other}
+        elif isinstance(value, list):
+            for index, part in enumerate(value):
+                for other in changed(part):
+                    yield [*value[:index], other, *value[index + 1 :]]
+        else:
+            yield [value]
+
+    every = list(changed(spec))
+    assert len(every) > 60
+    for other in every:
+        (tmp_path / "spec.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match=r"spec\.json"):
+            load_exported(tmp_path, Small())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tensor: tensor.to(torch.int32), "holds torch.int32, the network has torch.float32"),
+        (lambda tensor: torch.full_like(tensor, torch.nan), "holds values that are not finite"),
+        (
+            lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.inf),
+            "holds values that are not finite",
+        ),
+    ],
+)
+def test_tensors_that_no_network_has_are_refused(change, sentence, tmp_path) -> None:
+    model, plan = small_masked()
+    save_exported(tmp_path, export(model, plan), plan)
+    path = tmp_path / "weights.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    data = safetensors.torch.save({**tensors, "linear.bias": change(tensors["linear.bias"])})
+    path.write_bytes(data)
+    write_spec(tmp_path, read_spec(tmp_path) | {"weights_sha256": sha256(data)})
+    with pytest.raises(InputError, match=f"linear.bias {sentence}"):
         load_exported(tmp_path, Small())
 
 
@@ -326,7 +384,7 @@ def test_weights_of_another_plan_with_the_same_widths(tmp_path) -> None:
     save_exported(tmp_path / "a", small, plan)
     save_exported(tmp_path / "b", small, other)
     (tmp_path / "b" / "spec.json").replace(tmp_path / "a" / "spec.json")
-    with pytest.raises(InputError, match="the weights are of another plan"):
+    with pytest.raises(InputError, match="it is not what spec"):
         load_exported(tmp_path / "a", Small())
 
 
@@ -364,9 +422,9 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path) -> None:
 def test_a_plan_whose_inputs_are_damaged(inputs, tmp_path) -> None:
     model, plan = small_masked()
     save_exported(tmp_path, export(model, plan), plan)
-    spec = json.loads((tmp_path / "spec.json").read_text())
-    spec["plans"][0]["inputs"] = inputs
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    spec = read_spec(tmp_path)
+    spec["plans"][0] = sealed(unsealed(spec["plans"][0]) | {"inputs": inputs})
+    write_spec(tmp_path, spec)
     with pytest.raises(InputError, match="description of the inputs is damaged"):
         load_exported(tmp_path, Small())
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -222,7 +222,8 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
     )
     dense.record.folder.mkdir(parents=True)
     (dense.record.folder / "done").touch()
-    dense.record.save_summary(summary_of("small", "dense"))
+    summary = json.dumps(asdict(summary_of("small", "dense")))
+    (dense.record.folder / "summary.json").write_text(summary)
     assert launch.pending(runs) == [psap, thin_plan]
     with pytest.raises(
         InputError, match="thin plan, seed 0 takes the plan of psap, seed 0, which is not done"

@@ -88,17 +88,22 @@ def test_where_a_run_stands(tmp_path):
     assert Record(cfg).state is State.running
     record.close()
     assert record.state is State.incomplete
-    record.interrupt()
-    assert record.state is State.interrupted
-    first = record.interrupted_at
-    record.interrupt()
-    assert record.interrupted_at != first
+    stops = []
+    for _ in range(2):
+        record.begin(cfg, {"device": "a GPU"})
+        record.interrupt()
+        record.close()
+        assert record.state is State.interrupted
+        stops.append(record.interrupted_at)
+    assert stops[0] != stops[1]
     record.fail("no reason")
     assert (record.state, record.error) == (State.failed, "no reason")
     record.begin(cfg, {"device": "a GPU"})
     record.close()
     assert record.state is State.incomplete
+    record.begin(cfg, {"device": "a GPU"})
     record.finish()
+    record.close()
     assert record.state is State.done
 
 

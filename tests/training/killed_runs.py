@@ -20,7 +20,7 @@ import psap_core.pruner
 from experiments import train
 from experiments.methods.base import Callback
 from experiments.runs.folder import Record
-from experiments.training import checkpoint, tracking
+from experiments.training import tracking
 
 
 def kill() -> None:
@@ -44,8 +44,9 @@ def at_call(
     setattr(owner, name, counted)
 
 
-def half_written(path: Any, data: bytes) -> None:
-    path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+def half_written(record: Any, data: bytes) -> None:
+    path, _ = record.checkpoints
+    path.with_name(f".{path.name}.0.tmp").write_bytes(data[: len(data) // 2])
 
 
 def kill_children(*_: Any) -> None:
@@ -61,8 +62,8 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-epoch, compact": lambda: at_call(18, Callback, "after_step"),
     "in a pulse": lambda: at_call(2, psap_core.pruner, "pulse"),
     "weights zeroed, plan not saved": lambda: at_call(2, Record, "save_step"),
-    "logged, no checkpoint yet": lambda: at_call(2, checkpoint, "save_checkpoint"),
-    "half a checkpoint written": lambda: at_call(2, checkpoint, "write_atomically", half_written),
+    "logged, no checkpoint yet": lambda: at_call(2, Record, "save_checkpoint"),
+    "half a checkpoint written": lambda: at_call(2, Record, "save_checkpoint", half_written),
     "fourth epoch not logged, all processes": lambda: at_call(4, Record, "log", kill_children),
     "export done, summary not": lambda: at_call(1, Record, "save_summary"),
 }

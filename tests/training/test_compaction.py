@@ -12,6 +12,7 @@ from experiments import train
 from experiments.configuration import compose
 from experiments.runs.identity import config_hash
 from experiments.training import compaction
+from experiments.training.checkpoint import load_checkpoint
 from experiments.training.compaction import Compaction, dense_epoch_seconds
 from experiments.training.distributed import World
 from experiments.training.setup import set_up
@@ -26,7 +27,7 @@ def run_of(tmp_path, method, *overrides):
     folder = train.run(small(tmp_path, method, "method.scope=coupled", *overrides))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    state = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)
+    state = load_checkpoint(folder / "checkpoint" / "last.pt")
     return folder, rows, summary, state
 
 

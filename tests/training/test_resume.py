@@ -243,3 +243,19 @@ def test_random_kills(number, tmp_path, uninterrupted, seconds_left):
         seconds /= 2  # the machine is less busy than it was
         attempt += 1
     assert state_of(train.run(run_of(tmp_path / str(attempt), method))) == uninterrupted(method)
+
+
+def test_another_number_of_threads_is_recorded_and_said(tmp_path, monkeypatch, capsys):
+    overrides = small(tmp_path, "dense")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            StopSignals, "received", property(lambda self: True, lambda *_: None), raising=False
+        )
+        with pytest.raises(Interrupted):
+            train.run(overrides)
+    capsys.readouterr()
+    folder = train.run([*overrides, "runtime.threads=2"])
+    said = capsys.readouterr().err
+    assert "1 CPU threads before, 2 now" in said
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [session["threads"] for session in manifest["sessions"]] == [1, 2]

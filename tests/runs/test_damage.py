@@ -1,0 +1,280 @@
+"""Whatever is damaged, moved or planted in a run's folder: it is named, or the run goes on as it would have."""
+
+import json
+import os
+import random
+import shutil
+
+import pytest
+
+from analysis.results import read_run
+from experiments import evaluate, export, train
+from experiments.configuration import compose
+from experiments.runs.done import read_done
+from experiments.runs.folder import Record
+from psap_core import InputError
+from psap_core.files import write_atomically
+from tests.helpers import refusal, small, state_of
+
+
+def run_of(runs_dir, *extra):
+    return small(runs_dir, "psap", "method.scope=coupled", *extra)
+
+
+def stop_after(saves):
+    """Something that a run's `save_checkpoint` does instead: it ends the training at a later call."""
+    original, calls = Record.save_checkpoint, 0
+
+    def counted(record, data):
+        nonlocal calls
+        calls += 1
+        if calls > saves:
+            raise KeyboardInterrupt
+        original(record, data)
+
+    return counted
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train.run(run_of(tmp_path_factory.mktemp("finished")))
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """The runs_dir of a run that was killed when three of four epochs were done."""
+    runs_dir = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "save_checkpoint", stop_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(run_of(runs_dir))
+    return runs_dir
+
+
+def flip(data, draw):
+    place = draw.randrange(8 * len(data))
+    changed = bytearray(data)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
+
+
+def change_digit(data, draw):
+    places = [place for place, byte in enumerate(data) if byte in b"0123456789"]
+    changed = bytearray(data)
+    place = draw.choice(places)
+    changed[place] = draw.choice([digit for digit in b"0123456789" if digit != changed[place]])
+    return bytes(changed)
+
+
+def truncate(data, draw):
+    return data[: draw.randrange(len(data))]
+
+
+DAMAGES = [flip, change_digit, truncate]
+few = pytest.mark.parametrize(
+    ("damage", "times"),
+    [
+        *((damage, 6) for damage in DAMAGES),
+        *(pytest.param(damage, 100, marks=pytest.mark.long) for damage in DAMAGES),
+    ],
+)
+
+
+@few
+def test_no_damage_of_a_finished_run_is_silent(damage, times, finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    draw = random.Random(f"finished {damage.__name__} {times}")
+    names = ["done", *read_done(folder)]
+    for _ in range(times):
+        path = folder / draw.choice(names)
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole, draw))
+        with pytest.raises(InputError, match=path.name):
+            read_run(folder)
+        main = draw.choice([evaluate.main, export.main])
+        assert path.name in refusal(main, [f"run={folder}"], monkeypatch)
+        path.write_bytes(whole)
+    read_run(folder)
+
+
+def outcome(overrides):
+    """The folder of the run that these overrides describe, and an empty sentence; or None, and why it was refused."""
+    try:
+        return train.run(overrides), ""
+    except InputError as error:
+        return None, str(error)
+
+
+@few
+def test_no_damage_of_an_unfinished_run_is_silent(
+    damage, times, unfinished, finished, tmp_path, monkeypatch
+):
+    """It is refused by name, or what was damaged is written anew: the run ends as without the damage."""
+    draw = random.Random(f"unfinished {damage.__name__} {times}")
+    expected = state_of(finished)
+    paths = [path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_file()]
+    named = [path for path in sorted(paths) if path.name not in (".lock", "failed")]
+    for number in range(times):
+        runs_dir = shutil.copytree(unfinished, tmp_path / str(number))
+        path = runs_dir / draw.choice(named)
+        path.write_bytes(damage(path.read_bytes(), draw))
+        folder, sentence = outcome(run_of(runs_dir))
+        assert path.name in sentence or state_of(folder) == expected
+        shutil.rmtree(runs_dir)
+
+
+def test_the_checkpoint_before_takes_a_damaged_ones_place(
+    unfinished, finished, tmp_path, monkeypatch, capsys
+):
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    (last,) = runs_dir.rglob("last.pt")
+    last.write_bytes(last.read_bytes()[:-1])
+    folder = train.run(run_of(runs_dir))
+    said = capsys.readouterr().err
+    assert f"{last} is damaged" in said
+    assert "continuing in epoch 3 of 4" in said
+    assert state_of(folder) == state_of(finished)
+
+
+def test_a_kill_between_two_names_continues_with_the_checkpoint_before(
+    unfinished, finished, tmp_path
+):
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    (last,) = runs_dir.rglob("last.pt")
+    last.unlink()
+    assert state_of(train.run(run_of(runs_dir))) == state_of(finished)
+
+
+def test_two_damaged_checkpoints_are_refused(unfinished, tmp_path, monkeypatch):
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    for path in [*runs_dir.rglob("*.pt")]:
+        path.write_bytes(b"")
+    assert "previous.pt is damaged" in refusal(train.main, run_of(runs_dir), monkeypatch)
+
+
+def test_adopting_a_run_keeps_its_files_whole(finished, tmp_path):
+    runs_dir = shutil.copytree(finished.parents[2], tmp_path / "runs")
+    folder = train.run(run_of(runs_dir, "suite=table", "cell=one"))
+    run = read_run(folder)
+    assert (run.suite, run.cell) == ("table", "one")
+
+
+@pytest.mark.parametrize("other_run", [True, False])
+def test_a_run_whose_folder_is_not_its_own_any_more_stops(other_run, tmp_path, monkeypatch):
+    """Moved away in its second epoch; another process may have begun again there."""
+    original, log = Record.log, []
+
+    def move(record, metrics):
+        log.append(record.folder)
+        if len(log) == 2:
+            record.folder.rename(tmp_path / "moved")
+            if other_run:
+                record.folder.mkdir()
+                (record.folder / ".lock").touch()
+        original(record, metrics)
+
+    monkeypatch.setattr(Record, "log", move)
+    with pytest.raises(InputError, match="was moved or deleted while this process trained"):
+        train.run(run_of(tmp_path))
+    left = [path.name for path in log[0].iterdir()] if other_run else []
+    assert left == ([".lock"] if other_run else [])
+    assert log[0].exists() is other_run
+
+
+PLANTED = [
+    ".lock",
+    "config.yaml",
+    "manifest.json",
+    "metrics.jsonl",
+    "summary.json",
+    "done",
+    "failed",
+    "interrupted",
+    "checkpoint/last.pt",
+    "checkpoint/previous.pt",
+    "plans/epoch_0001.json",
+    "export/spec.json",
+    "export/weights.safetensors",
+    "checkpoint",
+    "plans",
+    "pulses",
+    "export",
+]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("kind", ["link", "hard link"])
+def test_what_a_link_leads_to_is_not_touched(name, kind, tmp_path):
+    """In the folder of a run that has not begun."""
+    victim = tmp_path / "victim"
+    is_folder = "." not in name and name not in ("done", "failed", "interrupted")
+    if is_folder and kind == "hard link":
+        pytest.skip("there are none of folders")
+    if is_folder:
+        victim.mkdir()
+        (victim / "last.pt").write_text("precious")
+    else:
+        victim.write_text("precious")
+    before = contents(victim)
+    folder = Record(train_config(tmp_path)).folder
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    if kind == "link":
+        path.symlink_to(victim)
+    else:
+        os.link(victim, path)
+    _, sentence = outcome(run_of(tmp_path / "runs"))
+    assert sentence == "" or str(folder) in sentence
+    assert contents(victim) == before
+
+
+def train_config(tmp_path):
+    return compose("train", run_of(tmp_path / "runs"))
+
+
+def contents(path):
+    if path.is_dir():
+        return {each.name: each.read_bytes() for each in path.iterdir()}
+    return path.read_bytes()
+
+
+def test_a_pipe_in_a_files_place_keeps_nobody_waiting(tmp_path):
+    folder = Record(train_config(tmp_path)).folder
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / ".lock")
+    with pytest.raises(InputError, match="lock is no file of ours"):
+        train.run(run_of(tmp_path / "runs"))
+
+
+def test_what_killed_processes_left_half_written_goes(tmp_path):
+    folder = Record(train_config(tmp_path)).folder
+    (folder / "checkpoint").mkdir(parents=True)
+    half = folder / "checkpoint" / ".last.pt.0123.tmp"
+    half.write_bytes(b"half")
+    train.run(run_of(tmp_path / "runs"))
+    assert not half.exists()
+
+
+def test_a_full_disk_leaves_the_former_content(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"one")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"two", previous=tmp_path / "previous")
+    assert path.read_bytes() == b"one"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_done_lists_every_file_of_the_run(finished):
+    listed = {*read_done(finished)}
+    there = {
+        path.relative_to(finished).as_posix()
+        for path in finished.rglob("*")
+        if path.is_file() and path.relative_to(finished).parts[0] not in ("checkpoint", "wandb")
+    }
+    assert listed == there - {".lock", "done"}
+    assert json.loads((finished / "done").read_text())["files"].keys() == listed
