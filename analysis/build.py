@@ -22,9 +22,8 @@ from analysis.suites import PlannedSuite, plan_suite, plan_suites
 from analysis.tables import Table, make_table, write_tables
 from analysis.verdicts import print_verdicts
 from experiments.exits import plain_exits
-from experiments.runs.files import DataError
+from experiments.runs.files import DataError, write_atomically
 from experiments.suites.spec import read_suite
-from psap_core.files import write_atomically
 
 REPORTS = Path(__file__).parent / "reports"
 

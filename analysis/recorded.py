@@ -35,12 +35,11 @@ from analysis.results import (
     refuse_incomplete,
 )
 from experiments.runs.checks import mapping_with
-from experiments.runs.files import DataError
+from experiments.runs.files import DataError, read_plain, write_atomically
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance
 from experiments.runs.summary import RunSummary, parse_summary
 from experiments.suites.method_styles import chooses_filters
-from psap_core.files import read_plain, write_atomically
 
 KEY = ["cell", "seed"]
 PROVENANCE = [field.name for field in fields(Provenance)]

@@ -20,10 +20,9 @@ from experiments.runs.checks import (
     optional,
 )
 from experiments.runs.done import refuse_damage
-from experiments.runs.files import DataError
+from experiments.runs.files import DataError, read_plain
 from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary
-from psap_core.files import read_plain
 
 RESULTS = Path(__file__).parent / "recorded"
 OWN = Path("results")  # where everything goes that is not meant for the repository

@@ -12,7 +12,7 @@ from analysis import build, collect, published, tables
 from analysis.collect import record
 from experiments import suite
 from experiments.runs.summary import FORMAT
-from tests.analysis.runs import write_run
+from tests.analysis.runs import seal, write_run
 from tests.helpers import refusal
 
 CELL = "{name: dense, recipe: digits_small, overrides: [method=dense]}"
@@ -43,6 +43,7 @@ def a_run(folder: Path, **changes: Any) -> Path:
     written = write_run(folder / "runs" / "dense", "dense", suite="digits_demo", cell="dense")
     summary = written / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | changes))
+    seal(written)
     return folder / "runs"
 
 
@@ -56,7 +57,7 @@ def unknown_method(folder, said, **_) -> str:
     )
 
 
-def hash_of_another_configuration(folder, said, **_) -> str:
+def edited_run(folder, said, **_) -> str:
     runs = a_run(folder)
     manifest = runs / "dense" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"lr": 0.1', '"lr": 0.2'))
@@ -121,10 +122,10 @@ def no_runs_to_record(folder, said, **_) -> str:
         (duplicate_cell, "mine.yaml is no suite: 'dense' stands there twice"),
         (unknown_method, "method=hrank: there is no such method; "),
         (
-            hash_of_another_configuration,
-            "was edited by hand or mixed from two runs: config_hash is",
+            edited_run,
+            "manifest.json is damaged or was edited: it is not what the run wrote; copy the run again",
         ),
-        (half_written_run, "is half-written: metrics.jsonl is missing; copy it again"),
+        (half_written_run, "is half-written: metrics.jsonl is missing; copy the run again"),
         (damaged_results, "runs.csv is damaged: top1 cannot be 900"),
         (newer_results, "summary.json was written by a newer version of this suite: update"),
         (broken_published_row, "published.csv, line 2: year is 'year 20"),
