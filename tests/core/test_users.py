@@ -769,7 +769,12 @@ def test_three_rounds_are_loaded_in_one_call(tmp_path, scope: str) -> None:
     "name",
     [
         pytest.param("chunk, C2f", marks=pytest.mark.long),
-        "transposed, U-Net",
+        pytest.param(
+            "transposed, U-Net",
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.6."), reason="torch 2.6 cannot translate it"
+            ),
+        ),
         pytest.param("two inputs, a backbone called twice", marks=pytest.mark.long),
         pytest.param("uint8", marks=pytest.mark.long),
     ],
