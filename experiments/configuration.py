@@ -1,6 +1,8 @@
 """From overrides to a typed configuration."""
 
 import copy
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -29,6 +31,9 @@ OmegaConf.register_new_resolver("from_weights", _from_weights)
 CONF = str(Path(__file__).parent / "conf")
 
 
+PATH_KEYS = ("data.root", "runs_dir", "run", "model.weights", "method.run")
+
+
 def compose(config_name: str, overrides: Sequence[str]) -> Any:
     """The typed configuration (a dataclass of experiments.schema) that these overrides describe.
 
@@ -36,6 +41,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> Any:
         InputError: an unknown key or choice, a value of the wrong type, a missing value.
     """
     schema.register_types()
+    overrides = prepared(overrides)
     choices = [override for override in overrides if _is_choice(override)]
     values = [override for override in overrides if not _is_choice(override)]
     try:
@@ -54,10 +60,35 @@ def compose_raw(config_name: str, overrides: Sequence[str]) -> DictConfig:
         InputError: an unknown key or choice, or a value of the wrong type.
     """
     schema.register_types()
+    overrides = prepared(overrides)
     try:
         return _hydra(config_name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(explanation(error, config_name, overrides)) from error
+
+
+def prepared(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra takes them: paths quoted.
+
+    Raises:
+        InputError: one is of Hydra itself, which may run anything.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if re.split(r"[./@:]", key)[0] == "hydra":
+            raise InputError(f"{override}: Hydra's own settings are not changed here: leave it out")
+    return [quoted_path(override) for override in overrides]
+
+
+def quoted_path(word: str) -> str:
+    """`key=path` with the quotes that Hydra wants around spaces, brackets and the like, and `~` written out."""
+    key, _, path = word.partition("=")
+    is_plain = re.fullmatch(r"[\w./-]*", path) is not None
+    is_hydras = path.startswith(("'", '"')) or "${" in path
+    if key not in PATH_KEYS or is_plain or is_hydras:
+        return word
+    escaped = os.path.expanduser(path).replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def explanation(error: Exception, config_name: str, overrides: Sequence[str]) -> str:

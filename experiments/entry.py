@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,13 +13,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
-from experiments.configuration import CONF, compose_raw, explanation, typed
+from experiments.configuration import CONF, compose_raw, explanation, prepared, typed
 from experiments.exits import plain_exits
 from experiments.help import help_text
 from experiments.mistakes import mistaken_option
 from psap_core import InputError
-
-PATH_KEYS = ("data.root", "runs_dir", "run", "model.weights", "method.run")
 
 HYDRAS_OPTIONS = (
     "--hydra-help",
@@ -91,21 +88,10 @@ def _from_command_line(config_name: str) -> list[Any]:
     """
     schema.register_types()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
-    sys.argv[1:] = map(quoted_path, sys.argv[1:])
+    sys.argv[1:] = prepared(sys.argv[1:])
     composed: list[DictConfig] = []
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(composed.append)()
         return [typed(cfg) for cfg in composed]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(explanation(error, config_name, sys.argv[1:])) from error
-
-
-def quoted_path(word: str) -> str:
-    """`key=path` with the quotes that Hydra wants around spaces, brackets and the like, and `~` written out."""
-    key, _, path = word.partition("=")
-    is_plain = re.fullmatch(r"[\w./-]*", path) is not None
-    is_hydras = path.startswith(("'", '"')) or "${" in path
-    if key not in PATH_KEYS or is_plain or is_hydras:
-        return word
-    escaped = os.path.expanduser(path).replace("'", "\\'")
-    return f"{key}='{escaped}'"

@@ -1,11 +1,13 @@
 """How a command ends: what is meant for a person is one sentence, with an exit code of its own."""
 
+import io
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TextIO
 
@@ -14,6 +16,7 @@ from hydra.errors import HydraException
 from psap_core import InputError
 
 EXIT_REFUSED = 2
+EXIT_STOPPED = 130  # 128 + SIGINT
 EXIT_NO_READER = 141  # 128 + SIGPIPE, as other programs: `... | head`
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues the run
 STORE_SECONDS = 10  # patience with torchrun's store
@@ -29,9 +32,15 @@ def plain_exits() -> Iterator[None]:
 
     Of the processes that torchrun started, the first one says a sentence, and the others leave without it.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since experiments/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    stderr, sys.stderr = sys.stderr, Unfailing(sys.stderr)
     try:
         yield
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("stopped at once: the same command continues from what is saved", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except Interrupted:
         print("interrupted: the same command continues this run", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -45,6 +54,38 @@ def plain_exits() -> Iterator[None]:
             speaker = f"error on {socket.gethostname()}" if several_machines else "error"
             print(f"{speaker}: {sentence}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
+    finally:
+        sys.stderr = stderr
+
+
+class Unfailing(io.TextIOBase):
+    """A stream that drops what it cannot write: a full disk or a closed pipe behind stderr ends no training."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None: it was closed from the beginning
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
 
 
 def _has_no_reader(stream: TextIO) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments.configuration import compose
 from experiments.entry import entry_point
+from experiments.runs.checks import plain_name
 from experiments.runs.folder import Record
 from experiments.runs.summary import read_summary, summary_text
 from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetConfig
@@ -32,19 +33,7 @@ def run(overrides: Sequence[str]) -> Path:
 
 def train(cfg: Config) -> Path:
     """Train the configured run in its folder, and return the folder."""
-    if cfg.epochs < 1:
-        raise InputError(f"epochs={cfg.epochs} must be at least 1")
-    if abs(cfg.seed) >= 2**63:
-        raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
-    for tag in cfg.tracking.tags:
-        if not 1 <= len(tag) <= 64:  # W&B's limits
-            raise InputError(f"tracking.tags: {tag!r} must have 1 to 64 characters")
-    if isinstance(cfg.method, TargetConfig):
-        require_cut("target_macs_cut", cfg.method.target_macs_cut)
-    if isinstance(cfg.data, OwnFolderConfig):
-        _refuse_runs_among_images(Path(cfg.runs_dir), Path(cfg.data.root))
-    if cfg.onnx:
-        require_packages("onnx=true", *ONNX_PACKAGES)
+    _refuse_impossible(cfg)
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:
@@ -57,6 +46,31 @@ def train(cfg: Config) -> Path:
     if cfg.onnx and int(os.environ.get("RANK", 0)) == 0:
         _write_onnx(record.folder / "export")
     return record.folder
+
+
+def _refuse_impossible(cfg: Config) -> None:
+    """What can be said before anything is read, made or imported."""
+    if cfg.epochs < 1:
+        raise InputError(f"epochs={cfg.epochs} must be at least 1")
+    if abs(cfg.seed) >= 2**63:
+        raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
+    _refuse_other_than_names(cfg)
+    for tag in cfg.tracking.tags:
+        if not 1 <= len(tag) <= 64:  # W&B's limits
+            raise InputError(f"tracking.tags: {tag!r} must have 1 to 64 characters")
+    if isinstance(cfg.method, TargetConfig):
+        require_cut("target_macs_cut", cfg.method.target_macs_cut)
+    if isinstance(cfg.data, OwnFolderConfig):
+        _refuse_runs_among_images(Path(cfg.runs_dir), Path(cfg.data.root))
+    if cfg.onnx:
+        require_packages("onnx=true", *ONNX_PACKAGES)
+
+
+def _refuse_other_than_names(cfg: Config) -> None:
+    """Suite and cell become names of folders."""
+    for key, name in (("suite", cfg.suite), ("cell", cfg.cell)):
+        if name is not None and not plain_name(name):
+            raise InputError(f"{key}={name!r} must be words of letters, digits, _ % . + and -")
 
 
 def _refuse_runs_among_images(runs_dir: Path, root: Path) -> None:

@@ -1,5 +1,6 @@
 """Checks of what a file holds: each takes a value and says whether it can be."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +30,11 @@ def mapping_with(checks: Mapping[str, Check]) -> Check:
     return lambda value: (
         isinstance(value, dict) and all(check(value.get(name)) for name, check in checks.items())
     )
+
+
+def plain_name(value: Any) -> bool:
+    """Of a folder, say: words of letters, digits and _ % . + -, which begin with none of the latter."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w%.+-]*( [\w%.+-]+)*", value) is not None
 
 
 def truth(value: Any) -> bool:

@@ -53,6 +53,7 @@ class State(StrEnum):
     incomplete = (
         "incomplete"  # killed, or running on another machine; the same command continues it
     )
+    damaged = "damaged"  # a file of it is; move the folder away, or copy it again
     not_launched = "not launched"
 
 
@@ -72,14 +73,17 @@ class Written(NamedTuple):
 class Record:
     """The folder runs_dir/name/hash8/seed<k> of one run; `begin` makes it.
 
+    Args:
+        known_hash: of the configuration, where it was taken before.
+
     Raises:
         InputError: the folder holds another configuration, or `name` is no folder's name.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, known_hash: str | None = None) -> None:
         if cfg.name in ("", "..") or Path(cfg.name).name != cfg.name:
             raise InputError(f"name={cfg.name!r} must be a plain folder name")
-        self.config_hash = config_hash(cfg)
+        self.config_hash = known_hash or config_hash(cfg)
         self.seed = cfg.seed
         self.folder = Path(cfg.runs_dir) / cfg.name / self.config_hash / f"seed{cfg.seed}"
         self._lock: int | None = None

@@ -17,6 +17,7 @@ from experiments.runs.checks import (
     Check,
     of_type,
     optional,
+    plain_name,
 )
 from experiments.runs.done import refuse_damage
 from experiments.runs.files import DataError, read_json
@@ -77,8 +78,8 @@ CHECKS: dict[str, Check] = {
     "method": TEXT,
     "epochs": AT_LEAST_1,
     "seed": of_type(int),
-    "suite": optional(TEXT),
-    "cell": optional(TEXT),
+    "suite": optional(plain_name),
+    "cell": optional(plain_name),
     "start_top1": optional(PERCENT),
     "top1": PERCENT,
     "top5": PERCENT,

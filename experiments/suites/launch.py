@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from experiments.exits import EXIT_INTERRUPTED, Interrupted
 from experiments.runs.folder import State
@@ -32,10 +30,10 @@ def pending(runs: SuiteRuns) -> list[SuiteRun]:
     Raises:
         InputError: a run takes the plan of another one that is neither done nor chosen.
     """
+    runs.refuse_twins()
     chosen = runs.chosen
-    open_runs = [
-        run for run in chosen if run.refusal is None and run.record.state is not State.running
-    ]
+    closed = State.damaged, State.running
+    open_runs = [run for run in chosen if run.refusal is None and run.state not in closed]
     open_runs = [run for run in open_runs if not run.counts]
     for run in open_runs:
         if run.plan_of is not None and run.plan_of not in chosen and not run.plan_of.record.done:
@@ -106,10 +104,10 @@ def local(runs: SuiteRuns, jobs: int, devices: Sequence[str]) -> int:
     training: dict[subprocess.Popen[bytes], tuple[SuiteRun, str | None]] = {}
     with (
         SuiteProgress({run.record.metrics: run.config.epochs for run in waiting}) as progress,
-        _sigterm_as_ctrl_c(),
+        _Stops() as stops,
     ):
         try:
-            while training or waiting:
+            while (training or waiting) and not stops.count:
                 for run in [run for run in waiting if _ready(run)][: len(free)]:
                     waiting.remove(run)
                     device = free.pop(0)
@@ -124,10 +122,10 @@ def local(runs: SuiteRuns, jobs: int, devices: Sequence[str]) -> int:
                     run, device = training.pop(process)
                     free.append(device)
                     print(f"{run}: {_ended(run, process.returncode)}", flush=True)
-        except KeyboardInterrupt:
-            raise Interrupted from None
         finally:  # whatever ends the launcher lets its runs write their checkpoints
-            _stop(training)
+            _stop(training, stops)
+        if stops.count:
+            raise Interrupted
     print_status(runs)
     return 0 if all(run.state is State.done for run in runs.chosen) else 1
 
@@ -161,18 +159,37 @@ def _start(run: SuiteRun, device: str | None, threads: str) -> "subprocess.Popen
         )
 
 
-def _stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
-    """Let runs write their checkpoints and leave; kill them at a Ctrl-C or SIGTERM."""
-    try:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-    except KeyboardInterrupt:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
+class _Stops:
+    """While entered, Ctrl-C, SIGTERM and SIGHUP are only counted: no process is started and then forgotten."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "_Stops":
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def _stop(processes: Collection["subprocess.Popen[bytes]"], stops: _Stops) -> None:
+    """Let runs write their checkpoints and leave; kill them at one more Ctrl-C or SIGTERM."""
+    before = stops.count
+    for process in processes:
+        process.terminate()
+    while any(process.poll() is None for process in processes):
+        if stops.count > before:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
 
 
 def _ended(run: SuiteRun, code: int) -> str:
@@ -188,15 +205,3 @@ def _ended(run: SuiteRun, code: int) -> str:
         ]
         run.record.fail(said[-1])
     return f"{run.record.state.value}: {run.record.error} ({log_file(run)})"
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 
 from experiments.configuration import compose
+from experiments.runs.files import DataError
 from experiments.runs.folder import Record, State
+from experiments.runs.identity import config_hash
 from experiments.runs.summary import read_summary
-from experiments.schema import Config
+from experiments.schema import Config, ThinPlanConfig
 from experiments.suites.spec import Cell, Suite, read_suite
 from psap_core import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SuiteRuns:
     """The runs of a suite, as a command line wants them.
 
@@ -34,6 +36,41 @@ class SuiteRuns:
         """In the order of their index."""
         pairs = [(cell, seed) for cell in self.suite.cells for seed in self.suite.seeds]
         return [SuiteRun(self, index, cell, seed) for index, (cell, seed) in enumerate(pairs)]
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, int], "SuiteRun"]:
+        """By cell and seed."""
+        return {(run.cell.name, run.seed): run for run in self.all}
+
+    @cache  # noqa: B019  (a process has few suites)
+    def config_of(self, cell: Cell) -> Config:
+        """A cell's configuration with its first seed."""
+        first = self.by_place[cell.name, self.suite.seeds[0]]
+        config: Config = compose("train", first.overrides)
+        return config
+
+    @cache  # noqa: B019
+    def hash_of(self, cell: Cell) -> str:
+        """The hash of a cell's runs, which no seed changes.
+
+        Raises:
+            InputError: weights or images that it is taken over are missing.
+        """
+        return config_hash(self.by_place[cell.name, self.suite.seeds[0]].config)
+
+    def refuse_twins(self) -> None:
+        """Raise InputError where two cells describe the same run in other words."""
+        cells: dict[str, str] = {}
+        for cell in self.suite.cells:
+            try:
+                digest = self.hash_of(cell)
+            except InputError:
+                continue  # its runs say why
+            if digest in cells:
+                raise InputError(
+                    f"{self.source}: cells {cells[digest]!r} and {cell.name!r} train the same: leave one out"
+                )
+            cells[digest] = cell.name
 
     @property
     def chosen(self) -> list["SuiteRun"]:
@@ -84,10 +121,9 @@ class SuiteRun:
     @property
     def plan_of(self) -> "SuiteRun | None":
         """The run whose architecture this one trains."""
-        for run in self.runs.all:
-            if (run.cell.name, run.seed) == (self.cell.plan_of, self.seed):
-                return run
-        return None
+        if self.cell.plan_of is None:
+            return None
+        return self.runs.by_place[self.cell.plan_of, self.seed]
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -100,12 +136,16 @@ class SuiteRun:
 
     @cached_property
     def record(self) -> Record:
-        return Record(self.config)
+        return Record(self.config, self.runs.hash_of(self.cell))
 
     @cached_property
     def config(self) -> Config:
-        config: Config = compose("train", self.overrides)
-        return config
+        """That of its training command; composing it anew for every seed would take long."""
+        first = self.runs.config_of(self.cell)
+        method = first.method
+        if self.plan_of is not None and isinstance(method, ThinPlanConfig):
+            method = replace(method, run=str(self.plan_of.record.folder))
+        return replace(first, seed=self.seed, method=method)
 
     @cached_property
     def refusal(self) -> str | None:
@@ -124,13 +164,29 @@ class SuiteRun:
         return None
 
     @property
+    def damage(self) -> str | None:
+        """Which file in its folder is damaged; None: none is."""
+        try:
+            if self.record.done:
+                read_summary(self.record.folder)
+        except DataError as error:
+            return str(error)
+        except InputError:  # see `refusal`
+            return None
+        return None
+
+    @property
     def state(self) -> State:
         """Where the run stands."""
+        if self.damage is not None:
+            return State.damaged
         return self.record.state if self.refusal is None else State.rejected
 
     @property
     def reason(self) -> str:
         """Why it has failed or was refused, or for which other suite it is done; nothing in any other state."""
+        if self.damage is not None:
+            return self.damage
         if self.refusal is not None:
             return self.refusal
         if self.state in (State.failed, State.rejected):

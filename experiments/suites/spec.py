@@ -1,6 +1,5 @@
 """What a suite's file says: cells, each a recipe and overrides, times seeds; the one reader of such files."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from experiments.runs.checks import plain_name
 from psap_core import InputError
 from psap_core.files import read_plain
 
 SUITES = Path(__file__).parent
-CELL_NAME = re.compile(r"[\w%.-]+( [\w%.-]+)*")
 CELL_KEYS = {"name", "recipe", "overrides"}
 MORE_CELL_KEYS = {"plan_of", "against", "goal"}
 SUITE_KEYS = {"title", "seeds", "cells"}
@@ -121,7 +120,7 @@ def _cell(entry: Any, reference: str | None) -> Cell:
         )
     for override in entry["overrides"]:
         _check_override(name, override)
-    if not CELL_NAME.fullmatch(name):
+    if not plain_name(name):
         raise ValueError(f"the cell's name {name!r} must be words of letters, digits, _ % . and -")
     against = None if name == reference else entry.get("against", reference)
     overrides = tuple(entry["overrides"])
@@ -145,6 +144,10 @@ def _pair(pair: Any) -> tuple[str, str]:
 
 def _check(suite: Suite) -> None:
     """Raises ValueError where the parts of a suite do not fit together."""
+    if not plain_name(suite.name):
+        raise ValueError(
+            f"its file's name, {suite.name!r}, must be words of letters, digits, _ % . + and -"
+        )
     if not suite.cells or not suite.seeds:
         raise ValueError("it needs at least one cell and one seed")
     for seed in suite.seeds:

@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class StopSignals:
-    """While entered, SIGTERM, SIGUSR1 and a first Ctrl-C only set `received`; the loop asks after every step.
+    """While entered, SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C only set `received`; the loop asks after every step.
 
     A Ctrl-C that the loop has not answered by the end ends what comes next.
     """
@@ -16,7 +16,9 @@ class StopSignals:
         self._ctrl_c = False
 
     def __enter__(self) -> "StopSignals":
-        numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 

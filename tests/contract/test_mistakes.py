@@ -2,8 +2,7 @@
 
 import pytest
 
-from experiments.configuration import compose, explanation
-from experiments.entry import quoted_path
+from experiments.configuration import compose, explanation, quoted_path
 from psap_core import InputError
 from psap_core.settings import make_settings
 
@@ -27,6 +26,12 @@ RECIPE = "experiment=digits_resnet20"
         ([RECIPE, "method=sfp", "method.compact=true"], "there are method.name, method.figures, "),
         ([RECIPE, "optim.optimizer=adam"], "optim.optimizer=adam: did you mean adamw? choose from"),
         ([RECIPE, "optim.schedule=zzz"], "optim.schedule=zzz: choose from steps, cosine"),
+        (
+            [RECIPE, "hydra.job_logging.root.level=INFO"],
+            "Hydra's own settings are not changed here",
+        ),
+        ([RECIPE, "+hydra.callbacks.x._target_=os.system"], "Hydra's own settings are not"),
+        ([RECIPE, "hydra/job_logging=disabled"], "Hydra's own settings are not changed here"),
         ([RECIPE, "seed"], "seed: write key=value"),
         ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
     ],
@@ -43,7 +48,6 @@ def test_a_mistake_is_named_with_what_was_meant(words, sentence):
     "legal",
     [
         ["~tracking.project"],
-        ["hydra/job_logging=disabled"],
         ["optim.milestones.0=0.3"],
         ["method=psap.yaml"],
         ["-cn", "train"],

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -140,15 +140,6 @@ def test_ctrl_c_then_a_killed_worker_then_every_run_is_done_once(read, tmp_path)
     )
 
 
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Ctrl-C is an exception, also where the tests run in a shell's background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interrupts")
 def test_a_second_ctrl_c_kills_what_does_not_stop():
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     deaf = [sys.executable, "-c", program]
@@ -156,8 +147,9 @@ def test_a_second_ctrl_c_kills_what_does_not_stop():
     for process in processes:
         process.stdout.readline()  # it is deaf now
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    launch._stop(processes)
+    with launch._Stops() as stops:
+        timer.start()
+        launch._stop(processes, stops)
     assert [process.wait(HANG_SECONDS) for process in processes] == [-signal.SIGKILL] * 2
 
 

@@ -1,12 +1,14 @@
 """Suites: what a file means, what a run's command is, and where a run stands."""
 
 import json
+import re
 
 import pytest
 
 from experiments import status, suite, train
 from experiments.configuration import compose
 from experiments.runs.folder import Record, State
+from experiments.runs.identity import config_hash
 from experiments.suites import launch, spec
 from experiments.suites.runs import runs_of
 from psap_core import InputError
@@ -283,3 +285,33 @@ def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
     assert "must be one of ablation_table, cifar10_short_comparison" in refusal(
         suite.main, ["status", "nothing"], monkeypatch
     )
+
+
+def test_a_damaged_run_is_that_runs_state_and_is_left_alone(file, tmp_path, monkeypatch, capsys):
+    extra = [file, f"runs_dir={tmp_path / 'runs'}"]
+    first, second, *_ = runs_of(str(file), extra[1:]).all
+    for run, name in ((first, "manifest.json"), (second, "summary.json")):
+        run.record.folder.mkdir(parents=True)
+        (run.record.folder / "done").touch()
+        (run.record.folder / name).write_text("{")
+    listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
+    assert re.search(r"damaged: .*manifest.json is damaged", listed[0])
+    assert re.search(r"damaged: .*summary.json is damaged", listed[1])
+    assert listed[-1] == "two: 2 damaged, 2 not launched"
+    printed = said(suite.main, ["launch", *extra, "--launcher", "print"], monkeypatch, capsys)
+    assert printed.count("python -m experiments.train") == 2
+
+
+def test_two_cells_that_train_the_same_in_other_words_are_refused(file, monkeypatch):
+    again = "{name: again, recipe: digits_resnet20, overrides: [method=dense, optim.lr=0.1]}"
+    file.write_text(FILE.replace("cells:", f"cells:\n  - {again}"))
+    for command in (["status"], ["plan"], ["launch", "--launcher", "print"]):
+        name, *options = command
+        sentence = refusal(suite.main, [name, str(file), *options], monkeypatch)
+        assert "cells 'again' and 'dense' train the same: leave one out" in sentence
+
+
+def test_a_run_of_any_seed_has_the_configuration_of_its_command(file):
+    for run in runs_of(str(file), ["epochs=3"]).all:
+        assert run.config == compose("train", run.overrides)
+        assert run.record.config_hash == config_hash(run.config)

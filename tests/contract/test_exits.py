@@ -1,0 +1,71 @@
+"""How commands end: one sentence or none, never a traceback, whatever becomes of their output or hits them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import small
+from tests.limits import HANG_SECONDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*words):
+    return [sys.executable, "-m", "experiments.train", *words]
+
+
+def test_output_never_ends_a_training(tmp_path):
+    """Nobody reads stderr, and stdout has no room."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full:
+        subprocess.run(
+            command(*small(tmp_path, "dense", "epochs=1")), cwd=ROOT, stderr=writer, stdout=full
+        )
+    os.close(writer)
+    (done,) = tmp_path.rglob("done")
+    assert done.is_file()
+
+
+def test_closed_output_never_ends_a_training(tmp_path):
+    words = " ".join(f"'{word}'" for word in command(*small(tmp_path, "dense", "epochs=1")))
+    subprocess.run(["sh", "-c", f"{words} >&- 2>&-"], cwd=ROOT)
+    (done,) = tmp_path.rglob("done")
+    assert done.is_file()
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, pytest.param(0.8, marks=pytest.mark.long)])
+def test_ctrl_c_while_a_command_starts_leaves_no_traceback(seconds, tmp_path):
+    process = subprocess.Popen(
+        command(*small(tmp_path, "dense", "epochs=400")),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=HANG_SECONDS)[1]
+    assert "Traceback" not in said
+
+
+def test_a_terminal_that_closes_is_a_signal_like_the_others(tmp_path):
+    process = subprocess.Popen(
+        command(*small(tmp_path, "dense", "epochs=400")),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    while not list(tmp_path.rglob("last.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    said = process.communicate(timeout=HANG_SECONDS)[1]
+    assert process.returncode == 75
+    assert said.endswith("interrupted: the same command continues this run\n")
