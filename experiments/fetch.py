@@ -34,32 +34,18 @@ def fetch_data(name: str, overrides: Sequence[str], check: bool) -> str:
     """
     cfg = compose("train", [f"experiment={RECIPES[name]}", *overrides]).data
     root = Path(cfg.root)
-    if check and not _is_there(cfg.name, root):
-        raise InputError(f"{name} is not in {root}: the same command without --check downloads it")
     import torch
 
-    from experiments.data import load_dataset
+    from experiments.data import is_there, load_dataset
 
+    if check and not is_there(cfg):
+        raise InputError(f"{name} is not in {root}: the same command without --check downloads it")
     if not check:
         folder = root.parent if isinstance(cfg, ImageFolderConfig) else root
         folder.mkdir(parents=True, exist_ok=True)
     dataset = load_dataset(cfg, torch.device("cpu"))
     training = dataset.count("validation") + len(dataset.train)
     return f"{name}: {training:,} training and {dataset.count('test'):,} test images in {root}"
-
-
-def _is_there(name: str, root: Path) -> bool:
-    if name == "imagenette":
-        return root.is_dir() or (root.parent / "imagenette2").is_dir()
-    if (root / "cifar10.safetensors").exists():
-        return True
-    from torchvision.datasets import CIFAR10
-
-    try:
-        CIFAR10(str(root), download=False)
-    except RuntimeError:
-        return False
-    return True
 
 
 def fetch_weights(overrides: Sequence[str], check: bool) -> list[str]:

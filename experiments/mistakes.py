@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, EnumNode, OmegaConf
+from omegaconf import DictConfig, EnumNode, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from experiments.help import options
@@ -16,6 +16,7 @@ from experiments.help import options
 WANTED = {  # what a recipe may leave open
     "data.root": "<folder with a folder of images per class>",
     "model.name": "<name of a network of timm or torchvision>",
+    "method.run": "<folder of a finished run>",
 }
 Compose = Callable[[Sequence[str]], DictConfig]
 
@@ -93,13 +94,16 @@ def _wrong_choice(choice: Override, conf: Path) -> str | None:
 
 
 def _wrong_member(override: Override, config: DictConfig) -> str | None:
-    """What is wrong with the value of a key that takes a few words only."""
+    """What is wrong with the value of a key that takes a few words only, or a list."""
     *path, last = override.key_or_group.split(".")
     node: Any = config
     for name in path:
         node = node._get_node(name)
     node = node._get_node(last)
     value = override.value()
+    if isinstance(node, ListConfig) and value is not None and not isinstance(value, list):
+        key = override.key_or_group
+        return f"{key}={value}: it takes a list, as in {key}=[{value}]"
     if not isinstance(node, EnumNode) or value is None:
         return None
     members = [*node.enum_type.__members__]

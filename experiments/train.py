@@ -37,9 +37,10 @@ def train(cfg: Config) -> Path:
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:
+        _refuse_other_data(cfg, record)
         record.adopt(cfg.suite, cfg.cell)
     else:
-        # A run that is done needs nothing of what this imports.
+        # What only has to be answered imports no training.
         from experiments.training.run import train_here
 
         train_here(cfg, record)
@@ -64,6 +65,23 @@ def _refuse_impossible(cfg: Config) -> None:
         _refuse_runs_among_images(Path(cfg.runs_dir), Path(cfg.data.root))
     if cfg.onnx:
         require_packages("onnx=true", *ONNX_PACKAGES)
+
+
+def _refuse_other_data(cfg: Config, record: Record) -> None:
+    """A finished run answers for the data that it was trained on; where there are none, for those."""
+    import torch
+
+    from experiments.data import is_there, load_dataset
+
+    if not is_there(cfg.data):
+        return
+    trained = record.manifest()["data_sha256"]
+    present = load_dataset(cfg.data, torch.device("cpu")).digest
+    if present != trained:
+        raise InputError(
+            f"{record.folder} is done, with the data of SHA-256 {trained}; data.root={cfg.data.root} holds others, "
+            f"{present}: name the former, or another runs_dir"
+        )
 
 
 def _refuse_other_than_names(cfg: Config) -> None:

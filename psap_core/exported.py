@@ -56,6 +56,7 @@ def export(
         InputError: the plan is of another network, the model's pruned filters are live, or the exported network
             computes something else.
     """
+    _require_model_and_plan(model, plan)
     groups = _groups_of(model, plan, zero_preserving)
     _check_silent(model, groups, plan)
     small = smaller_copy(model, groups, plan)
@@ -79,6 +80,7 @@ def compact_(
         InputError: as in `export`, or an optimiser serves a PSAP, which has a `compact_` of its own, or keeps state
             that cannot be cut; the network is then as before the call.
     """
+    _require_model_and_plan(model, plan)
     bare = optimizers_in(optimizers)
     if any(optimizer in SERVING for optimizer in bare):
         raise InputError("the optimizer serves a PSAP: call that one's own compact_()")
@@ -145,6 +147,8 @@ def save_exported(
     rounds = [plans] if isinstance(plans, PrunePlan) else [*plans]
     if not rounds:
         raise InputError("an export has a plan, or several; none was given")
+    for plan in rounds:
+        _require_model_and_plan(small, plan)
     _refuse_another_size(small, rounds[-1])
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
     # With the plans' digests, so that weights are of these plans alone, whichever others leave the same shapes.
@@ -213,12 +217,20 @@ def _refuse_impossible_tensors(
             raise RuntimeError(f"{name} holds values that are not finite")
 
 
+def _require_model_and_plan(model: Any, plan: Any) -> None:
+    """Refuse other things in their place."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch module, not a {type(model).__name__}")
+    if not isinstance(plan, PrunePlan):
+        raise InputError(f"plan must be a PrunePlan, as pruner.plan, not a {type(plan).__name__}")
+
+
 def read_spec(folder: Path | str) -> dict[str, Any]:
     """The content of a folder's `spec.json`. Raises InputError if it is not one."""
     path = Path(folder) / "spec.json"
     try:
         spec: dict[str, Any] = json.loads(read_plain(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder} holds no exported network: {error}") from error
     if not isinstance(spec, dict) or spec.get("format") != SPEC_FORMAT:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}")
@@ -243,6 +255,7 @@ def export_onnx(small: nn.Module, path: Path | str, plan: PrunePlan) -> None:
     Raises:
         InputError: the network is not of the plan's size, a package is missing, or ONNX has no form of the network.
     """
+    _require_model_and_plan(small, plan)
     require_packages("ONNX", "onnx", "onnxscript")
     _refuse_another_size(small, plan)
     inputs = draw(plan.inputs, torch.Generator().manual_seed(0))

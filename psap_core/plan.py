@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from psap_core.checks import require_choice, require_number, require_whole
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
 from psap_core.files import sealed, unsealed
@@ -73,6 +74,10 @@ class PrunePlan:
             raise InputError("the plan names a layer twice")
         if self.scope not in SCOPES:
             raise InputError(f"the plan's scope {self.scope!r} is none of {', '.join(SCOPES)}")
+        require_choice("the plan's unit", self.unit, ("macs", "filters"))
+        require_whole("the plan's macs", self.macs, 0)
+        require_whole("the plan's dense_macs", self.dense_macs, 1)
+        require_number("the plan's target_cut", self.target_cut, 0, 1, "a share in [0, 1]")
 
     @property
     def macs_cut(self) -> float:

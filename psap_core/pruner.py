@@ -200,7 +200,7 @@ class PSAP:
             raise InputError(
                 "loss_of_batch must be a function of a batch: losses made beforehand were computed before the pulse"
             )
-        due = self.epochs_done + 1 in self.schedule.steps
+        due = self.schedule.is_step(self.epochs_done + 1)
         if due and self.settings.protection and not self.model.training:
             raise InputError(
                 "call end_epoch before model.eval(): the pulse sees the network as it trains"
@@ -428,9 +428,7 @@ class PSAP:
             raise InputError(
                 f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
             )
-        for name in ("plan", "epochs_done", "snapshots", "is_compact"):
-            if name not in state:
-                raise InputError(f"the pruner's state is damaged: it has no {name!r}")
+        _check_state(state, self.schedule.total_epochs)
         plan = PrunePlan.from_json(state["plan"])
         if self.is_compact and (not state["is_compact"] or plan.digest != self.plan.digest):
             raise InputError(
@@ -541,7 +539,30 @@ def report(
     return make_report(model, search, cost, filter_floors(cost.filters), example_input)
 
 
+def _check_state(state: Mapping[str, Any], total_epochs: int) -> None:
+    """Refuse a state that no run saved."""
+    for name in ("plan", "epochs_done", "snapshots", "is_compact"):
+        if name not in state:
+            raise InputError(f"the pruner's state is damaged: it has no {name!r}")
+    epochs_done = state["epochs_done"]
+    if not isinstance(epochs_done, int) or not 0 <= epochs_done <= total_epochs:
+        raise InputError(
+            f"the pruner's state is damaged: it has {epochs_done!r} of {total_epochs} epochs done"
+        )
+    if not isinstance(state["is_compact"], bool):
+        raise InputError("the pruner's state is damaged: is_compact is not True or False")
+    snapshots = state["snapshots"]
+    if not isinstance(snapshots, Mapping) or not all(map(_is_snapshot, snapshots.values())):
+        raise InputError("the pruner's state is damaged: it holds no snapshots")
+
+
+def _is_snapshot(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and all(isinstance(rows, Tensor) for rows in saved.values())
+
+
 def _check_bare(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch module, not a {type(model).__name__}")
     wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel, torch._dynamo.OptimizedModule
     if isinstance(model, wrappers):
         raise InputError(

@@ -41,10 +41,11 @@ class Schedule:
                 f"1 <= start <= ramp_end <= freeze <= total_epochs must hold (in epochs), not in {self}"
             )
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Completed epochs at which a pruning step happens."""
-        return (*range(self.start, self.freeze, self.interval), self.freeze)
+    def is_step(self, epochs_done: int) -> bool:
+        """Does a pruning step happen when so many epochs are complete?"""
+        return epochs_done == self.freeze or epochs_done in range(
+            self.start, self.freeze, self.interval
+        )
 
     def ramp(self, epochs_done: int) -> float:
         """Share of the target cut that is asked for at a step: 1 - (1 - x)^3, in (0, 1].

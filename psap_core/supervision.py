@@ -68,7 +68,7 @@ def pulse(
         for batch in islice(batches, count):
             loss = loss_of_batch(batch)
             _check_scalar(loss)
-            loss.backward()
+            _backward(loss)
             _complete_gradients_(tensors)
             _average_over_ranks_(tensors)
             utilities.append(_utilities(tensors, snapshots, filters))
@@ -223,11 +223,23 @@ def _average_over_ranks_(tensors: Mapping[str, FilterTensors]) -> None:
 def _check_scalar(loss: Any) -> None:
     if not isinstance(loss, Tensor):
         raise InputError(f"loss_of_batch must return a scalar tensor, not a {type(loss).__name__}")
-    if loss.numel() != 1 or not loss.requires_grad:
+    if loss.numel() != 1 or not loss.requires_grad or not loss.is_floating_point():
         raise InputError(
-            "loss_of_batch must return one number that has a gradient, "
+            "loss_of_batch must return one real number that has a gradient, "
             f"not a tensor of shape {[*loss.shape]} with requires_grad={loss.requires_grad}"
         )
+
+
+def _backward(loss: Tensor) -> None:
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        is_an_old_loss = "a second time" in str(error) or "modified by an inplace" in str(error)
+        if not is_an_old_loss:
+            raise
+        raise InputError(
+            "loss_of_batch must compute a loss anew of every batch: this one is of an earlier pass"
+        ) from error
 
 
 def _complete_gradients_(tensors: Mapping[str, FilterTensors]) -> None:

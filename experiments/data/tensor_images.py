@@ -38,6 +38,7 @@ CIFAR10_SHAPES = {
     "test_images": (10000, 3, 32, 32),
     "test_labels": (10000,),
 }
+CIFAR10_CLASSES = 10
 DIGITS_TEST_IMAGES = 360
 
 
@@ -174,6 +175,8 @@ def _load_cifar10(root: Path) -> tuple[LabelledImages, LabelledImages]:
             or tensors[name].dtype != torch.uint8
         ):
             raise InputError(f"{path} has no uint8 tensor {name!r} of shape {list(shape)}")
+        if name.endswith("labels") and tensors[name].max() >= CIFAR10_CLASSES:
+            raise InputError(f"{path} is damaged: {name} has a label above {CIFAR10_CLASSES - 1}")
     return tuple(  # type: ignore[return-value]
         LabelledImages(tensors[f"{split}_images"], tensors[f"{split}_labels"].long())
         for split in ("train", "test")

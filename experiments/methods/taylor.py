@@ -89,7 +89,7 @@ class Taylor(BudgetMethod):
     def end_epoch(self, epochs_done: int) -> Metrics:
         if epochs_done >= self.schedule.freeze:
             self.observing.remove()  # nothing is chosen any more
-        if epochs_done not in self.schedule.steps:
+        if not self.schedule.is_step(epochs_done):
             return {}
         began = time.perf_counter()
         cut = self.target_cut * self.schedule.ramp(epochs_done)

@@ -1,7 +1,5 @@
 """From a configuration to a freshly initialised network."""
 
-import math
-
 from torch import nn
 
 from experiments.models.cifar import RESNET_BLOCKS, RESNET_WIDTHS, VGG, VGG16_WIDTHS, ResNet
@@ -11,6 +9,8 @@ from experiments.models.torchvision_nets import RGB, TORCHVISION_WIDEST, torchvi
 from experiments.models.widths import scaled
 from experiments.schema import Fan, ModelConfig, PackageModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError
+
+MAX_WIDTH = 64  # nothing that a machine holds is wider
 
 
 def widest(name: str) -> int:
@@ -33,8 +33,8 @@ def build(
     """
     if isinstance(cfg, PackageModelConfig):
         return package_network(cfg, channels, classes, image_size)
-    if not 0 < cfg.width < math.inf:
-        raise InputError(f"model.width={cfg.width} must be above 0 and finite")
+    if not 0 < cfg.width <= MAX_WIDTH:
+        raise InputError(f"model.width={cfg.width} must be above 0 and at most {MAX_WIDTH}")
 
     def thinner(widths: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(scaled(width, cfg.width) for width in widths)

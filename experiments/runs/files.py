@@ -31,7 +31,7 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
     """As `read_json`, of `data` that was found in `path`."""
     try:
         content: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: it is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no JSON object")
@@ -60,13 +60,9 @@ def weights_digest(weights: str | None) -> str | None:
     if weights is None or is_published(weights):
         return weights
     path = Path(weights)
-    # Nothing that was put beside them, as model.onnx.
-    exported = ("spec.json", "weights.safetensors")
-    files = (
-        sorted(file for file in path.rglob("*") if file.name in exported)
-        if path.is_dir()
-        else [path]
-    )
+    if not weights:
+        raise InputError("model.weights='' names no file: leave it out, or say null")
+    files = sorted(_exported_files(path)) if path.is_dir() else [path]
     digest = hashlib.sha256()
     try:
         for file in files:
@@ -74,6 +70,14 @@ def weights_digest(weights: str | None) -> str | None:
     except OSError as error:
         raise InputError(f"model.weights={weights} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _exported_files(folder: Path) -> list[Path]:
+    """Of an exported network, and of the one that it was built from, if it was; nothing that lies beside them."""
+    files = [folder / "spec.json", folder / "weights.safetensors"]
+    if (folder / "start").is_dir():
+        files += _exported_files(folder / "start")
+    return files
 
 
 def folder_digest(root: str) -> str:

@@ -78,7 +78,7 @@ def read_suite(name: str) -> Suite:
         raise InputError(
             f"there is no suite {name!r}: it must be one of {', '.join(suite_names())}, or the path of a file"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
     try:
         suite = _suite(path.stem, content)
@@ -89,6 +89,8 @@ def read_suite(name: str) -> Suite:
 
 
 def _suite(name: str, content: Any) -> Suite:
+    if not isinstance(content, dict):
+        raise ValueError("it has title, seeds and cells; a suite of the project shows how")
     keys = {*content}
     if not SUITE_KEYS <= keys <= SUITE_KEYS | MORE_SUITE_KEYS:
         raise ValueError(
@@ -97,6 +99,14 @@ def _suite(name: str, content: Any) -> Suite:
         )
     if not isinstance(content["title"], str):
         raise ValueError(f"its title is a text, not {content['title']!r}")
+    for key, example in (
+        ("seeds", "[0, 1]"),
+        ("cells", "[{name: ..., recipe: ..., overrides: [...]}]"),
+    ):
+        if not isinstance(content[key], list):
+            raise ValueError(f"its {key} are a list like {example}, not {content[key]!r:.60}")
+    if not isinstance(content.get("effects", {}), dict):
+        raise ValueError(f"its effects are named pairs of cells, not {content['effects']!r:.60}")
     reference = content.get("reference")
     cells = tuple(_cell(entry, reference) for entry in content["cells"])
     effects = {
@@ -107,9 +117,9 @@ def _suite(name: str, content: Any) -> Suite:
 
 
 def _cell(entry: Any, reference: str | None) -> Cell:
-    if not CELL_KEYS <= {*entry} <= CELL_KEYS | MORE_CELL_KEYS:
+    if not isinstance(entry, dict) or not CELL_KEYS <= {*entry} <= CELL_KEYS | MORE_CELL_KEYS:
         raise ValueError(
-            f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {sorted(entry)}"
+            f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {entry!r:.100}"
         )
     name = entry["name"]
     if not isinstance(entry["recipe"], str):
@@ -121,7 +131,9 @@ def _cell(entry: Any, reference: str | None) -> Cell:
     for override in entry["overrides"]:
         _check_override(name, override)
     if not plain_name(name):
-        raise ValueError(f"the cell's name {name!r} must be words of letters, digits, _ % . and -")
+        raise ValueError(
+            f"the cell's name {name!r} must be words of letters, digits, _ % . + and -"
+        )
     against = None if name == reference else entry.get("against", reference)
     overrides = tuple(entry["overrides"])
     return Cell(name, entry["recipe"], overrides, entry.get("plan_of"), against, entry.get("goal"))

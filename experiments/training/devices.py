@@ -10,6 +10,8 @@ from experiments.schema import Config, RuntimeConfig
 from experiments.training.distributed import World
 from psap_core import InputError
 
+MAX_THREADS = 1024  # far more crash the process
+
 
 def configure(runtime: RuntimeConfig, world: World) -> torch.device:
     """Set torch's threads and say which device this process uses: with several processes, each its own GPU."""
@@ -17,6 +19,8 @@ def configure(runtime: RuntimeConfig, world: World) -> torch.device:
         if value is not None and value < least:
             raise InputError(f"runtime.{name}={value} must be at least {least}")
     if runtime.threads is not None:
+        if runtime.threads > MAX_THREADS:
+            raise InputError(f"runtime.threads={runtime.threads} must be at most {MAX_THREADS}")
         torch.set_num_threads(runtime.threads)
     choices = ("auto", "cpu", "cuda")
     if runtime.device not in choices:

@@ -32,6 +32,8 @@ RECIPE = "experiment=digits_resnet20"
         ),
         ([RECIPE, "+hydra.callbacks.x._target_=os.system"], "Hydra's own settings are not"),
         ([RECIPE, "hydra/job_logging=disabled"], "Hydra's own settings are not changed here"),
+        ([RECIPE, "method=psap", "method.exclude=conv1"], "as in method.exclude=[conv1]"),
+        ([RECIPE, "method=thin_plan"], "method.run is missing: add method.run=<folder of a fin"),
         ([RECIPE, "seed"], "seed: write key=value"),
         ([RECIPE, "method=l1", "method.margin=0.1"], "there are method.name, method.figures, "),
     ],

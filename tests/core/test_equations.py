@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from psap_core.allocation import filter_counts, filter_floors, layer_prune_ratios
 from psap_core.cost import CostModel
 from psap_core.errors import InputError
+from psap_core.files import sealed, unsealed
 from psap_core.groups import ChannelGroup, Entries
 from psap_core.inputs import describe
 from psap_core.plan import LayerPlan, PrunePlan, make_plan
@@ -377,7 +378,7 @@ def test_epochs_are_taken_as_they_are_and_shares_follow_them() -> None:
 def test_the_ramp_rises_to_the_whole_target(data: st.DataObject, total: int, interval: int) -> None:
     start, ramp_end, freeze = sorted(data.draw(st.integers(1, total)) for _ in range(3))
     schedule = Schedule(total, start, ramp_end, freeze, interval)
-    steps = schedule.steps
+    steps = [epoch for epoch in range(total + 1) if schedule.is_step(epoch)]
     assert (steps[0], steps[-1]) == (start, freeze)
     assert list(steps) == sorted(set(steps))
     assert all(later - earlier == interval for earlier, later in pairwise(steps[:-1]))
@@ -550,6 +551,33 @@ def test_spoiled_json_is_refused(spoil: tuple[str, str]) -> None:
 def test_json_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         PrunePlan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"macs": -5},
+        {"macs": "7"},
+        {"dense_macs": 0},
+        {"target_cut": float("nan")},
+        {"target_cut": 2},
+        {"unit": "grams"},
+        {"scope": "most"},
+        {"layers": [{"name": "stem", "filters": "6", "pruned": []}]},
+        {"layers": [{"name": "stem", "filters": 6, "pruned": [6]}]},
+    ],
+    ids=str,
+)
+def test_a_plan_that_cannot_be_is_refused(changes) -> None:
+    content = unsealed(json.loads(plan().to_json()))
+    with pytest.raises(InputError):
+        PrunePlan.from_json(json.dumps(sealed(content | changes)))
+
+
+def test_a_long_schedule_takes_no_memory() -> None:
+    schedule = make_schedule(10**12, 0.05, 0.4, 0.5)
+    assert schedule.is_step(5 * 10**10)
+    assert not schedule.is_step(5 * 10**11 + 1)
 
 
 # ---------------------------------------------------------------------------- PSAP's arguments

@@ -639,6 +639,26 @@ def test_state_of_another_network_or_configuration() -> None:
         at[9].load_state_dict(at[8].state_dict())
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs_done": 99}, "it has 99 of 8 epochs done"),
+        ({"epochs_done": -1}, "it has -1 of 8 epochs done"),
+        ({"epochs_done": "1"}, "it has '1' of 8 epochs done"),
+        ({"is_compact": "no"}, "is_compact is not True or False"),
+        ({"snapshots": None}, "it holds no snapshots"),
+        ({"snapshots": {"stem": {"stem.weight": 1}}}, "it holds no snapshots"),
+        ({"plan": None}, "not a pruning plan"),
+    ],
+)
+def test_a_state_that_no_run_saved(changes, sentence: str) -> None:
+    run = Run()
+    before = run.pruner.state_dict()
+    with pytest.raises(InputError, match=sentence):
+        run.pruner.load_state_dict(before | changes)
+    assert run.pruner.state_dict() == before
+
+
 @pytest.mark.parametrize("make", [torch.optim.Adafactor, torch.optim.LBFGS])
 def test_state_that_is_not_of_the_parameters_shape(make) -> None:
     run = Run(make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.01))

@@ -235,8 +235,12 @@ def test_a_loss_that_is_not_finite() -> None:
     [
         (lambda loss: loss.item(), "must return a scalar tensor, not a float"),
         (lambda loss: None, "must return a scalar tensor, not a NoneType"),
-        (lambda loss: loss.expand(2), r"one number that has a gradient, not a tensor of shape \[2"),
+        (
+            lambda loss: loss.expand(2),
+            r"one real number that has a gradient, not a tensor of shape \[2",
+        ),
         (lambda loss: loss.detach(), r"of shape \[\] with requires_grad=False"),
+        (lambda loss: loss * 1j, "must return one real number"),
     ],
 )
 def test_a_loss_that_is_no_scalar_with_a_gradient(spoil, says: str) -> None:
@@ -244,6 +248,15 @@ def test_a_loss_that_is_no_scalar_with_a_gradient(spoil, says: str) -> None:
     before = everything(model, optimizer)
     with pytest.raises(InputError, match=says):
         supervise(model, tensors, snapshots, range(2), lambda _: spoil(loss_on(model, side=8)))
+    assert same(before, everything(model, optimizer))
+
+
+def test_a_loss_that_is_used_up() -> None:
+    model, optimizer, tensors, snapshots = suspended_network()
+    before = everything(model, optimizer)
+    loss = loss_on(model, side=8)
+    with pytest.raises(InputError, match="must compute a loss anew of every batch"):
+        supervise(model, tensors, snapshots, range(2), lambda _: loss)
     assert same(before, everything(model, optimizer))
 
 

@@ -1,6 +1,7 @@
 """Suites: what a file means, what a run's command is, and where a run stands."""
 
 import json
+import os
 import re
 
 import pytest
@@ -315,3 +316,36 @@ def test_a_run_of_any_seed_has_the_configuration_of_its_command(file):
     for run in runs_of(str(file), ["epochs=3"]).all:
         assert run.config == compose("train", run.overrides)
         assert run.record.config_hash == config_hash(run.config)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "it has title, seeds and cells"),
+        ("3", "it has title, seeds and cells"),
+        ("[" * 9000, "recursion"),
+        ("title: x\nseeds: 3\ncells: []", "its seeds are a list like"),
+        ("title: x\nseeds: [0]\ncells: {a: b}", "its cells are a list like"),
+        ("title: x\nseeds: [0]\ncells: [a]", "a cell has name, recipe, overrides"),
+        (FILE + "effects: 3\n", "its effects are named pairs"),
+        (FILE.replace("name: thin", "name: ../thin"), "must be words of letters"),
+        (FILE.replace("method=thin", "hydra.run.dir=x"), "Hydra's own settings are not changed"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused(content, sentence, file, monkeypatch):
+    file.write_text(content)
+    assert sentence in refusal(suite.main, ["status", str(file)], monkeypatch)
+
+
+def test_a_pipe_is_no_suite(file, monkeypatch):
+    file.unlink()
+    os.mkfifo(file)
+    assert "is no plain file" in refusal(suite.main, ["status", str(file)], monkeypatch)
+
+
+def test_a_suite_has_the_name_of_a_folder(file, monkeypatch):
+    other = file.with_name(".hidden.yaml")
+    file.rename(other)
+    assert "its file's name, '.hidden', must be words" in refusal(
+        suite.main, ["status", str(other)], monkeypatch
+    )

@@ -15,6 +15,7 @@ import torch
 
 from experiments import train
 from experiments.configuration import compose
+from experiments.data import TensorImages
 from experiments.exits import Interrupted
 from experiments.methods.base import Callback
 from experiments.runs.folder import Record
@@ -259,3 +260,14 @@ def test_another_number_of_threads_is_recorded_and_said(tmp_path, monkeypatch, c
     assert "1 CPU threads before, 2 now" in said
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [session["threads"] for session in manifest["sessions"]] == [1, 2]
+
+
+def test_a_finished_run_is_not_answered_for_other_data(tmp_path, monkeypatch):
+    overrides = small(tmp_path, "dense", "epochs=1")
+    folder = train.run(overrides)
+    assert train.run(overrides) == folder
+    monkeypatch.setattr(TensorImages, "digest", "another")
+    with pytest.raises(
+        InputError, match=r"is done, with the data of SHA-256 .* holds others, another"
+    ):
+        train.run(overrides)
