@@ -45,7 +45,8 @@ def cells_with_new_overrides():
 )
 def test_what_is_composed_in_parts_is_what_hydra_composes(recipe, overrides):
     run = ["method.run=runs/x/y/seed0"] if "method=thin_plan" in overrides else []
-    words = [f"experiment={recipe}", *overrides, *run]
+    own = ["data.root=photographs", "model.name=resnet18"] if recipe == "image_folder" else []
+    words = [f"experiment={recipe}", *overrides, *run, *own]
     ours = compose("train", words)
     assert ours == typed(_hydra("train", words))
     assert setting_of(settings(ours)).epochs == ours.epochs

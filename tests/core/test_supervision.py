@@ -253,8 +253,8 @@ def test_a_loss_that_is_no_scalar_with_a_gradient(spoil, says: str) -> None:
 
 def test_a_loss_that_is_used_up() -> None:
     model, optimizer, tensors, snapshots = suspended_network()
-    before = everything(model, optimizer)
     loss = loss_on(model, side=8)
+    before = everything(model, optimizer)
     with pytest.raises(InputError, match="must compute a loss anew of every batch"):
         supervise(model, tensors, snapshots, range(2), lambda _: loss)
     assert same(before, everything(model, optimizer))
