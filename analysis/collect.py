@@ -8,9 +8,12 @@ python -m analysis.collect RUNS_DIR --tidy OUT.csv
 """
 
 import argparse
+import fcntl
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +66,11 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Run], list[str]]:
     Raises:
         DataError: another run is recorded in a run's place, or two runs have the same; nothing is written then.
     """
+    with _alone_in(results):
+        return _record(runs_dir, results)
+
+
+def _record(runs_dir: Path, results: Path) -> tuple[list[Run], list[str]]:
     runs_by_folder, errors = scan(runs_dir)
     left_out = [str(error) for error in errors]
     of_suites: dict[str, dict[Path, Run]] = defaultdict(dict)
@@ -76,6 +84,22 @@ def record(runs_dir: Path, results: Path) -> tuple[list[Run], list[str]]:
     for suite, all_runs in merged.items():
         write_suite(results / suite, all_runs)
     return [run for runs in of_suites.values() for run in runs.values()], left_out
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While another process records there, this one waits: both read what is recorded, and add to it."""
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing was recorded
 
 
 def _merged(place: Path, new: dict[Path, Run]) -> list[Run]:

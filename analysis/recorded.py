@@ -35,7 +35,7 @@ from analysis.results import (
     refuse_incomplete,
 )
 from experiments.runs.checks import mapping_with
-from experiments.runs.files import DataError, read_plain, write_atomically
+from experiments.runs.files import TEMPORARY, DataError, read_plain, write_atomically
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance
 from experiments.runs.summary import RunSummary, parse_summary
@@ -59,6 +59,8 @@ TEXTS = {
 def write_suite(folder: Path, runs: Sequence[Run]) -> None:
     """Write what is recorded of a suite, all of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(TEMPORARY):  # of a process that was killed
+        leftover.unlink()
     for name, data in suite_files(runs).items():
         write_atomically(folder / name, data)
 

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 
 from psap_core import InputError
 
+EXIT_LOST = 1
 EXIT_REFUSED = 2
 EXIT_STOPPED = 130  # 128 + SIGINT
 EXIT_NO_READER = 141  # 128 + SIGPIPE, as other programs: `... | head`
@@ -24,6 +25,10 @@ STORE_SECONDS = 10  # patience with torchrun's store
 
 class Interrupted(Exception):
     """A signal asked for a checkpoint; it is written and the run can be continued by the same command."""
+
+
+class ProcessLost(Exception):
+    """Another process that the training needs is gone; the same command continues from the last checkpoint."""
 
 
 @contextmanager
@@ -44,6 +49,9 @@ def plain_exits() -> Iterator[None]:
     except Interrupted:
         print("interrupted: the same command continues this run", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except ProcessLost as error:
+        print(f"error: {error}: the same command continues this run", file=sys.stderr)
+        sys.exit(EXIT_LOST)
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from psap_core import InputError
+from psap_core.files import TEMPORARY as TEMPORARY
 from psap_core.files import read_plain as read_plain  # for analysis, too, which knows no psap_core
 from psap_core.files import unsealed
 from psap_core.files import write_atomically as write_atomically

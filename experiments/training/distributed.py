@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from experiments.exits import ProcessLost
 from psap_core import InputError
 
 T = TypeVar("T")
@@ -100,6 +101,25 @@ class World:
         """Every rank takes the first one's BatchNorm statistics."""
         for buffer in model.buffers() if self.size > 1 else ():
             distributed.broadcast(buffer, 0)
+
+
+LOST = {  # what torch says of it
+    "DataLoader worker": "a process that reads images was killed; too little memory asks for fewer runtime.workers",
+    "Connection closed by peer": "another process of the training was killed",
+    "Connection reset by peer": "another process of the training was killed",
+}
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Errors that only say that another process is gone become ProcessLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        for words, meaning in LOST.items():
+            if words in str(error):
+                raise ProcessLost(meaning) from error
+        raise
 
 
 @contextmanager

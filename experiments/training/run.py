@@ -22,7 +22,7 @@ from experiments.schema import Config, ModelConfig, compacts
 from experiments.training import checkpoint, distributed
 from experiments.training.compaction import Compaction, dense_epoch_seconds
 from experiments.training.devices import configure, require_gpu
-from experiments.training.distributed import World
+from experiments.training.distributed import World, lost_processes
 from experiments.training.latency import latencies_ms
 from experiments.training.loop import Accuracy, Loop, Position
 from experiments.training.optim import learning_rate
@@ -44,7 +44,8 @@ def train_here(cfg: Config, record: Record) -> None:
         with closing(record), StopSignals() as signals:
             try:
                 require_gpu(cfg, device)
-                _train(cfg, record, device, world, signals)
+                with lost_processes():
+                    _train(cfg, record, device, world, signals)
             except Interrupted:
                 if world.is_first:
                     record.interrupt()

@@ -20,6 +20,7 @@ from experiments.runs.identity import digest
 from experiments.suites.spec import suite_names
 from tests.analysis.runs import seal, write_run
 from tests.analysis.test_results import edit
+from tests.limits import HANG_SECONDS
 
 NO_COLUMNS = gzip.compress(b"cell,seed\n", mtime=0)
 NO_NUMBERS = gzip.compress(b"cell,seed,epoch,eval/top1\na,0,first,90\n", mtime=0)
@@ -190,6 +191,25 @@ def test_a_recording_that_is_cut_short_loses_nothing(runs_dir, table, monkeypatc
     assert [run.summary for run in again] == [run.summary for run in before]
     record(runs_dir, table.parent)
     assert read_suite_runs(table)[0].cell == "aaa"
+
+
+def test_what_a_killed_recording_left_half_written_goes(runs_dir, table):
+    half = table / ".runs.csv.0123.tmp"
+    half.write_bytes(b"half")
+    record(runs_dir, table.parent)
+    assert not half.exists()
+
+
+def test_two_recordings_at_once_lose_nothing(tmp_path):
+    places = []
+    for seed in range(2):
+        places.append(tmp_path / f"runs{seed}")
+        write_run(places[-1] / "run", "psap", suite="table", cell="psap", seed=seed)
+    results = tmp_path / "results"
+    command = [sys.executable, "-m", "analysis.collect", "--results", str(results)]
+    processes = [subprocess.Popen([*command, str(place)]) for place in places]
+    assert [process.wait(HANG_SECONDS) for process in processes] == [0, 0]
+    assert [run.seed for run in read_suite_runs(results / "table")] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -466,6 +467,29 @@ with plain_exits():
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert VICTIM in done.stderr
+
+
+@pytest.mark.long
+def test_a_killed_reader_is_one_sentence(tmp_path):
+    sample_folder(tmp_path / "images", size=(64, 48))
+    words = ["experiment=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=32"]
+    words += ["model=torchvision", "model.name=resnet18", "model.weights=null", "epochs=400"]
+    words += ["optim.batch_size=8", "runtime.workers=1", "method=dense", "tracking.mode=disabled"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *words, f"runs_dir={tmp_path / 'runs'}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.rglob("last.pt")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    said = process.communicate(timeout=HANG_SECONDS)[1]
+    assert process.returncode == 1
+    assert "error: a process that reads images was killed; too little memory asks for" in said
+    assert "Traceback" not in said
 
 
 # The index.

@@ -78,7 +78,7 @@ def uninterrupted(tmp_path_factory) -> dict:
     process = torchrun(runs_dir)
     said = ended(process)
     assert process.returncode == 0, said
-    assert said.count('"top1"') == 1  # the first rank speaks
+    assert said.count("  top-1 ") == 1  # the first rank speaks
     assert said.count("epoch 8/8") == 1
     manifest = json.loads((folder_of(runs_dir) / "manifest.json").read_text())
     assert manifest["world_size"] == 2
@@ -89,6 +89,20 @@ def uninterrupted(tmp_path_factory) -> dict:
 def test_every_rank_has_generators_of_its_own(uninterrupted) -> None:
     first, second = uninterrupted["ranks"]
     assert first["generators"] != second["generators"]
+
+
+@pytest.mark.long
+def test_a_killed_rank_is_one_sentence_and_the_same_command_continues(
+    tmp_path, uninterrupted
+) -> None:
+    process = torchrun(tmp_path)
+    wait_for(process, "epoch 2/8")
+    os.kill(workers(process)[1], signal.SIGKILL)
+    said = ended(process)
+    assert "error: another process of the training was killed: the same command continues" in said
+    assert said.count("Traceback") <= 1  # torchrun's own
+    assert ended(torchrun(tmp_path)).count("  top-1 ") == 1
+    assert state_of(folder_of(tmp_path)) == uninterrupted
 
 
 @pytest.mark.long
@@ -104,7 +118,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_same_command_continues(
     assert state_word(tmp_path) is State.interrupted
     with pytest.raises(InputError, match="began with a number of processes of 2, here it is 1"):
         train.run(small(tmp_path, "psap", *OVERRIDES))
-    assert ended(torchrun(tmp_path)).count('"top1"') == 1
+    assert ended(torchrun(tmp_path)).count("  top-1 ") == 1
     assert state_of(folder_of(tmp_path)) == uninterrupted
 
 
