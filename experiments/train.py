@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.checks import plain_name
+from experiments.runs.done import refuse_damage
 from experiments.runs.folder import Record
 from experiments.runs.summary import read_summary, summary_text
 from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetConfig
@@ -37,6 +38,7 @@ def train(cfg: Config) -> Path:
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone and record.done:
+        refuse_damage(record.folder)
         _refuse_other_data(cfg, record)
         record.adopt(cfg.suite, cfg.cell)
     else:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from experiments.runs.done import NAME, read_done, refuse_another_file, refuse_damage, write_done
+from experiments.runs.done import NAME, read_done, refuse_another_file, write_done
 from experiments.runs.files import DataError, parse_json, read_sealed
 from experiments.runs.identity import config_hash, identity
 from experiments.runs.provenance import code_version, versions
@@ -317,12 +317,7 @@ class Record:
         return (self.folder / "failed").read_text()
 
     def adopt(self, suite: str | None, cell: str | None) -> None:
-        """Say of a finished run that was trained for no table for which one it counts.
-
-        Raises:
-            DataError: a file of the run is damaged.
-        """
-        refuse_damage(self.folder)
+        """Say of a finished run that was trained for no table for which one it counts."""
         summary = read_summary(self.folder)
         if suite is None or summary.suite is not None:
             return

@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.helpers import small
 from tests.limits import HANG_SECONDS
 
@@ -39,19 +37,28 @@ def test_closed_output_never_ends_a_training(tmp_path):
     assert done.is_file()
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.3, pytest.param(0.8, marks=pytest.mark.long)])
-def test_ctrl_c_while_a_command_starts_leaves_no_traceback(seconds, tmp_path):
-    process = subprocess.Popen(
-        command(*small(tmp_path, "dense", "epochs=400")),
+def python(program):
+    """As `python -m` begins: its name is all that argv holds while it imports the package."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import os, signal, sys; sys.argv = ['-m']; {program}"],
         cwd=ROOT,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=HANG_SECONDS)[1]
-    assert "Traceback" not in said
+
+
+def test_ctrl_c_while_a_command_imports_leaves_no_traceback():
+    done = python("import experiments; os.kill(os.getpid(), signal.SIGINT)")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_before_the_training_is_one_sentence():
+    done = python(
+        "from experiments.exits import plain_exits\nwith plain_exits(): os.kill(os.getpid(), signal.SIGINT)"
+    )
+    assert done.returncode == 130
+    assert done.stderr == "stopped at once: the same command continues from what is saved\n"
 
 
 def test_a_terminal_that_closes_is_a_signal_like_the_others(tmp_path):
