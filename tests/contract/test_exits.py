@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import small
 from tests.limits import HANG_SECONDS
 
@@ -30,6 +32,7 @@ def test_output_never_ends_a_training(tmp_path):
     assert done.is_file()
 
 
+@pytest.mark.long
 def test_closed_output_never_ends_a_training(tmp_path):
     words = " ".join(f"'{word}'" for word in command(*small(tmp_path, "dense", "epochs=1")))
     subprocess.run(["sh", "-c", f"{words} >&- 2>&-"], cwd=ROOT)
@@ -61,6 +64,7 @@ def test_ctrl_c_before_the_training_is_one_sentence():
     assert done.stderr == "stopped at once: the same command continues from what is saved\n"
 
 
+@pytest.mark.long
 def test_a_terminal_that_closes_is_a_signal_like_the_others(tmp_path):
     process = subprocess.Popen(
         command(*small(tmp_path, "dense", "epochs=400")),
