@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from experiments.exits import one_sentence
 from experiments.runs.checks import (
     AT_LEAST_1,
     SHARE,
@@ -19,7 +20,7 @@ from experiments.runs.checks import (
     mapping_with,
     optional,
 )
-from experiments.runs.done import refuse_damage
+from experiments.runs.done import read_done, refuse_damage
 from experiments.runs.files import DataError, read_plain
 from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary
@@ -128,7 +129,9 @@ def read_run(folder: Path) -> Run:
     summary = parse_summary(_content(folder / "summary.json"), folder / "summary.json")
     manifest = _content(folder / "manifest.json")
     config = _content(folder / "config.yaml")
-    plans = sorted((folder / "plans").glob("epoch_*.json"))
+    files = sorted(read_done(folder))
+    plans = [folder / name for name in files if name.startswith("plans/")]
+    pulses = [folder / name for name in files if name.startswith("pulses/")]
     return Run(
         recipe=config["name"],
         summary=summary,
@@ -136,7 +139,7 @@ def read_run(folder: Path) -> Run:
         provenance=provenance_of(manifest, config["runtime"]["threads"]),
         metrics=_metrics(folder / "metrics.jsonl"),
         plan=_plan(plans[-1]) if plans else None,
-        pulses=_pulses(sorted((folder / "pulses").glob("epoch_*.json"))),
+        pulses=_pulses(pulses),
     )
 
 
@@ -212,6 +215,8 @@ def scan(root: Path) -> tuple[dict[Path, Run], list[DataError]]:
             runs[folder] = read_run(folder)
         except DataError as error:
             errors.append(error)
+        except OSError as error:
+            errors.append(DataError(one_sentence(error)))
     ordered = sorted(runs, key=lambda folder: order(runs[folder]))
     return {folder: runs[folder] for folder in ordered}, errors
 

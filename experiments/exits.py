@@ -42,7 +42,8 @@ def plain_exits() -> Iterator[None]:
     stderr, sys.stderr = sys.stderr, Unfailing(sys.stderr)
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed from the beginning
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped at once: the same command continues from what is saved", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
@@ -53,7 +54,7 @@ def plain_exits() -> Iterator[None]:
         print(f"error: {error}: the same command continues this run", file=sys.stderr)
         sys.exit(EXIT_LOST)
     except (InputError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):
+        if isinstance(error, BrokenPipeError) and sys.stdout and _has_no_reader(sys.stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_NO_READER)
         sentence = one_sentence(error)

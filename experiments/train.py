@@ -78,7 +78,10 @@ def _refuse_other_data(cfg: Config, record: Record) -> None:
     if not is_there(cfg.data):
         return
     trained = record.manifest()["data_sha256"]
-    present = load_dataset(cfg.data, torch.device("cpu")).digest
+    try:
+        present = load_dataset(cfg.data, torch.device("cpu")).digest
+    except InputError:  # an empty folder, say
+        return
     if present != trained:
         raise InputError(
             f"{record.folder} is done, with the data of SHA-256 {trained}; data.root={cfg.data.root} holds others, "

@@ -150,6 +150,10 @@ def save_exported(
     for plan in rounds:
         _require_model_and_plan(small, plan)
     _refuse_another_size(small, rounds[-1])
+    try:
+        _refuse_not_finite(small, small.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"{error}: the training has diverged") from error
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
     # With the plans' digests, so that weights are of these plans alone, whichever others leave the same shapes.
     weights = safetensors.torch.save(
@@ -194,7 +198,8 @@ def load_exported(
     try:
         tensors = safetensors.torch.load(weights)
         state = small.state_dict()  # which has the versions that some classes ask for
-        _refuse_impossible_tensors(tensors, state)
+        _refuse_other_kinds(tensors, state)
+        _refuse_not_finite(small, tensors)
         state.clear()
         state.update(tensors)
         small.load_state_dict(state)
@@ -205,15 +210,20 @@ def load_exported(
     return small
 
 
-def _refuse_impossible_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> None:
-    """Raise RuntimeError where a tensor is of another kind of number than the network's, or not finite."""
+def _refuse_other_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise RuntimeError where a tensor is of another kind of number than the network's."""
     for name, tensor in tensors.items():
         own = expected.get(name)
         if own is not None and own.is_floating_point() != tensor.is_floating_point():
             raise RuntimeError(f"{name} holds {tensor.dtype}, the network has {own.dtype}")
-        if not tensor.isfinite().all():
+
+
+def _refuse_not_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise RuntimeError where a parameter is not finite; a buffer may be infinite, as masks are, but no NaN."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in tensors.items():
+        bad = ~tensor.isfinite() if name in parameters else tensor.isnan()
+        if bad.any():
             raise RuntimeError(f"{name} holds values that are not finite")
 
 
@@ -238,7 +248,7 @@ def read_spec(folder: Path | str) -> dict[str, Any]:
         raise InputError(f"{path} is not a spec of format {SPEC_FORMAT!r}: it has no plans")
     try:
         return unsealed(spec)
-    except InputError as error:
+    except (InputError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}; copy it again") from error
 
 

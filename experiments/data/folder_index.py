@@ -82,8 +82,10 @@ def _scanned(root: Path, splits: Sequence[str]) -> Index:
 def _scanned_split(folder: Path) -> tuple[Folder, list[str]]:
     """What lies in a split, and the names of its classes: the folders in it."""
     scanned = _scanned_folder(folder)
-    classes = [name for name in scanned.others if (folder / name).is_dir()]
-    others = [name for name in scanned.others if name not in {*classes}]
+    classes, others = [], []
+    for name in scanned.others:
+        kind = classes if (folder / name).is_dir() else others
+        kind.append(name)
     return scanned._replace(others=others), classes
 
 

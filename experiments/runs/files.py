@@ -44,10 +44,15 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
 def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
     """As `read_json`, of a file that carries its own SHA-256. Raises DataError if it was changed."""
     try:
-        return unsealed(read_json(path, *keys))
-    except DataError:
+        content = read_json(path, *keys)
+        if "sha256" not in content:
+            raise DataError(f"{path} is damaged, or of an earlier version of this suite")
+        return unsealed(content)
+    except (DataError, FileNotFoundError):
         raise
-    except InputError as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (InputError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 

@@ -38,6 +38,7 @@ FIXED_FACTS = {
     "autocast": "the autocast type",
     "compile": "torch.compile",
 }
+EXPORTED_FILES = ("spec.json", "weights.safetensors")
 SESSIONS_OWN = ("config.yaml", "manifest.json")  # written anew by every session
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 
@@ -160,6 +161,7 @@ class Record:
             raise
 
     def _begin_session(self, cfg: Config, facts: Mapping[str, Any]) -> None:
+        self.refuse_moved()
         if self.done:
             raise InputError(f"another process has just finished the run in {self.folder}")
         self._refuse_links()
@@ -215,7 +217,7 @@ class Record:
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics."""
-        self._refuse_moved()
+        self.refuse_moved()
         line = (json.dumps(metrics, allow_nan=False) + "\n").encode()
         with open(self.metrics, "ab", opener=_no_link) as file:
             file.write(line)
@@ -258,7 +260,7 @@ class Record:
             if name not in SESSIONS_OWN:
                 refuse_another_file(self.folder, name, expected)
                 self._digests[name] = expected
-        self._refuse_moved()
+        self.refuse_moved()
         write_atomically(self.metrics, kept)
         self._logged = hashlib.sha256(kept)
 
@@ -277,24 +279,31 @@ class Record:
 
     def save_checkpoint(self, data: bytes) -> None:
         """Replace the last checkpoint, and keep the one before."""
-        self._refuse_moved()
+        self.refuse_moved()
         last, previous = self.checkpoints
         make_folder(last.parent)
         write_atomically(last, data, previous=previous)
 
+    def forget_newer_checkpoints(self, used: Path) -> None:
+        """What is newer than the checkpoint that a run continues with is damaged: it must not replace that one."""
+        for path in self.checkpoints:
+            if path == used:
+                return
+            path.unlink(missing_ok=True)
+
     def add_export(self) -> None:
         """Count the files of the exported network, which are there now, among the run's."""
         for path in sorted((self.folder / "export").rglob("*")):
-            if path.is_file():
+            if path.name in EXPORTED_FILES:
                 name = path.relative_to(self.folder).as_posix()
-                self._digests[name] = sha256(path.read_bytes())
+                self._digests[name] = sha256(read_plain(path))
 
     def save_summary(self, summary: RunSummary) -> None:
         self._write_json("summary.json", asdict(summary))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
-        self._refuse_moved()
+        self.refuse_moved()
         write_atomically(self.folder / "interrupted", f"{time.time_ns()}".encode())
 
     @property
@@ -318,19 +327,25 @@ class Record:
 
     def adopt(self, suite: str | None, cell: str | None) -> None:
         """Say of a finished run that was trained for no table for which one it counts."""
-        summary = read_summary(self.folder)
-        if suite is None or summary.suite is not None:
+        if suite is None:
             return
         self._lock = self._take_lock()
+        try:
+            summary = read_summary(self.folder)
+            if summary.suite is None:
+                self._adopt(replace(summary, suite=suite, cell=cell))
+        finally:
+            self.close()
+
+    def _adopt(self, summary: RunSummary) -> None:
         self._digests = read_done(self.folder)
         # Killed from here on, the run is one that the same command finishes.
         (self.folder / NAME).unlink()
         config = OmegaConf.load(self.folder / "config.yaml")
-        config.update({"suite": suite, "cell": cell})
+        config.update({"suite": summary.suite, "cell": summary.cell})
         self._write("config.yaml", OmegaConf.to_yaml(config).encode())
-        self.save_summary(replace(summary, suite=suite, cell=cell))
+        self.save_summary(summary)
         write_done(self.folder, self._digests)
-        self.close()
 
     def _forget_ending(self) -> None:
         for ending in ("interrupted", "failed"):
@@ -340,6 +355,7 @@ class Record:
         """Mark the run as done; the last thing that is written."""
         self._write_json("manifest.json", sealed(self.manifest() | {"finished": _now()}))
         self._digests["metrics.jsonl"] = self._logged.hexdigest()
+        self.refuse_moved()
         write_done(self.folder, self._digests)
 
     def _refuse_foreign(self) -> None:
@@ -357,7 +373,7 @@ class Record:
 
     def _write(self, name: str, data: bytes) -> None:
         """Write a file of the run, which `done` will list."""
-        self._refuse_moved()
+        self.refuse_moved()
         path = self.folder / name
         make_folder(path.parent)
         write_atomically(path, data)
@@ -369,11 +385,12 @@ class Record:
         ours = os.fstat(self._lock)
         try:
             there = os.stat(self.folder / ".lock", follow_symlinks=False)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
-    def _refuse_moved(self) -> None:
+    def refuse_moved(self) -> None:
+        """Raise InputError where the folder is no longer the one that `begin` locked."""
         if self._was_moved():
             raise InputError(
                 f"{self.folder} was moved or deleted while this process trained in it: it stops, and writes nothing "
@@ -382,11 +399,13 @@ class Record:
 
     def _refuse_links(self) -> None:
         """What the run writes stays in its folder. What a killed process left half-written goes."""
+        mirror = self.folder / "wandb"  # which has links of its own inside
         for path in self.folder.rglob("*"):
-            if path.is_symlink() and path.relative_to(self.folder).parts[0] != "wandb":
+            if path.is_symlink() and mirror not in path.parents:
                 raise InputError(f"{path} is a link, which is not followed: remove it")
         for path in self.folder.rglob(TEMPORARY):
-            path.unlink()
+            if mirror not in path.parents:
+                path.unlink()
 
 
 def _no_link(path: Path | str, flags: int) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -114,20 +115,26 @@ def local(runs: SuiteRuns, jobs: int, devices: Sequence[str]) -> int:
                     training[_start(run, device, threads)] = run, device
                 if not training:
                     for run in waiting:
-                        print(f"{run}: waits for {run.plan_of}, which is not done")
+                        _say(f"{run}: waits for {run.plan_of}, which is not done")
                     break
                 time.sleep(POLL_SECONDS)
                 progress.update()
                 for process in [process for process in training if process.poll() is not None]:
                     run, device = training.pop(process)
                     free.append(device)
-                    print(f"{run}: {_ended(run, process.returncode)}", flush=True)
+                    _say(f"{run}: {_ended(run, process.returncode)}")
         finally:  # whatever ends the launcher lets its runs write their checkpoints
             _stop(training, stops)
         if stops.count:
             raise Interrupted
     print_status(runs)
     return 0 if all(run.state is State.done for run in runs.chosen) else 1
+
+
+def _say(text: str) -> None:
+    """One line on stdout; a full disk or a closed pipe behind it ends no training."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def log_file(run: SuiteRun) -> Path:
@@ -177,6 +184,8 @@ class _Stops:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.count:
+            return  # a closing terminal may send several; nobody is in a hurry
         self.count += 1
 
 

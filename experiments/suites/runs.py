@@ -6,12 +6,14 @@ from fnmatch import fnmatchcase
 from functools import cache, cached_property
 
 from experiments.configuration import compose
+from experiments.exits import one_sentence
+from experiments.runs.done import read_done
 from experiments.runs.files import DataError
 from experiments.runs.folder import Record, State
 from experiments.runs.identity import config_hash
 from experiments.runs.summary import read_summary
 from experiments.schema import Config, ThinPlanConfig
-from experiments.suites.spec import Cell, Suite, read_suite
+from experiments.suites.spec import SET_BY_SUITE, Cell, Suite, read_suite
 from psap_core import InputError
 
 
@@ -61,7 +63,10 @@ class SuiteRuns:
     def refuse_twins(self) -> None:
         """Raise InputError where two cells describe the same run in other words."""
         cells: dict[str, str] = {}
+        chosen = {run.cell.name for run in self.chosen}
         for cell in self.suite.cells:
+            if cell.name not in chosen:
+                continue
             try:
                 digest = self.hash_of(cell)
             except InputError:
@@ -136,11 +141,16 @@ class SuiteRun:
 
     @cached_property
     def record(self) -> Record:
+        if any("${" in override for override in self.overrides):
+            return Record(self.config)
         return Record(self.config, self.runs.hash_of(self.cell))
 
     @cached_property
     def config(self) -> Config:
         """That of its training command; composing it anew for every seed would take long."""
+        if any("${" in override for override in self.overrides):  # which may follow the seed
+            own: Config = compose("train", self.overrides)
+            return own
         first = self.runs.config_of(self.cell)
         method = first.method
         if self.plan_of is not None and isinstance(method, ThinPlanConfig):
@@ -167,12 +177,18 @@ class SuiteRun:
     def damage(self) -> str | None:
         """Which file in its folder is damaged; None: none is."""
         try:
-            if self.record.done:
-                read_summary(self.record.folder)
+            record = self.record
         except DataError as error:
             return str(error)
         except InputError:  # see `refusal`
             return None
+        if not record.done:
+            return None
+        try:
+            read_done(record.folder)
+            read_summary(record.folder)
+        except (InputError, OSError) as error:
+            return one_sentence(error)
         return None
 
     @property
@@ -206,6 +222,10 @@ class SuiteRun:
 def runs_of(source: str, extra: Sequence[str] = ()) -> SuiteRuns:
     """All runs of the suite of a name or of a file; see `read_suite`."""
     suite = read_suite(source)
+    for override in extra:
+        key = override.partition("=")[0]
+        if key in SET_BY_SUITE:
+            raise InputError(f"{override}: the suite sets {key} itself; --cells and --seeds choose")
     return SuiteRuns(suite, source, tuple(extra), "*", suite.seeds)
 
 

@@ -56,7 +56,7 @@ def load_newest(
     for path in newer:
         try:
             return path, load_checkpoint(path)
-        except InputError as error:
+        except (InputError, OSError) as error:
             say(f"{error}; going back to the checkpoint before it")
     return oldest, load_checkpoint(oldest)
 

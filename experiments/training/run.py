@@ -135,15 +135,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
     setup = training.setup
     cfg, world = setup.cfg, setup.world
     batches = setup.images.batches
-    position = _resume(
-        training.record,
-        training.setup.model,
-        training.setup.optimizer,
-        training.callback,
-        training.setup.dataset.skipped,
-        world,
-        training.setup.device,
-    )
+    position = _resume(training)
     _refuse_another_position(training.record, position, world)
     if position != Position():
         world.say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}")
@@ -268,6 +260,7 @@ def _save_results(
     dataset = training.setup.dataset
     plan = training.method.plan
     small_macs = macs(small, training.setup.example)
+    record.refuse_moved()
     _save_exported(
         record.folder / "export",
         training.setup.network,
@@ -339,16 +332,9 @@ def _dense_ratio(training: _Training, position: Position) -> float | None:
     return position.seconds / sum(measured)
 
 
-def _resume(
-    record: Record,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    method: Callback,
-    skipped: set[str],
-    world: World,
-    device: torch.device,
-) -> Position:
+def _resume(training: _Training) -> Position:
     """Load the run's checkpoint, if it has one, and cut its metrics back to it."""
+    record, world = training.record, training.setup.world
     found = checkpoint.load_newest(record.checkpoints, world.say)
     if found is None:
         if world.is_first:
@@ -360,9 +346,10 @@ def _resume(
             f"{path} is of another configuration ({state.get('config_hash')}, seed {state.get('seed')})"
         )
     try:
-        position = _restore(state, model, optimizer, method, skipped, world, device)
+        position = _restore(training, state)
         if world.is_first:
             record.return_to(Written(**state["written"]))
+            record.forget_newer_checkpoints(path)
     except DataError:  # it names its file
         raise
     except InputError as error:
@@ -370,31 +357,24 @@ def _resume(
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(
-            f"{path} is damaged or of another network than {type(model).__name__} here: {reason}"
+            f"{path} is damaged or of another network than {type(training.setup.model).__name__} here: {reason}"
         ) from error
     return position
 
 
-def _restore(
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    method: Callback,
-    skipped: set[str],
-    world: World,
-    device: torch.device,
-) -> Position:
+def _restore(training: _Training, state: dict[str, Any]) -> Position:
     """Give a checkpoint's state to what it was taken of; returns the position."""
+    setup, method = training.setup, training.callback
     is_compact = state["method"].get("is_compact", False)
     if is_compact:  # the network becomes small before it gets the weights of a small one
         method.load_state_dict(state["method"])
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    setup.model.load_state_dict(state["model"])
+    setup.optimizer.load_state_dict(state["optimizer"])
     if not is_compact:
         method.load_state_dict(state["method"])
-    mine = state["ranks"][world.rank]
-    checkpoint.restore_generators(mine["generators"], device)
-    skipped.update(mine["skipped"])
+    mine = state["ranks"][setup.world.rank]
+    checkpoint.restore_generators(mine["generators"], setup.device)
+    setup.dataset.skipped.update(mine["skipped"])
     position = Position(**state["position"] | {key: mine[key] for key in ("images", "loss_sum")})
     if not all(value >= 0 for value in asdict(position).values()):
         raise ValueError(f"position {position}")

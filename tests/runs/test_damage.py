@@ -12,6 +12,8 @@ from experiments import evaluate, export, train
 from experiments.configuration import compose
 from experiments.runs.done import read_done
 from experiments.runs.folder import Record
+from experiments.training import run
+from experiments.training.checkpoint import load_checkpoint
 from psap_core import InputError
 from psap_core.files import write_atomically
 from tests.helpers import refusal, small, state_of
@@ -133,6 +135,8 @@ def test_the_checkpoint_before_takes_a_damaged_ones_place(
     said = capsys.readouterr().err
     assert f"{last} is damaged" in said
     assert "continuing in epoch 3 of 4" in said
+    for path in (last, last.with_name("previous.pt")):
+        load_checkpoint(path)  # the damaged one has not taken a whole one's place
     assert state_of(folder) == state_of(finished)
 
 
@@ -143,6 +147,19 @@ def test_a_kill_between_two_names_continues_with_the_checkpoint_before(
     (last,) = runs_dir.rglob("last.pt")
     last.unlink()
     assert state_of(train.run(run_of(runs_dir))) == state_of(finished)
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(unfinished, tmp_path):
+    """Killed at the first checkpoint after the run went back to the one before."""
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    (last,) = runs_dir.rglob("last.pt")
+    last.write_bytes(b"damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "save_checkpoint", stop_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(run_of(runs_dir))
+    assert not last.exists()
+    load_checkpoint(last.with_name("previous.pt"))
 
 
 def test_two_damaged_checkpoints_are_refused(unfinished, tmp_path, monkeypatch):
@@ -179,6 +196,30 @@ def test_a_run_whose_folder_is_not_its_own_any_more_stops(other_run, tmp_path, m
     left = [path.name for path in log[0].iterdir()] if other_run else []
     assert left == ([".lock"] if other_run else [])
     assert log[0].exists() is other_run
+
+
+def test_an_export_is_not_written_where_another_run_may_lie(tmp_path, monkeypatch):
+    """Moved away during the last evaluation."""
+    folders = []
+    original = run._start_top1
+
+    def move(training):
+        folders.append(training.record.folder)
+        training.record.folder.rename(tmp_path / "moved")
+        training.record.folder.mkdir()
+        return original(training)
+
+    monkeypatch.setattr(run, "_start_top1", move)
+    with pytest.raises(InputError, match="was moved or deleted while this process trained"):
+        train.run(run_of(tmp_path))
+    assert list(folders[0].iterdir()) == []
+
+
+def test_files_that_the_run_did_not_write_are_not_read(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    plan = read_run(folder).plan
+    (folder / "plans" / "epoch_9999.json").write_text('{"layers": "planted"}')
+    assert read_run(folder).plan == plan
 
 
 PLANTED = [

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import status, suite, train
 from experiments.configuration import compose
+from experiments.runs.done import write_done
 from experiments.runs.folder import Record, State
 from experiments.runs.identity import config_hash
 from experiments.suites import launch, spec
@@ -290,17 +291,36 @@ def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
 
 def test_a_damaged_run_is_that_runs_state_and_is_left_alone(file, tmp_path, monkeypatch, capsys):
     extra = [file, f"runs_dir={tmp_path / 'runs'}"]
-    first, second, *_ = runs_of(str(file), extra[1:]).all
-    for run, name in ((first, "manifest.json"), (second, "summary.json")):
-        run.record.folder.mkdir(parents=True)
-        (run.record.folder / "done").touch()
-        (run.record.folder / name).write_text("{")
+    runs = runs_of(str(file), extra[1:]).all
+    folders = [run.record.folder for run in runs]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        write_done(folder, {})
+    (folders[0] / "manifest.json").write_text("{")
+    (folders[1] / "summary.json").write_text("{")
+    (folders[2] / "done").write_bytes(b"")  # and the fourth has no summary
     listed = said(suite.main, ["status", *extra], monkeypatch, capsys).splitlines()
-    assert re.search(r"damaged: .*manifest.json is damaged", listed[0])
-    assert re.search(r"damaged: .*summary.json is damaged", listed[1])
-    assert listed[-1] == "two: 2 damaged, 2 not launched"
-    printed = said(suite.main, ["launch", *extra, "--launcher", "print"], monkeypatch, capsys)
-    assert printed.count("python -m experiments.train") == 2
+    names = [
+        "manifest.json is damaged",
+        "summary.json is damaged",
+        "done is damaged",
+        "not finished",
+    ]
+    for line, name in zip(listed, names, strict=False):
+        assert re.search(f"damaged: .*{name}", line)
+    assert listed[-1] == "two: 4 damaged"
+    assert said(suite.main, ["launch", *extra, "--launcher", "print"], monkeypatch, capsys) == ""
+
+
+def test_a_suite_sets_the_seed_itself(file, monkeypatch):
+    assert "seed=5: the suite sets seed itself" in refusal(
+        suite.main, ["status", str(file), "seed=5"], monkeypatch
+    )
+
+
+def test_a_folder_may_follow_the_seed(file):
+    for run in runs_of(str(file), ["runs_dir=/x/${seed}"]).all:
+        assert run.record.folder == Record(compose("train", run.overrides)).folder
 
 
 def test_two_cells_that_train_the_same_in_other_words_are_refused(file, monkeypatch):
