@@ -82,7 +82,8 @@ def _scanned(root: Path, splits: Sequence[str]) -> Index:
 def _scanned_split(folder: Path) -> tuple[Folder, list[str]]:
     """What lies in a split, and the names of its classes: the folders in it."""
     scanned = _scanned_folder(folder)
-    classes, others = [], []
+    classes: list[str] = []
+    others: list[str] = []
     for name in scanned.others:
         kind = classes if (folder / name).is_dir() else others
         kind.append(name)

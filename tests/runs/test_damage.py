@@ -125,6 +125,16 @@ def test_no_damage_of_an_unfinished_run_is_silent(
         shutil.rmtree(runs_dir)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "manifest.json", "epoch_0001.json"])
+def test_a_changed_file_of_an_unfinished_run_is_refused_by_name(
+    name, unfinished, tmp_path, monkeypatch
+):
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    path, *_ = runs_dir.rglob(name)
+    path.write_bytes(change_digit(path.read_bytes(), random.Random(0)))
+    assert f"{path} is damaged" in refusal(train.main, run_of(runs_dir), monkeypatch)
+
+
 def test_the_checkpoint_before_takes_a_damaged_ones_place(
     unfinished, finished, tmp_path, monkeypatch, capsys
 ):

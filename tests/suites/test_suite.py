@@ -304,7 +304,7 @@ def test_a_damaged_run_is_that_runs_state_and_is_left_alone(file, tmp_path, monk
         "manifest.json is damaged",
         "summary.json is damaged",
         "done is damaged",
-        "not finished",
+        "no summary.json",
     ]
     for line, name in zip(listed, names, strict=False):
         assert re.search(f"damaged: .*{name}", line)
