@@ -104,9 +104,7 @@ def _refuse_runs_among_images(runs_dir: Path, root: Path) -> None:
 
 
 def _write_onnx(folder: Path) -> None:
-    """Write and check the ONNX file of an export folder, if it is not there yet."""
-    if (folder / "model.onnx").exists():
-        return
+    """Write and check the ONNX file of an export folder."""
     from experiments.models import open_exported
     from experiments.models.onnx_file import write_onnx
 

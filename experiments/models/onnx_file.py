@@ -1,12 +1,14 @@
 """An exported network as an ONNX file that computes the same."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
 from psap_core import InputError, export_onnx
 from psap_core.exported import read_plans
+from psap_core.files import read_plain, write_atomically
 
 TOLERANCE = 1e-4  # relative to the largest logit; ONNX Runtime computes in float32
 
@@ -20,15 +22,16 @@ def write_onnx(folder: Path, small: nn.Module) -> str:
     path = folder / "model.onnx"
     plan = read_plans(folder)[-1]
     _, *shape = plan.inputs["shape"]
-    unchecked = path.with_suffix(".unchecked")
-    export_onnx(small, unchecked, plan)
-    error = onnx_error(small, unchecked, tuple(shape))
-    if not error <= TOLERANCE:
-        unchecked.unlink()
-        raise InputError(
-            f"{path} computes something else than the exported network: it differs by {error:.1e}"
-        )
-    unchecked.replace(path)
+    with TemporaryDirectory() as elsewhere:
+        unchecked = Path(elsewhere) / path.name
+        export_onnx(small, unchecked, plan)
+        error = onnx_error(small, unchecked, tuple(shape))
+        if not error <= TOLERANCE:
+            raise InputError(
+                f"{path} is not written: ONNX computes something else than the exported network, it differs by "
+                f"{error:.1e}"
+            )
+        write_atomically(path, read_plain(unchecked))
     megabytes = path.stat().st_size / 1e6
     return f"{path}: {megabytes:.1f} MB, largest relative difference {error:.1e} in ONNX Runtime"
 

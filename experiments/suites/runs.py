@@ -223,7 +223,7 @@ def runs_of(source: str, extra: Sequence[str] = ()) -> SuiteRuns:
     """All runs of the suite of a name or of a file; see `read_suite`."""
     suite = read_suite(source)
     for override in extra:
-        key = override.partition("=")[0]
+        key = override.partition("=")[0].lstrip("+~")
         if key in SET_BY_SUITE:
             raise InputError(f"{override}: the suite sets {key} itself; --cells and --seeds choose")
     return SuiteRuns(suite, source, tuple(extra), "*", suite.seeds)

@@ -142,7 +142,7 @@ def _cell(entry: Any, reference: str | None) -> Cell:
 def _check_override(cell: Any, override: Any) -> None:
     if not isinstance(override, str) or "=" not in override:
         raise ValueError(f"an override of cell {cell!r} is key=value, not {override!r}")
-    key = override.partition("=")[0]
+    key = override.partition("=")[0].lstrip("+~")
     if key in SET_BY_SUITE:
         raise ValueError(f"cell {cell!r} sets {key}, which the suite sets itself")
 

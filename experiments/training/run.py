@@ -107,8 +107,6 @@ def _train(
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
-    if world.is_first and device.type == "cpu":
-        _say_threads(record, world)
     tracker = world.first(lambda: Tracker(cfg, record))
     with ExitStack() as stack:
         if tracker is not None:
@@ -139,6 +137,8 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
     _refuse_another_position(training.record, position, world)
     if position != Position():
         world.say(f"continuing in epoch {position.epoch + 1} of {cfg.epochs}")
+        if world.is_first and setup.device.type == "cpu":
+            _say_threads(training.record, world)
     if tracker is not None:
         tracker.catch_up(training.record.rows())
     with RunProgress(

@@ -1,9 +1,11 @@
 """Whatever is damaged, moved or planted in a run's folder: it is named, or the run goes on as it would have."""
 
+import errno
 import json
 import os
 import random
 import shutil
+import stat
 
 import pytest
 
@@ -310,6 +312,19 @@ def test_a_full_disk_leaves_the_former_content(tmp_path, monkeypatch):
         write_atomically(path, b"two", previous=tmp_path / "previous")
     assert path.read_bytes() == b"one"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def flush_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files_only)
+    write_atomically(tmp_path / "file", b"one")
+    assert (tmp_path / "file").read_bytes() == b"one"
 
 
 def test_done_lists_every_file_of_the_run(finished):

@@ -243,9 +243,9 @@ def test_a_part_of_a_suite_keeps_its_indices(file, tmp_path, monkeypatch, capsys
         *(
             (
                 FILE.replace("[method=dense]", f"[method=dense, {key}=1]"),
-                f"'dense' sets {key}, which",
+                f"'dense' sets {key.lstrip('+')}, which",
             )
-            for key in ("seed", "suite", "cell", "experiment")
+            for key in ("seed", "suite", "cell", "experiment", "++seed")
         ),
         *(
             (FILE.replace("name: dense", f"name: dense, goal: {goal}"), "is no top-1 in percent")
@@ -312,9 +312,10 @@ def test_a_damaged_run_is_that_runs_state_and_is_left_alone(file, tmp_path, monk
     assert said(suite.main, ["launch", *extra, "--launcher", "print"], monkeypatch, capsys) == ""
 
 
-def test_a_suite_sets_the_seed_itself(file, monkeypatch):
-    assert "seed=5: the suite sets seed itself" in refusal(
-        suite.main, ["status", str(file), "seed=5"], monkeypatch
+@pytest.mark.parametrize("override", ["seed=5", "++seed=5"])
+def test_a_suite_sets_the_seed_itself(override, file, monkeypatch):
+    assert f"{override}: the suite sets seed itself" in refusal(
+        suite.main, ["status", str(file), override], monkeypatch
     )
 
 

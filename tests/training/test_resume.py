@@ -262,6 +262,20 @@ def test_another_number_of_threads_is_recorded_and_said(tmp_path, monkeypatch, c
     assert [session["threads"] for session in manifest["sessions"]] == [1, 2]
 
 
+def test_a_run_that_begins_anew_says_nothing_of_threads(tmp_path, monkeypatch, capsys):
+    overrides = small(tmp_path, "dense", "epochs=1")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_all_epochs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(overrides)
+    train.run([*overrides, "runtime.threads=2"])
+    assert "CPU threads" not in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_answered_for_other_data(tmp_path, monkeypatch):
     overrides = small(tmp_path, "dense", "epochs=1")
     folder = train.run(overrides)
