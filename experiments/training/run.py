@@ -63,6 +63,7 @@ class _Training:
 
     Attributes:
         compaction: makes the network small when the plan is final; None: it stays as large as it is.
+        macs: of the network as it begins to train.
         dense_macs: of the run's model without any pruning.
     """
 
@@ -71,6 +72,7 @@ class _Training:
     method: Method
     steps: Steps
     compaction: Compaction | None
+    macs: int
     dense_macs: int
 
     @property
@@ -103,7 +105,10 @@ def _train(
     compaction = None
     if compacts(cfg.method):
         compaction = Compaction(method, setup, steps, dense_epoch_seconds(setup))
-    training = _Training(setup, record, method, steps, compaction, _dense_macs(setup))
+    own_macs = macs(setup.model, setup.example)
+    training = _Training(
+        setup, record, method, steps, compaction, own_macs, _dense_macs(setup, own_macs)
+    )
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
     world.first(lambda: record.begin(cfg, facts))
@@ -299,10 +304,10 @@ def _save_results(
     return summary
 
 
-def _dense_macs(setup: Setup) -> int:
-    """MACs of the network that the run's model is without any pruning."""
+def _dense_macs(setup: Setup, own_macs: int) -> int:
+    """MACs of the network that the run's model, which has `own_macs`, is without any pruning."""
     if setup.network is setup.cfg.model:
-        return macs(setup.model, setup.example)
+        return own_macs
     channels, _, size = setup.dataset.image_shape
     return network_macs(channels, setup.dataset.classes, size)(setup.cfg.model)
 
@@ -319,8 +324,7 @@ def _train_macs(training: _Training) -> int:
     """Forward MACs of the network in training times images seen; a training step costs three times it."""
     if training.compaction is not None:
         return sum(int(row["train/macs"]) for row in training.record.rows())
-    setup = training.setup
-    return macs(setup.model, setup.example) * len(setup.images) * setup.cfg.epochs
+    return training.macs * len(training.setup.images) * training.setup.cfg.epochs
 
 
 def _dense_ratio(training: _Training, position: Position) -> float | None:

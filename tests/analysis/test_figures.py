@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -552,9 +550,7 @@ def test_damaged_latencies_are_refused_before_anything_is_written(make, tmp_path
 def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path, capsys):
     folders = [str(write_run(tmp_path / method, method)) for method in ("dense", "psap")]
     out = tmp_path / "out.png"
-    subprocess.run(
-        [sys.executable, "-m", "analysis.figures.overview", str(out), *folders], check=True
-    )
+    overview.main([str(out), *folders])
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong, sentence in (
         (folders[0], "the picture needs exactly one run of psap, not 0"),

@@ -1,5 +1,7 @@
 """How commands end: one sentence or none, never a traceback, whatever becomes of their output or hits them."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.exits import Unfailing
 from tests.helpers import small
 from tests.limits import HANG_SECONDS
 
@@ -19,6 +22,20 @@ def command(*words):
     return [sys.executable, "-m", "experiments.train", *words]
 
 
+def test_what_cannot_be_written_to_stderr_is_dropped():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    stderr = Unfailing(Full())
+    assert stderr.write("epoch 1") == 7
+    stderr.flush()
+
+
+@pytest.mark.long
 def test_output_never_ends_a_training(tmp_path):
     """Nobody reads stderr, and stdout has no room."""
     reader, writer = os.pipe()

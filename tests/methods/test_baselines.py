@@ -273,7 +273,11 @@ def test_asfp_asks_for_more_from_epoch_to_epoch():
 
 @pytest.mark.parametrize(
     ("start", "epochs", "file"),
-    [(None, 4, "epoch_0002.json"), (None, 1, "epoch_0001.json"), ("run", 2, "epoch_0000.json")],
+    [
+        ("run", 2, "epoch_0000.json"),
+        pytest.param(None, 4, "epoch_0002.json", marks=pytest.mark.long),
+        pytest.param(None, 1, "epoch_0001.json", marks=pytest.mark.long),
+    ],
 )
 def test_one_shot_prunes_a_fresh_network_halfway_and_a_pretrained_one_at_once(
     start, epochs, file, tmp_path

@@ -223,6 +223,7 @@ def test_printed_commands_train_what_is_not_done_and_plans_before_those_who_take
         launch.pending(runs.choose("thin *", None))
 
 
+@pytest.mark.long
 def test_a_run_that_was_trained_by_hand_counts_for_the_suite_that_launches_it(read, monkeypatch):
     (dense,) = read(CELLS.split("  - {name: thin")[0] + CELLS.split("\n")[-2], "epochs=1").all
     train.run([word for word in dense.overrides if not word.startswith(("suite=", "cell="))])
