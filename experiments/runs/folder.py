@@ -315,7 +315,7 @@ class Record:
         """Remember the error that ended the run, or kept it from beginning; not if another process trains or did it."""
         is_ours = not self._was_moved() if self._lock is not None else not self._locked_by_another()
         if is_ours and not self.done:
-            with suppress(FileExistsError, NotADirectoryError):
+            with suppress(OSError):  # a full disk, say: the error itself is what must be said
                 make_folder(self.folder)
                 (self.folder / "interrupted").unlink(missing_ok=True)
                 write_atomically(self.folder / "failed", reason.encode())

@@ -319,6 +319,19 @@ def test_a_full_disk_leaves_the_former_content(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_full_disk_is_said_of_the_file_that_found_no_room(tmp_path, monkeypatch):
+    """And not of the one that would have remembered it."""
+
+    def full(path, data, **_):
+        if path.name not in ("config.yaml", "manifest.json", "metrics.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_atomically(path, data)
+
+    monkeypatch.setattr("experiments.runs.folder.write_atomically", full)
+    sentence = refusal(train.main, run_of(tmp_path), monkeypatch)
+    assert sentence.endswith("epoch_0001.json cannot be used: No space left on device")
+
+
 def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
     flush = os.fsync
 
