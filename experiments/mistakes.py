@@ -1,5 +1,6 @@
 """What is wrong with the words of a command, and what was probably meant."""
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,8 +9,17 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, EnumNode, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import (
+    BooleanNode,
+    DictConfig,
+    EnumNode,
+    FloatNode,
+    IntegerNode,
+    ListConfig,
+    OmegaConf,
+    UnionNode,
+)
+from omegaconf.errors import MissingMandatoryValue, ValidationError
 
 from experiments.help import options
 
@@ -31,8 +41,8 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         compose: makes a configuration of choices of groups alone.
     """
     for cause in (error, error.__cause__):
-        if isinstance(cause, OverrideParseException) and "=" not in cause.override:
-            return f"{cause.override}: write key=value, as in seed=1"
+        if isinstance(cause, OverrideParseException):
+            return _unreadable(cause.override)
     groups = {path.name for path in conf.iterdir() if path.is_dir()}
     choices, values = [], []
     for override in _assignments(words):
@@ -45,15 +55,21 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         if sentence is not None:
             return sentence
     config = compose([str(choice.input_line) for choice in choices])
-    keys = _keys(config)
     for override in values:
-        sentence = _unknown_key(override.key_or_group, keys) or _wrong_member(override, config)
+        sentence = _wrong_value(override, config)
         if sentence is not None:
             return sentence
     if isinstance(error, MissingMandatoryValue):
         has_recipe = any(choice.key_or_group == "experiment" for choice in choices)
         return _missing(error, has_recipe, conf)
     return None
+
+
+def _unreadable(word: str) -> str:
+    key, _, value = word.partition("=")
+    if key and value:
+        return f"{word}: its value cannot be read; quotes inside quotes keep it whole: \"{key}='{value}'\""
+    return f"{word}: write key=value, as in seed=1"
 
 
 def _missing(error: MissingMandatoryValue, has_recipe: bool, conf: Path) -> str | None:
@@ -93,13 +109,20 @@ def _wrong_choice(choice: Override, conf: Path) -> str | None:
     return f"{group}={name}: there is no such {noun}; {meant}choose from {', '.join(known)}"
 
 
+def _wrong_value(override: Override, config: DictConfig) -> str | None:
+    key = override.key_or_group
+    if not key:
+        return _unreadable(str(override.input_line))
+    return (
+        _unknown_key(key, _keys(config))
+        or _wrong_member(override, config)
+        or _wrong_kind(override, config)
+    )
+
+
 def _wrong_member(override: Override, config: DictConfig) -> str | None:
     """What is wrong with the value of a key that takes a few words only, or a list."""
-    *path, last = override.key_or_group.split(".")
-    node: Any = config
-    for name in path:
-        node = node._get_node(name)
-    node = node._get_node(last)
+    node = _node(config, override.key_or_group)
     value = override.value()
     if isinstance(node, ListConfig) and value is not None and not isinstance(value, list):
         key = override.key_or_group
@@ -112,6 +135,37 @@ def _wrong_member(override: Override, config: DictConfig) -> str | None:
     nearest = get_close_matches(str(value), members, n=1)
     meant = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{override.key_or_group}={value}: {meant}choose from {', '.join(members)}"
+
+
+def _wrong_kind(override: Override, config: DictConfig) -> str | None:
+    """What is wrong with the value of a key that takes numbers, or yes and no."""
+    kind = _kind(_node(config, override.key_or_group))
+    try:
+        OmegaConf.update(copy.deepcopy(config), override.key_or_group, override.value())
+    except ValidationError:
+        if kind is not None:
+            return f"{override.input_line}: it takes {kind}"
+    return None
+
+
+def _kind(node: Any) -> str | None:
+    """What values a key takes; None: words of its own."""
+    if isinstance(node, ListConfig):
+        return "a list of numbers" if node._metadata.element_type is float else "a list of names"
+    if isinstance(node, BooleanNode):
+        return "true or false"
+    if isinstance(node, IntegerNode):
+        return "a whole number"
+    if isinstance(node, FloatNode | UnionNode):
+        return "a number"
+    return None
+
+
+def _node(config: DictConfig, key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        node = node._get_node(name)
+    return node
 
 
 def mistaken_option(words: Sequence[str], known: Collection[str]) -> str | None:

@@ -308,7 +308,7 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
         (["+data.sise=8"], "unknown key data.sise"),
         (["epocs=8"], "epocs: there is no such key; did you mean epochs?"),
         (["method=sfp", "method.kappa=1"], "method.kappa: there is no such key; there are method."),
-        (["epochs=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["epochs=many"], "epochs=many: it takes a whole number"),
         (
             ["method=psap", "method.scope=most"],
             "method.scope=most: choose from coupled, all, inner",
