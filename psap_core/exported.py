@@ -3,6 +3,7 @@
 import json
 import math
 import traceback
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from psap_core.inputs import Description, call, copy_network, draw, map_tensors,
 from psap_core.plan import LayerPlan, PrunePlan
 from psap_core.surgery import cut_, smaller_copy
 from psap_core.suspension import (
+    PRUNERS,
     SERVING,
     FilterTensors,
     apply_,
@@ -55,13 +57,29 @@ def export(
     Raises:
         InputError: the plan is of another network, the model's pruned filters are live, or the exported network
             computes something else.
+
+    Warns:
+        UserWarning: a PSAP is still to change the network's plan.
     """
     _require_model_and_plan(model, plan)
+    _warn_unfinished(model, plan)
     groups = _groups_of(model, plan, zero_preserving)
     _check_silent(model, groups, plan)
     small = smaller_copy(model, groups, plan)
     _verify(model, small, plan.inputs)
     return small
+
+
+def _warn_unfinished(model: nn.Module, plan: PrunePlan) -> None:
+    reference = PRUNERS.get(model)
+    pruner = reference() if reference is not None else None
+    if pruner is None or pruner.plan_is_final:
+        return
+    warnings.warn(
+        f"the plan is not final: end_epoch was called {pruner.epochs_done} times, and has to be "
+        f"{pruner.schedule.freeze} times; now it removes {100 * plan.macs_cut:.1f} % of the MACs",
+        stacklevel=3,
+    )
 
 
 def compact_(
@@ -180,6 +198,9 @@ def load_exported(
 ) -> nn.Module:
     """The exported network of a folder, from a freshly built dense network (which is left as it is).
 
+    Returns:
+        A network in evaluation mode.
+
     Raises:
         InputError: the folder holds no export, one of its files was changed, it is of another network, or a value is
             not finite.
@@ -207,7 +228,7 @@ def load_exported(
         raise InputError(
             f"{path} does not match its spec.json here: {' '.join(str(error).split())}"
         ) from error
-    return small
+    return small.eval()
 
 
 def _refuse_other_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

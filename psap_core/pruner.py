@@ -1,9 +1,11 @@
 """PSAP: the glue. Every equation is a function elsewhere; this class decides when, and keeps the snapshots."""
 
 import time
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,6 +25,7 @@ from psap_core.sparsity import FilterRows, weight_sparsity_ratio
 from psap_core.supervision import LossOfBatch, Supervision, choose_restored, pulse
 from psap_core.surgery import cut_
 from psap_core.suspension import (
+    PRUNERS,
     SERVING,
     FilterMask,
     FilterTensors,
@@ -66,6 +69,14 @@ class PruneStep:
     grad_norm_suspended: dict[str, float]
     mask_churn: float
     seconds: float
+
+    def __str__(self) -> str:
+        pruned = sum(map(len, self.plan.pruned.values()))
+        restored = sum(map(len, self.restored.values()))
+        return (
+            f"epoch {self.epochs_done}: {100 * self.plan.macs_cut:.1f} % of the MACs cut, {pruned} filters pruned, "
+            f"{restored} given back"
+        )
 
 
 class PSAP:
@@ -147,6 +158,7 @@ class PSAP:
         self._mask = FilterMask(tensors)
         self._hooks: list[Any] = []
         self._hook()
+        PRUNERS[model] = ref(self)
 
     @property
     def plan_is_final(self) -> bool:
@@ -192,7 +204,16 @@ class PSAP:
             InputError: loss_of_batch is no function, too few batches came, a gradient is missing, it or a weight is
                 not finite, a pulse is due in evaluation mode, something else than the optimiser wrote what silences a
                 pruned filter, or the ranks of a distributed run disagree; the network is then as before the call.
+
+        Warns:
+            UserWarning: at the first call beyond `total_epochs`.
         """
+        if self.epochs_done == self.schedule.total_epochs:
+            warnings.warn(
+                f"end_epoch is called more than total_epochs={self.schedule.total_epochs} times: it belongs after an "
+                "epoch, not after a batch",
+                stacklevel=2,
+            )
         tensors = {} if self.is_compact else self._silent_tensors()
         if self.settings.protection and not isinstance(batches, Iterable | Sequence):
             raise InputError(f"batches must be an iterable of them, not {type(batches).__name__}")

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakSet
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from psap_core.plan import PrunePlan
 from psap_core.sparsity import FilterRows
 
 SERVING: WeakSet[Optimizer] = WeakSet()  # optimisers whose steps a PSAP follows
+PRUNERS: WeakKeyDictionary[nn.Module, ReferenceType[Any]] = WeakKeyDictionary()  # a network's PSAP
 
 
 @dataclass(frozen=True)

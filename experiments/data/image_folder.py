@@ -167,6 +167,17 @@ class EvaluationViews(Dataset[Views]):
         )
 
 
+def read_image(path: Path, size: int, turn: bool) -> Tensor:
+    """One file as it is evaluated, uint8 [1, S, S, 3]. Raises InputError where it cannot be read."""
+    files = Files(np.array([os.fsencode(path)]), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    images, _, failures = read_views(
+        "", files, size, turn, lambda _, image: evaluation_view(image, size)
+    )
+    for failure in failures:
+        raise InputError(f"{path} cannot be read: {failure.reason}")
+    return images
+
+
 def _loader(
     rows: Dataset[Views], items: Iterable[Any], device: torch.device, workers: int
 ) -> DataLoader[Views]:

@@ -60,9 +60,14 @@ def training_view(
     return (view.flip(3) if mirrored else view)[0].permute(1, 2, 0).numpy()
 
 
+def shorter_side(size: int) -> int:
+    """Pixels of an image's shorter side of which S x S are cropped: 256 for 224, as is usual."""
+    return round(size * 256 / 224)
+
+
 def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The central S x S pixels of the image with 256 / 224 S pixels on its shorter side, uint8 [S, S, 3]."""
-    short = round(size * 256 / 224)
+    """The central S x S pixels of the image scaled to `shorter_side`, uint8 [S, S, 3]."""
+    short = shorter_side(size)
     scaled = [int(short * side / min(image.size)) for side in image.size]
     resized = _rgb(image).resize((scaled[0], scaled[1]), Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in scaled)

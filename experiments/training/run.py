@@ -11,6 +11,7 @@ from torch import nn
 from experiments import models
 from experiments.data import ImageFolder, TensorImages
 from experiments.data.base import Normalisation
+from experiments.data.transforms import shorter_side
 from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Callback, Method, Metrics
 from experiments.methods.registry import make_method
@@ -404,6 +405,11 @@ def _save_exported(
     }
     if isinstance(dataset, ImageFolder):
         described["class_names"] = dataset.class_names
+        described["preprocessing"] = {
+            "turned_upright": dataset.turn,
+            "shorter_side": shorter_side(dataset.size),
+            "size": dataset.size,
+        }
     if network.weights is not None and Path(network.weights).is_dir():
         _copy_exported(Path(network.weights), folder / "start")
     save_exported(folder, small, plan, described)

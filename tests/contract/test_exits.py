@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,19 @@ def python(program):
 def test_ctrl_c_while_a_command_imports_leaves_no_traceback():
     done = python("import experiments; os.kill(os.getpid(), signal.SIGINT)")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("package", ["experiments", "analysis"])
+def test_an_environment_without_the_suites_packages_is_refused_in_one_sentence(package):
+    done = python(
+        "import importlib.util as util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'hydra' else find(name, *rest)\n"
+        f"import {package}"
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        "error: .* after `make setup`, with `source .venv/bin/activate`\n", done.stderr
+    )
 
 
 def test_ctrl_c_before_the_training_is_one_sentence():

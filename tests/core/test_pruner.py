@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -354,6 +355,40 @@ def test_it_works_under_autocast(scope: Scope) -> None:
     export(run.model, run.pruner.plan)
 
 
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_an_export_before_the_freeze_is_warned_of(epochs: int) -> None:
+    run = Run()
+    for _ in range(epochs):
+        run.epoch()
+    with pytest.warns(UserWarning, match=f"end_epoch was called {epochs} times, and has to be 5"):
+        export(run.model, run.pruner.plan)
+    run.to_the_end()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(run.model, run.pruner.plan)
+
+
+def test_end_epoch_after_every_batch_is_warned_of_once() -> None:
+    run = Run().to_the_end()
+    with pytest.warns(UserWarning, match=f"more than total_epochs={EPOCHS} times"):
+        run.epoch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.epoch()
+
+
+def test_a_step_is_printed_on_one_line() -> None:
+    run = Run()
+    while not any(run.steps):
+        run.epoch()
+    step = run.steps[-1]
+    pruned = sum(len(filters) for filters in step.plan.pruned.values())
+    restored = sum(len(filters) for filters in step.restored.values())
+    cut = f"{100 * step.plan.macs_cut:.1f} % of the MACs cut"
+    assert str(step) == f"epoch 1: {cut}, {pruned} filters pruned, {restored} given back"
+
+
+@pytest.mark.filterwarnings("ignore:end_epoch is called more than")
 def test_epochs_after_the_schedule_do_nothing() -> None:
     run = Run().to_the_end()
     plan = run.pruner.plan
