@@ -25,7 +25,6 @@ from experiments.help import options
 
 WANTED = {  # what a recipe may leave open
     "data.root": "<folder with a folder of images per class>",
-    "model.name": "<name of a network of timm or torchvision>",
     "method.run": "<folder of a finished run>",
 }
 Compose = Callable[[Sequence[str]], DictConfig]

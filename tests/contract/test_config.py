@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from analysis.recorded import read_results
@@ -296,6 +297,15 @@ def test_learning_rate_and_weight_decay_of_the_fields_recipe():
     }
     assert decays[True] == [(1, 5e-4)] * 3 + [(4, 5e-4)]
     assert decays[False] == [(1, 0.0)] * 3 + [(4, 5e-4)]
+
+
+def test_the_network_that_is_chosen_is_the_one_that_trains():
+    """A recipe that named one itself would overrule `model=`."""
+    for recipe in RECIPES:
+        content = yaml.safe_load((PACKAGE / "conf" / "experiment" / f"{recipe}.yaml").read_text())
+        assert "name" not in content.get("model", {}), recipe
+    chosen = ["experiment=image_folder", "model=mobilenet_v2", "data.root=folder"]
+    assert compose("train", chosen).model.name == "mobilenet_v2"
 
 
 # Bad input: one sentence, exit code 2.
