@@ -71,13 +71,23 @@ def prepared(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them: paths quoted.
 
     Raises:
-        InputError: one is of Hydra itself, which may run anything.
+        InputError: one is of Hydra itself or reads a file from elsewhere, which may run anything, or holds a null
+            character, which no path takes.
     """
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if re.split(r"[./@:]", key)[0] == "hydra":
-            raise InputError(f"{override}: Hydra's own settings are not changed here: leave it out")
+        _refuse_foreign(override)
     return [quoted_path(override) for override in overrides]
+
+
+def _refuse_foreign(override: str) -> None:
+    key, _, value = override.partition("=")
+    key = key.lstrip("+~")
+    if "\0" in override:
+        raise InputError(f"{override!r}: it holds a null character: leave that out")
+    if re.split(r"[./:]", key)[0] == "hydra" or "@" in key:
+        raise InputError(f"{override}: Hydra's own settings are not changed here: leave it out")
+    if (Path(CONF) / key).is_dir() and "/" in value:
+        raise InputError(f"{override}: it is a name, no path; --help lists the names")
 
 
 def quoted_path(word: str) -> str:

@@ -19,20 +19,9 @@ from experiments.help import help_text
 from experiments.mistakes import mistaken_option
 from psap_core import InputError
 
-HYDRAS_OPTIONS = (
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "--resolve",
-    "--package",
-    "--run",
-    "--multirun",
-    "--shell-completion",
-    "--config-path",
-    "--config-name",
-    "--config-dir",
-    "--experimental-rerun",
-    "--info",
+HYDRAS_OPTIONS = (  # and none that reads a configuration from elsewhere, which may run anything
+    *("--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"),
+    *("--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m"),
 )
 
 
@@ -65,7 +54,7 @@ def entry_point(
 
 
 def _options(flags: Collection[str]) -> list[str]:
-    return ["--help", *(f"--{flag}" for flag in flags)]
+    return ["--help", "-h", *(f"--{flag}" for flag in flags)]
 
 
 def _taken(option: str) -> bool:

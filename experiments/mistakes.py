@@ -171,8 +171,8 @@ def mistaken_option(words: Sequence[str], known: Collection[str]) -> str | None:
     """What is wrong with a word like `--hlep`; None: nothing is."""
     for word in words:
         option = word.partition("=")[0]
-        if option.startswith("--") and option not in known:
-            nearest = get_close_matches(option, known, n=1)
+        if option.startswith("-") and option not in known:
+            nearest = get_close_matches(option, known, n=1, cutoff=0.7)
             meant = f"did you mean {nearest[0]}?" if nearest else "--help says what there is"
             return f"{option}: there is no such option; {meant}"
     return None
