@@ -7,6 +7,8 @@ from typing import Any
 
 from psap_core.errors import InputError
 
+LARGEST = 1e30  # no setting is near it, and float32 holds it
+
 
 def require_number(
     name: str,
@@ -20,6 +22,8 @@ def require_number(
 ) -> None:
     """Refuse what is no number in [low, high]; `above` and `below` leave an end out."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and high > LARGEST and abs(value) > LARGEST:
+        raise InputError(f"{name} must be {wanted}, and at most {LARGEST:g}")
     if (
         not is_number
         or not low <= value <= high
@@ -38,9 +42,11 @@ def require_cut(name: str, value: Any) -> None:
 
 
 def require_whole(name: str, value: Any, low: int) -> None:
-    """Refuse what is no whole number from `low` on."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+    """Refuse what is no whole number from `low` on, or more than 64 bits hold."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:
         raise InputError(f"{name} must be an integer from {low}, not {value!r}")
+    if int(value) >= 2**63:
+        raise InputError(f"{name} must be an integer below 2^63")
 
 
 def require_time(name: str, value: Any) -> None:
@@ -52,7 +58,7 @@ def require_time(name: str, value: Any) -> None:
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(
             f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
         )

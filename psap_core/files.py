@@ -20,12 +20,15 @@ def read_plain(path: Path) -> bytes:
     """The content of a file; a pipe or a device, which may have no end, is refused.
 
     Raises:
-        OSError: there is no such file, or it is no plain one.
+        OSError: there is no such file, it is no plain one, or larger than the memory.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     refuse_special(descriptor, path)
     with open(descriptor, "rb") as file:
-        return file.read()
+        try:
+            return file.read()
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
 
 
 def refuse_special(descriptor: int, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psap_core.checks import require_whole
 from psap_core.errors import InputError
 
 Example = Any  # a tensor, or a tuple (positional) or dictionary (by name) of what forward takes
@@ -74,6 +75,36 @@ def describe(example: Example) -> Description:
     raise InputError(
         f"example_input holds a {type(example).__name__}: tensors, numbers, text and None are possible"
     )
+
+
+def require_description(description: Any) -> None:
+    """Raise InputError for what `describe` cannot have made."""
+    if not isinstance(description, Mapping):
+        raise InputError(f"the description of the inputs is no dictionary, but {description!r:.60}")
+    for name in ("by_name", "in_order"):
+        if name in description:
+            parts = description[name]
+            for part in parts.values() if isinstance(parts, Mapping) else parts:
+                require_description(part)
+            return
+    if "value" not in description:
+        _require_tensor(description)
+
+
+def _require_tensor(description: Mapping[str, Any]) -> None:
+    shape, dtype = description.get("shape"), description.get("dtype")
+    if not isinstance(shape, (list, tuple)):
+        raise InputError(f"the shape of an input is no list, but {shape!r:.60}")
+    for size in shape:
+        require_whole("a size of an input", size, 0)
+    if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InputError(f"the type of an input, {dtype!r:.60}, is none of torch's")
+    for name in ("low", "high"):
+        value = description.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{name} of an input is no number, but {value!r:.60}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"{name} of an input is beyond 64 bits")
 
 
 def shapes_of(description: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from psap_core.cost import CostModel
 from psap_core.errors import InputError
 from psap_core.files import sealed, unsealed
 from psap_core.groups import SCOPES, ChannelGroup, Scope
-from psap_core.inputs import Description
+from psap_core.inputs import Description, require_description
 
 Unit = Literal["macs", "filters"]
 
@@ -26,7 +26,7 @@ class LayerPlan:
         pruned: their sorted, distinct indices; at least one filter is kept.
 
     Raises:
-        InputError: the indices are not sorted, distinct and below `filters`, or none is kept.
+        InputError: the indices are not sorted, distinct integers below `filters`, or none is kept.
     """
 
     name: str
@@ -34,6 +34,18 @@ class LayerPlan:
     pruned: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InputError(f"a layer's name is a text, not {self.name!r}")
+        require_whole(f"filters of {self.name!r}", self.filters, 1)
+        if not isinstance(self.pruned, Iterable):
+            raise InputError(
+                f"pruned filters of {self.name!r} are a list of integers, not {self.pruned!r}"
+            )
+        pruned = tuple(self.pruned)
+        for index in pruned:
+            require_whole(f"a pruned filter of {self.name!r}", index, 0)
+        object.__setattr__(self, "filters", int(self.filters))  # whatever types numpy has
+        object.__setattr__(self, "pruned", tuple(map(int, pruned)))
         if list(self.pruned) != [f for f in sorted(set(self.pruned)) if f in range(self.filters)]:
             raise InputError(
                 f"pruned filters of {self.name!r} are not sorted, distinct and in 0..{self.filters - 1}"
@@ -78,6 +90,14 @@ class PrunePlan:
         require_whole("the plan's macs", self.macs, 0)
         require_whole("the plan's dense_macs", self.dense_macs, 1)
         require_number("the plan's target_cut", self.target_cut, 0, 1, "a share in [0, 1]")
+        require_description(self.inputs)
+        object.__setattr__(self, "macs", int(self.macs))
+        object.__setattr__(self, "dense_macs", int(self.dense_macs))
+        object.__setattr__(self, "target_cut", float(self.target_cut))
+        if self.macs > self.dense_macs:
+            raise InputError(
+                f"the plan's macs, {self.macs}, are more than the dense network's {self.dense_macs}"
+            )
 
     @property
     def macs_cut(self) -> float:

@@ -444,11 +444,7 @@ class PSAP:
         """
         if not isinstance(state, Mapping):
             raise InputError(f"the pruner's state must be a dictionary, not {type(state).__name__}")
-        was, now = state.get("settings", {}), self._identity()
-        for name in [name for name in now | was if was.get(name) != now.get(name)]:
-            raise InputError(
-                f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
-            )
+        self._check_settings(state.get("settings", {}))
         _check_state(state, self.schedule.total_epochs)
         plan = PrunePlan.from_json(state["plan"])
         if self.is_compact and (not state["is_compact"] or plan.digest != self.plan.digest):
@@ -461,6 +457,7 @@ class PSAP:
                 self._mask.set_(plan.pruned)
                 self._cut_()
             return
+        self._check_snapshots(state, plan)
         self._mask.set_(plan.pruned)
         if not self._mask.holds():
             self._mask.set_(self.plan.pruned)
@@ -473,6 +470,25 @@ class PSAP:
             saved = state["snapshots"].get(name, {})
             rows = {key: tensor.to(device, copy=True) for key, tensor in saved.items()}
             self._snapshots[name] = Snapshot(pruned if rows else (), rows)
+
+    def _check_settings(self, was: Any) -> None:
+        if not isinstance(was, dict):
+            raise InputError("the pruner's state is damaged: its settings are no dictionary")
+        now = self._identity()
+        for name in now | was:
+            if was.get(name) != now.get(name):
+                raise InputError(
+                    f"the pruner's state was saved with {name} {was.get(name)}, this run has {now.get(name)}"
+                )
+
+    def _check_snapshots(self, state: Mapping[str, Any], plan: PrunePlan) -> None:
+        tensors = self._tensors()
+        plan.match(self.groups)
+        is_frozen = state["epochs_done"] >= self.schedule.freeze
+        for name, pruned in plan.pruned.items():
+            rows = state["snapshots"].get(name, {})
+            if rows or (pruned and not is_frozen):
+                _check_snapshot(name, rows, tensors[name], pruned)
 
     def _identity(self) -> dict[str, Any]:
         """What two runs must share so that one may continue the other, by name."""
@@ -575,6 +591,23 @@ def _check_state(state: Mapping[str, Any], total_epochs: int) -> None:
     snapshots = state["snapshots"]
     if not isinstance(snapshots, Mapping) or not all(map(_is_snapshot, snapshots.values())):
         raise InputError("the pruner's state is damaged: it holds no snapshots")
+
+
+def _check_snapshot(
+    group: str, rows: Mapping[str, Tensor], tensors: FilterTensors, filters: Sequence[int]
+) -> None:
+    """Refuse rows that are not those of a group's suspended filters. Optimiser state may exist yet, or not."""
+    index = tensors.index(filters)
+    expected = tensors.parameters | tensors.buffers
+    if not expected.keys() <= rows.keys():
+        raise InputError(f"the pruner's state is damaged: its snapshot of {group!r} lacks tensors")
+    for name, own in tensors.everything.items():
+        saved, own_rows = rows.get(name), own.take(index)
+        if saved is not None and (saved.shape, saved.dtype) != (own_rows.shape, own_rows.dtype):
+            raise InputError(
+                f"the pruner's state is damaged: its snapshot of {name!r} is {saved.dtype} {[*saved.shape]}, not "
+                f"{own_rows.dtype} {[*own_rows.shape]}"
+            )
 
 
 def _is_snapshot(saved: Any) -> bool:

@@ -95,7 +95,7 @@ class Settings:
         _ = self.schedule
 
     def _make_plain(self) -> None:
-        """Numbers of other types (numpy's) become Python's own, which every state file takes; names become a tuple."""
+        """Numbers and texts of other types (numpy's) become Python's own, which every state file takes."""
         for name, value in vars(self).items():
             if isinstance(value, bool):
                 continue
@@ -103,6 +103,8 @@ class Settings:
                 object.__setattr__(self, name, int(value))
             elif isinstance(value, numbers.Real):
                 object.__setattr__(self, name, float(value))
+            elif isinstance(value, str):
+                object.__setattr__(self, name, plain_text(value))
         object.__setattr__(self, "exclude", names(self.exclude))
 
     @property
@@ -146,4 +148,9 @@ def names(exclude: Any) -> tuple[str, ...]:
         raise InputError(f"exclude must be a list of names: [{exclude!r}]")
     if not isinstance(exclude, Collection) or not all(isinstance(name, str) for name in exclude):
         raise InputError(f"exclude must be a list of names of modules, not {exclude!r}")
-    return tuple(exclude)
+    return tuple(plain_text(name) for name in exclude)
+
+
+def plain_text(text: str) -> str:
+    """Python's own string, of an enumeration's member or numpy's, too."""
+    return str.__str__(text)

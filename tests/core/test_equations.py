@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -565,13 +566,29 @@ def test_json_that_is_no_plan_is_refused(text: str) -> None:
         {"scope": "most"},
         {"layers": [{"name": "stem", "filters": "6", "pruned": []}]},
         {"layers": [{"name": "stem", "filters": 6, "pruned": [6]}]},
+        {"layers": [{"name": None, "filters": 6, "pruned": []}]},
+        {"layers": [{"name": "stem", "filters": True, "pruned": []}]},
+        {"layers": [{"name": "stem", "filters": 6, "pruned": [1.0]}]},
+        {"layers": [{"name": "stem", "filters": 6, "pruned": [True]}]},
+        {"macs": 10**9},
+        {"inputs": {"shape": ["1", "3"], "dtype": "float32", "low": 0.0, "high": 0.0}},
+        {"inputs": {"shape": "13", "dtype": "float32", "low": 0.0, "high": 0.0}},
+        {"inputs": {"shape": [1, 3], "dtype": "float33", "low": 0.0, "high": 0.0}},
+        {"inputs": {"in_order": [{"shape": [1], "dtype": "int64", "low": 0, "high": 10**400}]}},
     ],
-    ids=str,
+    ids=lambda changes: f"{changes!s:.60}",
 )
 def test_a_plan_that_cannot_be_is_refused(changes) -> None:
     content = unsealed(json.loads(plan().to_json()))
     with pytest.raises(InputError):
         PrunePlan.from_json(json.dumps(sealed(content | changes)))
+
+
+def test_a_plan_of_numpys_numbers_is_one_of_pythons() -> None:
+    made = LayerPlan("stem", np.int64(6), (np.int64(1), np.int32(2)))
+    assert made == LayerPlan("stem", 6, (1, 2))
+    whole = plan(layers=(made,), macs=np.int64(5), target_cut=np.float32(0.5))
+    assert PrunePlan.from_json(whole.to_json()) == whole
 
 
 def test_a_long_schedule_takes_no_memory() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import enum
 import functools
 import io
 import math
@@ -40,6 +41,10 @@ EPOCHS = 8
 SCHEDULE = {"total_epochs": EPOCHS, "start": 1, "ramp_end": 4, "freeze": 5}
 # Early training moves ratios and utilities a lot: what a step does is then easy to see.
 DEFAULTS = {"target_macs_cut": 0.5, "min_filters": 1, "pulse_batches": 3, **SCHEDULE}
+
+
+class Word(enum.StrEnum):
+    all = "all"
 
 
 class Run:
@@ -420,6 +425,9 @@ def test_epochs_after_the_schedule_do_nothing() -> None:
         ({"interval": 1.0}, "interval must be an integer from 1, not 1.0"),
         ({"total_epochs": 8.0}, "total_epochs must be an integer from 1, not 8.0"),
         ({"kappa": float("inf")}, "kappa must be above 0"),
+        ({"kappa": 10**400}, "kappa must be above 0, and at most 1e"),
+        ({"pulse_batches": 10**30}, r"pulse_batches must be an integer below 2\^63"),
+        ({"scope": np.array(["all"])}, "scope must be coupled, all or inner"),
         ({"pulse_batches": 1}, "pulse_batches must be an integer from 2"),
         ({"pulse_batches": 3.0}, "pulse_batches must be an integer from 2"),
         ({"margin": 1.1}, "margin must be"),
@@ -470,7 +478,12 @@ def test_numbers_of_other_types_are_taken_as_they_are_meant() -> None:
     settings = Settings(target_macs_cut=np.float32(0.5), round_to=np.int64(2), **shared)
     assert settings == Settings(target_macs_cut=0.5, round_to=2, **SCHEDULE | {"start": 1})
     assert {type(settings.start), type(settings.round_to)} == {int}
-    saved = Run(target_macs_cut=np.float64(0.5), alpha=np.float32(1))
+    texts = {"scope": Word.all, "fan": np.str_("in"), "exclude": np.array(["stem"])}
+    plain = {
+        type(value) for value in vars(Settings(target_macs_cut=0.5, **texts, **SCHEDULE)).values()
+    }
+    assert plain == {str, int, float, bool, tuple, type(None)}
+    saved = Run(target_macs_cut=np.float64(0.5), alpha=np.float32(1), scope=Word.all)
     saved.epoch()
     buffer = io.BytesIO()
     torch.save(saved.pruner.state_dict(), buffer)
@@ -684,6 +697,7 @@ def test_state_of_another_network_or_configuration() -> None:
         ({"snapshots": None}, "it holds no snapshots"),
         ({"snapshots": {"stem": {"stem.weight": 1}}}, "it holds no snapshots"),
         ({"plan": None}, "not a pruning plan"),
+        ({"settings": None}, "its settings are no dictionary"),
     ],
 )
 def test_a_state_that_no_run_saved(changes, sentence: str) -> None:
@@ -692,6 +706,29 @@ def test_a_state_that_no_run_saved(changes, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         run.pruner.load_state_dict(before | changes)
     assert run.pruner.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rows: {}, "snapshot of 'conv' lacks tensors"),
+        (
+            lambda rows: {name: rows[name][1:] for name in rows},
+            r"snapshot of .* is torch.float32 \[",
+        ),
+        (lambda rows: {name: rows[name].double() for name in rows}, "is torch.float64"),
+    ],
+    ids=["no rows", "a row less", "another type"],
+)
+def test_snapshots_that_are_not_of_the_plans_filters(change, sentence: str) -> None:
+    run = Run(network="own_batch_norm")
+    while not run.pruner.plan.pruned["conv"]:
+        run.epoch()
+    state = run.pruner.state_dict()
+    snapshots = state["snapshots"] | {"conv": change(state["snapshots"]["conv"])}
+    with pytest.raises(InputError, match=sentence):
+        run.pruner.load_state_dict(state | {"snapshots": snapshots})
+    run.pruner.load_state_dict(state)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adafactor, torch.optim.LBFGS])
