@@ -35,7 +35,7 @@ from analysis.results import (
     refuse_incomplete,
 )
 from experiments.runs.checks import mapping_with
-from experiments.runs.files import TEMPORARY, DataError, read_plain, write_atomically
+from experiments.runs.files import TEMPORARY, DataError, parse_yaml, read_plain, write_atomically
 from experiments.runs.identity import digest
 from experiments.runs.provenance import Provenance
 from experiments.runs.summary import RunSummary, parse_summary
@@ -221,8 +221,8 @@ def _value(name: str, text: str) -> Any:
 
 def _read_configs(path: Path) -> dict[str, Any]:
     try:
-        content: Any = yaml.load(read_plain(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = parse_yaml(read_plain(path))
+    except (OSError, ValueError) as error:
         raise _damaged(path, "it cannot be read") from error
     if not isinstance(content, dict) or not all(map(mapping_with(IDENTITY), content.values())):
         raise _damaged(path, "a cell is no configuration")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from experiments.exits import one_sentence
 from experiments.runs.checks import (
@@ -21,7 +20,7 @@ from experiments.runs.checks import (
     optional,
 )
 from experiments.runs.done import read_done, refuse_damage
-from experiments.runs.files import DataError, read_plain
+from experiments.runs.files import DataError, parse_json, parse_yaml, read_plain
 from experiments.runs.provenance import Provenance, provenance_of
 from experiments.runs.summary import RunSummary, parse_summary
 
@@ -146,7 +145,12 @@ def read_run(folder: Path) -> Run:
 def _content(path: Path) -> dict[str, Any]:
     """The mapping in a JSON or YAML file."""
     data = read_plain(path)
-    content: dict[str, Any] = yaml.safe_load(data) if path.suffix == ".yaml" else json.loads(data)
+    if path.suffix != ".yaml":
+        return parse_json(data, path)
+    try:
+        content: dict[str, Any] = parse_yaml(data)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
     return content
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from experiments import data, models
 from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
+from experiments.runs.files import parse_yaml, read_plain, read_sealed
 from experiments.runs.summary import read_finished
 from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig, OwnFolderConfig
 from experiments.training.devices import configure, reading_workers
@@ -50,6 +50,8 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
     dataset = data.load_dataset(
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )
+    if cfg.run is not None:
+        _refuse_other_data(Path(cfg.run), dataset.digest)
     if cfg.run is None:
         model, normalisation = models.start(
             cfg.model, dataset.image_shape[0], dataset.classes, dataset.image_shape[-1]
@@ -61,6 +63,15 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         "test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world)
     )
     return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
+
+
+def _refuse_other_data(run: Path, present: str) -> None:
+    trained = read_sealed(run / "manifest.json", "data_sha256")["data_sha256"]
+    if present != trained:
+        raise InputError(
+            f"{run} belongs to the data of SHA-256 {trained}, and {present} is what lies there: bring the former, or "
+            "name their folder with data.root"
+        )
 
 
 def _refuse_what_a_run_decides(cfg: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -78,14 +89,13 @@ def recorded_data(folder: Path, root: str) -> DataConfig:
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml")
     try:
-        loaded: Any = OmegaConf.load(path)
+        loaded = OmegaConf.create(parse_yaml(read_plain(path)))
         recorded = loaded["data"]
         kind = _kind_of_data(recorded)
         elsewhere = {} if Path(recorded["root"]).exists() else {"root": root}
         return OmegaConf.to_object(OmegaConf.merge(kind, recorded, elsewhere))  # type: ignore[return-value]
     except (
         OSError,
-        YAMLError,
         OmegaConfBaseException,
         LookupError,
         TypeError,

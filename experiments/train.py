@@ -37,15 +37,19 @@ def train(cfg: Config) -> Path:
     _refuse_impossible(cfg)
     record = Record(cfg)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if alone and record.done:
+
+    def answer() -> None:
         refuse_damage(record.folder)
         _refuse_other_data(cfg, record)
         record.adopt(cfg.suite, cfg.cell)
+
+    if alone and record.done:
+        answer()
     else:
         # What only has to be answered imports no training.
         from experiments.training.run import train_here
 
-        train_here(cfg, record)
+        train_here(cfg, record, answer)
     if cfg.onnx and int(os.environ.get("RANK", 0)) == 0:
         _write_onnx(record.folder / "export")
     return record.folder

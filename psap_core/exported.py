@@ -169,7 +169,7 @@ def save_exported(
         _require_model_and_plan(small, plan)
     _refuse_another_size(small, rounds[-1])
     try:
-        _refuse_not_finite(small, small.state_dict())
+        refuse_not_finite(small, small.state_dict())
     except RuntimeError as error:
         raise InputError(f"{error}: the training has diverged") from error
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in small.state_dict().items()}
@@ -219,8 +219,8 @@ def load_exported(
     try:
         tensors = safetensors.torch.load(weights)
         state = small.state_dict()  # which has the versions that some classes ask for
-        _refuse_other_kinds(tensors, state)
-        _refuse_not_finite(small, tensors)
+        refuse_other_kinds(tensors, state)
+        refuse_not_finite(small, tensors)
         state.clear()
         state.update(tensors)
         small.load_state_dict(state)
@@ -231,7 +231,7 @@ def load_exported(
     return small.eval()
 
 
-def _refuse_other_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def refuse_other_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise RuntimeError where a tensor is of another kind of number than the network's."""
     for name, tensor in tensors.items():
         own = expected.get(name)
@@ -239,7 +239,7 @@ def _refuse_other_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Te
             raise RuntimeError(f"{name} holds {tensor.dtype}, the network has {own.dtype}")
 
 
-def _refuse_not_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def refuse_not_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise RuntimeError where a parameter is not finite; a buffer may be infinite, as masks are, but no NaN."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in tensors.items():

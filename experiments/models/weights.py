@@ -1,9 +1,12 @@
 """The weights that a network starts from: fresh, published, of a file, or an exported network."""
 
+import io
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -16,7 +19,8 @@ from experiments.models.torchvision_nets import TORCHVISION_WIDEST
 from experiments.runs.files import is_published
 from experiments.schema import ModelConfig, Package, PackageModelConfig, ResNetConfig, Shortcut
 from psap_core import InputError, load_exported
-from psap_core.exported import read_plans, read_spec
+from psap_core.exported import read_plans, read_spec, refuse_not_finite, refuse_other_kinds
+from psap_core.files import read_plain
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -55,6 +59,11 @@ def start(
         normalisation = expected_normalisation(model, channels)
     if new_classifier:
         _keep_own_classifier(model, state, classes, cfg.weights)
+    try:
+        refuse_other_kinds(state, model.state_dict())
+        refuse_not_finite(model, state)
+    except RuntimeError as error:
+        raise InputError(f"model.weights={cfg.weights} is damaged: {error}") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -213,11 +222,12 @@ def image_shape(folder: Path) -> tuple[int, ...]:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
     try:
+        data = read_plain(path)
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return _published(tensors, file.metadata() or {})
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+                return _published(safetensors.torch.load(data), file.metadata() or {})
+        _refuse_compressed(data)
+        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make torch.load raise anything
         raise InputError(
             f"model.weights={path} is no readable weights file: {str(error).split('. ')[0]}"
@@ -230,6 +240,16 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Normalisation | None]:
     if not named:
         raise InputError(f"model.weights={path} is not a dictionary of named tensors")
     return _published(state, {})
+
+
+def _refuse_compressed(data: bytes) -> None:
+    """A small archive that would fill the memory; torch writes none."""
+    file = io.BytesIO(data)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > len(data):
+            raise InputError(f"it holds {size:,} bytes in {len(data):,}, as torch writes none")
 
 
 def _published(

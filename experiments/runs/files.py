@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from psap_core import InputError
 from psap_core.files import TEMPORARY as TEMPORARY
 from psap_core.files import read_plain as read_plain  # for analysis, too, which knows no psap_core
 from psap_core.files import unsealed
 from psap_core.files import write_atomically as write_atomically
 
+DEEPEST = 50  # nesting of YAML files
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -39,6 +42,29 @@ def parse_json(data: bytes, path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in content]:
         raise DataError(f"{path} is damaged: it has no {missing[0]!r}")
     return content
+
+
+def parse_yaml(data: bytes) -> Any:
+    """What YAML text says. Aliases, which can stand for more than any memory holds, and deep nesting are refused.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    try:
+        for event in yaml.parse(data, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it has an alias, *{event.anchor}: write out what it stands for")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} times")
+        return yaml.load(data, loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def read_sealed(path: Path, *keys: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The run folder: everything that a run leaves behind."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from experiments.runs.done import NAME, read_done, refuse_another_file, write_done
-from experiments.runs.files import DataError, parse_json, read_sealed
+from experiments.runs.files import DataError, parse_json, parse_yaml, read_sealed
 from experiments.runs.identity import config_hash, identity
 from experiments.runs.provenance import code_version, versions
 from experiments.runs.summary import RunSummary, read_summary
@@ -40,6 +41,7 @@ FIXED_FACTS = {
 }
 EXPORTED_FILES = ("spec.json", "weights.safetensors")
 SESSIONS_OWN = ("config.yaml", "manifest.json")  # written anew by every session
+LONGEST_NOTE = 10_000  # bytes of an error's sentence
 LOCK_SECONDS = 10  # patience with whoever holds the folder
 
 
@@ -178,6 +180,10 @@ class Record:
             earlier = manifest["sessions"]
             devices = dict.fromkeys([*manifest["device"].split("; "), facts["device"]])
             facts = {**facts, "device": "; ".join(devices)}
+        elif any(checkpoint.exists() for checkpoint in self.checkpoints):
+            raise InputError(
+                f"{self.folder} is half-written: manifest.json is missing; copy the run again, or move the folder away"
+            )
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(cfg)).encode())
         facts = dict(facts)
         session = {
@@ -196,7 +202,9 @@ class Record:
         try:
             lock = _no_link(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise InputError(f"{path} is no file of ours ({error.strerror}): remove it") from error
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR):
+                raise InputError(f"{path} is no file of ours: remove it") from error
+            raise
         patience = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -282,6 +290,7 @@ class Record:
         self.refuse_moved()
         last, previous = self.checkpoints
         make_folder(last.parent)
+        _refuse_link(last.parent)
         write_atomically(last, data, previous=previous)
 
     def forget_newer_checkpoints(self, used: Path) -> None:
@@ -290,6 +299,13 @@ class Record:
             if path == used:
                 return
             path.unlink(missing_ok=True)
+
+    def export_folder(self) -> Path:
+        """Where the exported network goes; raises InputError where something else may lie there."""
+        self.refuse_moved()
+        folder = self.folder / "export"
+        _refuse_link(folder)
+        return folder
 
     def add_export(self) -> None:
         """Count the files of the exported network, which are there now, among the run's."""
@@ -309,7 +325,7 @@ class Record:
     @property
     def interrupted_at(self) -> str:
         """When it was, in ns: two interruptions of a run differ."""
-        return (self.folder / "interrupted").read_text()
+        return self._note("interrupted")
 
     def fail(self, reason: str) -> None:
         """Remember the error that ended the run, or kept it from beginning; not if another process trains or did it."""
@@ -323,11 +339,20 @@ class Record:
     @property
     def error(self) -> str:
         """Why a run has failed or was refused."""
-        return (self.folder / "failed").read_text()
+        return self._note("failed")
+
+    def _note(self, name: str) -> str:
+        """The text in a small file of the run, whatever lies in its place."""
+        path = self.folder / name
+        try:
+            with open(path, "rb", opener=_no_link) as file:
+                return file.read(LONGEST_NOTE).decode(errors="replace")
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
 
     def adopt(self, suite: str | None, cell: str | None) -> None:
         """Say of a finished run that was trained for no table for which one it counts."""
-        if suite is None:
+        if suite is None or read_summary(self.folder).suite is not None:
             return
         self._lock = self._take_lock()
         try:
@@ -341,7 +366,7 @@ class Record:
         self._digests = read_done(self.folder)
         # Killed from here on, the run is one that the same command finishes.
         (self.folder / NAME).unlink()
-        config = OmegaConf.load(self.folder / "config.yaml")
+        config = OmegaConf.create(parse_yaml(read_plain(self.folder / "config.yaml")))
         config.update({"suite": summary.suite, "cell": summary.cell})
         self._write("config.yaml", OmegaConf.to_yaml(config).encode())
         self.save_summary(summary)
@@ -376,6 +401,7 @@ class Record:
         self.refuse_moved()
         path = self.folder / name
         make_folder(path.parent)
+        _refuse_link(path.parent)
         write_atomically(path, data)
         self._digests[name] = sha256(data)
 
@@ -400,12 +426,17 @@ class Record:
     def _refuse_links(self) -> None:
         """What the run writes stays in its folder. What a killed process left half-written goes."""
         mirror = self.folder / "wandb"  # which has links of its own inside
-        for path in self.folder.rglob("*"):
-            if path.is_symlink() and mirror not in path.parents:
-                raise InputError(f"{path} is a link, which is not followed: remove it")
+        for path in (self.folder, *self.folder.rglob("*")):
+            if mirror not in path.parents:
+                _refuse_link(path)
         for path in self.folder.rglob(TEMPORARY):
             if mirror not in path.parents:
                 path.unlink()
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, which is not followed: remove it")
 
 
 def _no_link(path: Path | str, flags: int) -> int:

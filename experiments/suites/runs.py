@@ -136,7 +136,7 @@ class SuiteRun:
         own = [f"experiment={self.cell.recipe}", *self.cell.overrides, f"seed={self.seed}"]
         if self.plan_of is not None:
             own.append(f"method.run={self.plan_of.record.folder}")
-        place = [f"suite={self.runs.suite.name}", f"cell='{self.cell.name}'"]
+        place = [f"suite='{self.runs.suite.name}'", f"cell='{self.cell.name}'"]
         return [*own, *place, *self.runs.extra]
 
     @cached_property

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.runs.checks import plain_name
+from experiments.runs.files import parse_yaml
 from psap_core import InputError
 from psap_core.files import read_plain
 
@@ -73,13 +72,13 @@ def read_suite(name: str) -> Suite:
     """
     path = Path(name) if name.endswith(".yaml") else SUITES / f"{name}.yaml"
     try:
-        content: Any = yaml.safe_load(read_plain(path))
+        content = parse_yaml(read_plain(path))
     except FileNotFoundError as error:
         raise InputError(
             f"there is no suite {name!r}: it must be one of {', '.join(suite_names())}, or the path of a file"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} is no suite: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no suite: {error}") from error
     try:
         suite = _suite(path.stem, content)
         _check(suite)

@@ -33,7 +33,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged, or not a checkpoint of format {FORMAT!r}")
     if digest != sha256(content):
         raise InputError(f"{path} is damaged: its content is not that of its SHA-256")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make it raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no checkpoint of this suite: {reason}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is no checkpoint of this suite: it holds no dictionary")
     return state
 
 

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from psap_core.files import read_plain
+
 
 def _bar(live: bool) -> Progress:
     return Progress(
@@ -56,7 +58,15 @@ class SuiteProgress:
             self.bar.update(self.task, completed=self._done())
 
     def _done(self) -> int:
-        return sum(file.read_bytes().count(b"\n") for file in self.files if file.exists())
+        return sum(map(_lines, self.files))
+
+
+def _lines(path: Path) -> int:
+    """Of a file; none where it is not there, or something else lies in its place."""
+    try:
+        return read_plain(path).count(b"\n")
+    except OSError:
+        return 0
 
 
 class RunProgress:

@@ -1,5 +1,6 @@
 """One training, from the data to the exported network: what `experiments.train` does for a run that is not done."""
 
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,11 +37,16 @@ from psap_core import InputError, PrunePlan, export, export_error, macs, params,
 from psap_core.files import make_folder, read_plain, write_atomically
 
 
-def train_here(cfg: Config, record: Record) -> None:
-    """Train (or continue) a run on this process's device, with the other processes that torchrun started."""
+def train_here(cfg: Config, record: Record, answer: Callable[[], None]) -> None:
+    """Train (or continue) a run on this process's device, with the other processes that torchrun started.
+
+    Args:
+        answer: is called instead, by the first of them, where the run is done.
+    """
     with distributed.join() as world:
         device = configure(cfg.runtime, world)
         if any(world.gather(record.done)):
+            world.first(answer)
             return
         with closing(record), StopSignals() as signals:
             try:
@@ -266,9 +272,8 @@ def _save_results(
     dataset = training.setup.dataset
     plan = training.method.plan
     small_macs = macs(small, training.setup.example)
-    record.refuse_moved()
     _save_exported(
-        record.folder / "export",
+        record.export_folder(),
         training.setup.network,
         small,
         plan,

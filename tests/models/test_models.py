@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from experiments import models
+from experiments.configuration import compose
 from experiments.evaluate import evaluate_run as evaluate
 from experiments.methods.sfp import SFP
 from experiments.methods.thin import network_macs, thin_model
@@ -295,6 +297,45 @@ def test_peers_prune_one_share_of_every_layer_under_the_budget_that_psap_has(tar
     assert max(share - step for share, step in shares) <= min(
         share + step for share, step in shares
     )
+
+
+def nan_in_it(state):
+    state["conv1.weight"][0] = float("nan")
+
+
+def bytes_of_integers(state):
+    state["conv1.weight"] = state["conv1.weight"].view(torch.int32)
+
+
+def complex_numbers(state):
+    state["conv1.weight"] = state["conv1.weight"].to(torch.complex64)
+
+
+@pytest.mark.parametrize("change", [nan_in_it, bytes_of_integers, complex_numbers])
+def test_weights_that_are_no_numbers_of_the_network_are_refused(change, tmp_path):
+    cfg = compose("train", ["experiment=digits_resnet20", "model.width=0.25"]).model
+    state = models.build(cfg, 1, 10).state_dict()
+    change(state)
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"weights\.pt is damaged: conv1\.weight holds"):
+        models.start(replace(cfg, weights=str(path)), 1, 10)
+
+
+def test_weights_that_would_fill_the_memory_or_never_end_are_refused(tmp_path):
+    cfg = compose("train", ["experiment=digits_resnet20", "model.width=0.25"]).model
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    for name in ("pipe.pt", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+    for name, reason in (
+        ("bomb.pt", "it holds 10,000,000 bytes in"),
+        ("pipe.pt", "no plain file"),
+        ("pipe.safetensors", "no plain file"),
+    ):
+        with pytest.raises(InputError, match=f"{name} is no readable weights file: .*{reason}"):
+            models.start(replace(cfg, weights=str(tmp_path / name)), 1, 10)
 
 
 def test_weights_of_another_architecture_and_no_weights_are_refused(tmp_path):

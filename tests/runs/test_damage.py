@@ -1,6 +1,7 @@
 """Whatever is damaged, moved or planted in a run's folder: it is named, or the run goes on as it would have."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -8,17 +9,25 @@ import shutil
 import stat
 
 import pytest
+import torch
 
 from analysis.results import read_run
 from experiments import evaluate, export, train
 from experiments.configuration import compose
+from experiments.data import TensorImages
 from experiments.runs.done import read_done
 from experiments.runs.folder import Record
-from experiments.training import run
+from experiments.training import checkpoint, run
 from experiments.training.checkpoint import load_checkpoint
 from psap_core import InputError
-from psap_core.files import write_atomically
+from psap_core.files import sha256, write_atomically
 from tests.helpers import refusal, small, state_of
+
+
+def torch_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def run_of(runs_dir, *extra):
@@ -181,6 +190,47 @@ def test_two_damaged_checkpoints_are_refused(unfinished, tmp_path, monkeypatch):
     assert "previous.pt is damaged" in refusal(train.main, run_of(runs_dir), monkeypatch)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", torch_bytes([1]), torch_bytes(torch.ones(2))])
+def test_a_forged_checkpoint_is_one_sentence(content, tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(f"{checkpoint.FORMAT} {sha256(content)}\n".encode() + content)
+    with pytest.raises(InputError, match=r"last\.pt is no checkpoint of this suite"):
+        load_checkpoint(path)
+
+
+def test_a_run_without_its_manifest_is_not_continued(unfinished, tmp_path, monkeypatch):
+    """Which says what data, how many processes and threads it had."""
+    runs_dir = shutil.copytree(unfinished, tmp_path / "runs")
+    next(runs_dir.rglob("manifest.json")).unlink()
+    assert "manifest.json is missing" in refusal(train.main, run_of(runs_dir), monkeypatch)
+
+
+def test_a_finished_run_of_a_table_is_answered_without_its_lock(finished, tmp_path, monkeypatch):
+    """As on a disk that only reads."""
+    runs_dir = shutil.copytree(finished.parents[2], tmp_path / "runs")
+    words = run_of(runs_dir, "suite=table", "cell=one")
+    folder = train.run(words)
+    monkeypatch.setattr(Record, "_take_lock", lambda _: pytest.fail("locked"))
+    assert train.run(words) == folder
+
+
+def test_processes_of_torchrun_check_a_finished_run_too(finished):
+    """`answer` is what one process does alone."""
+    cfg = train_config(finished.parents[3])
+    record = Record(cfg)
+    record.folder = finished
+    answers = []
+    run.train_here(cfg, record, lambda: answers.append("checked"))
+    assert answers == ["checked"]
+
+
+def test_a_run_is_not_evaluated_on_other_data(finished, monkeypatch):
+    monkeypatch.setattr(TensorImages, "digest", "another")
+    sentence = f"{finished} belongs to the data of SHA-256 .* another is what lies there"
+    with pytest.raises(InputError, match=sentence):
+        evaluate.evaluate_run([f"run={finished}"])
+
+
 def test_adopting_a_run_keeps_its_files_whole(finished, tmp_path):
     runs_dir = shutil.copytree(finished.parents[2], tmp_path / "runs")
     folder = train.run(run_of(runs_dir, "suite=table", "cell=one"))
@@ -276,6 +326,35 @@ def test_what_a_link_leads_to_is_not_touched(name, kind, tmp_path):
     _, sentence = outcome(run_of(tmp_path / "runs"))
     assert sentence == "" or str(folder) in sentence
     assert contents(victim) == before
+
+
+def test_a_link_in_the_place_of_the_runs_folder_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "config.yaml").write_text("precious")
+    folder = Record(train_config(tmp_path)).folder
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(victim)
+    sentence = refusal(train.main, run_of(tmp_path / "runs"), monkeypatch)
+    assert sentence.startswith(f"{folder} is a link")
+    assert contents(victim)["config.yaml"] == b"precious"
+
+
+def test_a_link_that_is_planted_while_the_run_trains_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "spec.json").write_text("precious")
+    original = Record.log
+
+    def plant(record, metrics):
+        if not (record.folder / "export").exists():
+            (record.folder / "export").symlink_to(victim)
+        original(record, metrics)
+
+    monkeypatch.setattr(Record, "log", plant)
+    sentence = refusal(train.main, run_of(tmp_path / "runs"), monkeypatch)
+    assert "export is a link, which is not followed" in sentence
+    assert contents(victim) == {"spec.json": b"precious"}
 
 
 def train_config(tmp_path):

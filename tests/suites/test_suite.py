@@ -13,6 +13,7 @@ from experiments.runs.folder import Record, State
 from experiments.runs.identity import config_hash
 from experiments.suites import launch, spec
 from experiments.suites.runs import runs_of
+from experiments.training.progress import SuiteProgress
 from psap_core import InputError
 from tests.helpers import SMALL, refusal
 
@@ -48,7 +49,7 @@ def test_the_index_counts_cells_and_their_seeds(file, monkeypatch, capsys):
     ]
     shown = said(suite.main, ["show", file, 3, "epochs=2"], monkeypatch, capsys)
     wanted = ["experiment=digits_resnet20", "method=thin", "target_macs_cut=0.6", "seed=3"]
-    assert shown.splitlines() == [*wanted, "suite=two", "cell='thin'", "epochs=2"]
+    assert shown.splitlines() == [*wanted, "suite='two'", "cell='thin'", "epochs=2"]
 
 
 def test_one_run_by_its_index_and_where_it_stands(file, tmp_path, monkeypatch, capsys):
@@ -312,6 +313,57 @@ def test_a_damaged_run_is_that_runs_state_and_is_left_alone(file, tmp_path, monk
     assert said(suite.main, ["launch", *extra, "--launcher", "print"], monkeypatch, capsys) == ""
 
 
+def a_pipe(path):
+    os.mkfifo(path)
+
+
+def a_folder(path):
+    path.mkdir()
+
+
+def no_text(path):
+    path.write_bytes(b"\xff\xfe")
+
+
+def a_huge_file(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize("plant", [a_pipe, a_folder, no_text, a_huge_file])
+@pytest.mark.parametrize(
+    "name", ["failed", "interrupted", "done", "manifest.json", "metrics.jsonl"]
+)
+def test_whatever_lies_in_a_runs_folder_neither_ends_nor_delays_status(
+    name, plant, file, tmp_path, monkeypatch, capsys
+):
+    extra = [f"runs_dir={tmp_path / 'runs'}"]
+    folder = runs_of(str(file), extra)[0].record.folder
+    folder.mkdir(parents=True)
+    plant(folder / name)
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
+    assert len(listed) == 5
+    assert listed[1].endswith("not launched")
+    with SuiteProgress({folder / "metrics.jsonl": 4}):
+        pass
+
+
+def test_a_suite_may_be_called_as_numbers_and_constants_are(tmp_path):
+    for name in ("null", "1e3", "1_0", "true"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(FILE)
+        for run in runs_of(str(path)).all:
+            assert compose("train", run.overrides).suite == run.config.suite == name
+
+
+def test_aliases_in_a_suite_stand_for_no_more_than_the_memory_holds(file, monkeypatch):
+    bomb = "a0: &a0 [x]\n" + "".join(
+        f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 10)
+    )
+    file.write_text(FILE + bomb)
+    assert "it has an alias, *a0" in refusal(suite.main, ["plan", str(file)], monkeypatch)
+
+
 @pytest.mark.parametrize("override", ["seed=5", "++seed=5"])
 def test_a_suite_sets_the_seed_itself(override, file, monkeypatch):
     assert f"{override}: the suite sets seed itself" in refusal(
@@ -344,7 +396,7 @@ def test_a_run_of_any_seed_has_the_configuration_of_its_command(file):
     [
         ("", "it has title, seeds and cells"),
         ("3", "it has title, seeds and cells"),
-        ("[" * 9000, "recursion"),
+        ("[" * 9000, "it is nested more than 50 times"),
         ("title: x\nseeds: 3\ncells: []", "its seeds are a list like"),
         ("title: x\nseeds: [0]\ncells: {a: b}", "its cells are a list like"),
         ("title: x\nseeds: [0]\ncells: [a]", "a cell has name, recipe, overrides"),

@@ -18,9 +18,9 @@ import torch._dynamo  # noqa: F401  (the same)
 
 import psap_core.pruner
 from experiments import train
-from experiments.methods.base import Callback
 from experiments.runs.folder import Record
 from experiments.training import tracking
+from experiments.training.progress import RunProgress
 
 
 def kill() -> None:
@@ -58,8 +58,8 @@ def kill_children(*_: Any) -> None:
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "mid-epoch": lambda: at_call(8, Callback, "after_step"),
-    "mid-epoch, compact": lambda: at_call(18, Callback, "after_step"),
+    "mid-epoch": lambda: at_call(8, RunProgress, "advance"),
+    "mid-epoch, compact": lambda: at_call(18, RunProgress, "advance"),
     "in a pulse": lambda: at_call(2, psap_core.pruner, "pulse"),
     "weights zeroed, plan not saved": lambda: at_call(2, Record, "save_step"),
     "logged, no checkpoint yet": lambda: at_call(2, Record, "save_checkpoint"),
