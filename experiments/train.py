@@ -26,6 +26,8 @@ from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetCon
 from psap_core import InputError
 from psap_core.checks import require_cut, require_packages
 
+MOST_EPOCHS = 1_000_000
+
 
 def run(overrides: Sequence[str]) -> Path:
     """Train (or continue, or find done) the run that these Hydra overrides describe; returns its folder."""
@@ -57,8 +59,8 @@ def train(cfg: Config) -> Path:
 
 def _refuse_impossible(cfg: Config) -> None:
     """What can be said before anything is read, made or imported."""
-    if cfg.epochs < 1:
-        raise InputError(f"epochs={cfg.epochs} must be at least 1")
+    if not 1 <= cfg.epochs <= MOST_EPOCHS:
+        raise InputError(f"epochs={cfg.epochs} must be from 1 to {MOST_EPOCHS:,}")
     if abs(cfg.seed) >= 2**63:
         raise InputError(f"seed={cfg.seed} must lie between -2^63 and 2^63")
     _refuse_other_than_names(cfg)

@@ -223,7 +223,8 @@ def _average_over_ranks_(tensors: Mapping[str, FilterTensors]) -> None:
 def _check_scalar(loss: Any) -> None:
     if not isinstance(loss, Tensor):
         raise InputError(f"loss_of_batch must return a scalar tensor, not a {type(loss).__name__}")
-    if loss.numel() != 1 or not loss.requires_grad or not loss.is_floating_point():
+    is_a_number = loss.numel() == 1 and loss.layout is torch.strided and loss.is_floating_point()
+    if not is_a_number or not loss.requires_grad:
         raise InputError(
             "loss_of_batch must return one real number that has a gradient, "
             f"not a tensor of shape {[*loss.shape]} with requires_grad={loss.requires_grad}"

@@ -10,6 +10,8 @@ from torch.distributions import Beta
 from experiments.schema import OptimConfig
 from psap_core import InputError
 
+SMALLEST_MIXUP = 0.001  # below it no share is drawn that lies between 0 and 1
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -42,6 +44,8 @@ def make_loss(cfg: OptimConfig) -> Loss:
     """Raises InputError where a setting is out of its range."""
     if not 0 <= cfg.label_smoothing < 1:
         raise InputError(f"optim.label_smoothing={cfg.label_smoothing} must be in [0, 1)")
-    if not 0 <= cfg.mixup <= 100:
-        raise InputError(f"optim.mixup={cfg.mixup} must be in [0, 100]; 0.2 is usual")
+    if cfg.mixup != 0 and not SMALLEST_MIXUP <= cfg.mixup <= 100:
+        raise InputError(
+            f"optim.mixup={cfg.mixup} must be 0 or in [{SMALLEST_MIXUP}, 100]; 0.2 is usual"
+        )
     return Loss(cfg.label_smoothing, cfg.mixup)

@@ -10,6 +10,7 @@ from experiments.schema import LRSchedule, OptimConfig, OptimizerName
 from psap_core import InputError
 
 ADAMW_SECOND_DECAY = 0.999  # torch's
+LARGEST_LR = 1e6  # far beyond what trains
 
 
 def make_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
@@ -19,7 +20,7 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
         InputError: a setting is out of its range.
     """
     for name, valid, required in (
-        ("lr", 0 < cfg.lr < math.inf, "finite and above 0"),
+        ("lr", 0 < cfg.lr <= LARGEST_LR, f"above 0 and at most {LARGEST_LR:g}"),
         ("lr_batch", cfg.lr_batch is None or cfg.lr_batch >= 1, "at least 1, or null"),
         ("momentum", 0 < cfg.momentum < 1, "inside (0, 1)"),
         ("weight_decay", 0 <= cfg.weight_decay < math.inf, "finite and at least 0"),
@@ -30,7 +31,11 @@ def make_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
         ),
         ("lr_factor", 0 < cfg.lr_factor <= 1, "in (0, 1]"),
         ("warmup_epochs", cfg.warmup_epochs >= 0, "at least 0"),
-        ("warmup_lr", not cfg.warmup_epochs or 0 < cfg.warmup_lr < math.inf, "finite and above 0"),
+        (
+            "warmup_lr",
+            not cfg.warmup_epochs or 0 < cfg.warmup_lr <= LARGEST_LR,
+            f"above 0 and at most {LARGEST_LR:g}",
+        ),
     ):
         if not valid:
             raise InputError(f"optim.{name}={getattr(cfg, name)} must be {required}")
