@@ -62,8 +62,8 @@ def test_nothing_is_drawn_where_images_are_not_mixed(net):
     ("change", "sentence"),
     [
         ({"label_smoothing": 1.0}, r"optim.label_smoothing=1.0 must be in \[0, 1\)"),
-        ({"mixup": -0.1}, "optim.mixup=-0.1 must be in"),
-        ({"mixup": math.nan}, "optim.mixup=nan must be in"),
+        ({"mixup": -0.1}, "optim.mixup=-0.1 must be 0 or in"),
+        ({"mixup": math.nan}, "optim.mixup=nan must be 0 or in"),
     ],
 )
 def test_losses_that_cannot_be_are_refused(optim, change, sentence):
