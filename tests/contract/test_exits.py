@@ -69,8 +69,9 @@ def python(program):
     )
 
 
-def test_ctrl_c_while_a_command_imports_leaves_no_traceback():
-    done = python("import experiments; os.kill(os.getpid(), signal.SIGINT)")
+@pytest.mark.parametrize("package", ["experiments", "analysis"])
+def test_ctrl_c_while_a_command_imports_leaves_no_traceback(package):
+    done = python(f"import {package}; os.kill(os.getpid(), signal.SIGINT)")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
