@@ -105,7 +105,9 @@ def _wrong_choice(choice: Override, conf: Path) -> str | None:
         return None
     noun = "recipe" if group == "experiment" else group
     if group == "model" and _is_of_timm(name):
-        return f"model={name}: there is no such model, but timm has it: model=timm model.name={name}"
+        return (
+            f"model={name}: there is no such model, but timm has it: model=timm model.name={name}"
+        )
     nearest = get_close_matches(name, known, n=1)
     meant = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{group}={name}: there is no such {noun}; {meant}choose from {', '.join(known)}"

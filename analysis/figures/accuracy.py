@@ -35,7 +35,7 @@ ONE_CUT = 0.5  # marks of cuts that are closer stand side by side
 NARROWEST = 4  # the horizontal axis covers at least as much
 # Points on paper from one mark at a cut to the next, where a panel has several cuts, and where it has one.
 APART = 3
-APART_AT_ONE_CUT = 9
+APART_AT_ONE_CUT = 6
 
 
 def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = None) -> Figure:
@@ -84,11 +84,11 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
         axes.margins(0.08)
         _widen(axes)
         axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
-    note = (
-        "ours: mean of n seeds, bar (of dense the grey band) from the lowest to the highest;\n"
-        "marks at one cut stand side by side"
-    )
-    add_legend(figure, cells, note)
+    spread = "bar"
+    if any(cell.target is None for cell in cells):
+        spread = "bar (of dense the grey band)"
+    note = f"ours: mean of n seeds, {spread} from the lowest to the highest;"
+    add_legend(figure, cells, f"{note}\nmarks at one cut stand side by side")
     return figure
 
 

@@ -34,7 +34,9 @@ def draw_growth(figures: Mapping[str, Any], device: str) -> Figure:
         DataError: the report has no growth.
     """
     figure = Figure(figsize=(11, 5.6), layout="constrained")
-    figure.suptitle(f"PSAP in ResNet-20 at batch size 32, unless the axis says otherwise; {IMAGES}; {device}")
+    figure.suptitle(
+        f"PSAP in ResNet-20 at batch size 32, unless the axis says otherwise; {IMAGES}; {device}"
+    )
     panels = figure.subplots(len(PARTS), len(WHATS))
     for row, (part, label) in zip(panels, PARTS.items(), strict=True):
         for axes, (what, title) in zip(row, WHATS.items(), strict=True):

@@ -51,10 +51,14 @@ def test_a_report_without_growth_is_refused(tmp_path, capsys):
             main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
         assert refused.value.code == 2
         assert "report.json is not a report" in capsys.readouterr().err
-    (tmp_path / "report.json").write_text(json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES})
+    )
     with pytest.raises(SystemExit) as refused:
         main([str(tmp_path / "report.json"), str(tmp_path / "growth.no_format")])
     assert refused.value.code == 2
-    (tmp_path / "report.json").write_text(json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES})
+    )
     main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
