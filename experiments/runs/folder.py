@@ -418,11 +418,12 @@ def run_on_other_images(cfg: Config, record: Record) -> Record | None:
     begun: list[tuple[str, str]] = []
     for path in record.folder.parents[1].glob(f"*/{record.folder.name}/manifest.json"):
         try:
-            manifest = read_sealed(path, "config_hash", "identity", "sessions")
+            other = Record(cfg, path.parents[1].name)
+            manifest = other.manifest()
             if differ_in_images_only(own, manifest["identity"]):
-                begun.append((manifest["sessions"][-1]["started"], manifest["config_hash"]))
+                begun.append((manifest["sessions"][-1]["started"], other.config_hash))
         except (InputError, OSError, LookupError, TypeError, AttributeError):
-            continue  # damaged, or of an earlier version
+            continue  # damaged, in another run's place, or of an earlier version
     if not begun:
         return None
     _, latest = max(begun)

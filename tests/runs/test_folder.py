@@ -87,6 +87,11 @@ def test_a_run_of_another_seed_or_of_a_damaged_manifest_is_no_run_on_other_image
     assert run_on_other_images(cfg, Record(cfg)) is None
     cfg = config(pets)
     assert run_on_other_images(cfg, Record(cfg)).folder == first.folder
+    moved = first.folder.parents[1] / "01234567" / first.folder.name
+    moved.parent.mkdir()
+    first.folder.rename(moved)
+    assert run_on_other_images(cfg, Record(cfg)) is None
+    moved.rename(first.folder)
     (first.folder / "manifest.json").write_text("{}")
     assert run_on_other_images(cfg, Record(cfg)) is None
 
