@@ -213,8 +213,11 @@ def run_demo(overrides: list[str]) -> Path:
     (out / "report.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     comparison, inside = out / "bought_and_paid.png", out / "what_happened.png"
     draw = [sys.executable, "-m", "analysis.figures.overview"]
-    subprocess.run([*draw, str(comparison), "--report", str(out / "report.json")], check=True)
-    subprocess.run([*draw, str(inside), *map(str, folders.values())], check=True)
+    for picture in (
+        [str(comparison), "--report", str(out / "report.json")],
+        [str(inside), *map(str, folders.values())],
+    ):
+        subprocess.run([*draw, *picture], check=True, stdout=subprocess.DEVNULL)
 
     print_table(rows, console)
     print(
@@ -222,7 +225,8 @@ def run_demo(overrides: list[str]) -> Path:
         f"threads: {torch.get_num_threads()}"
     )
     print(
-        "trained, s: one method after the other; what else the machine did meanwhile is in these times"
+        "trained, s: one method after the other; what else the machine did meanwhile is in these times. This network "
+        "is too small for pruning to save training time, and scope `all` keeps it full-sized while it trains."
     )
     for reason in reasons:
         print(reason)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,21 @@ def _wrong_choice(choice: Override, conf: Path) -> str | None:
     if name in known:
         return None
     noun = "recipe" if group == "experiment" else group
+    if group == "model" and _is_of_timm(name):
+        return (
+            f"model={name}: there is no such model, but timm has it: model=timm model.name={name}"
+        )
     nearest = get_close_matches(name, known, n=1)
     meant = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{group}={name}: there is no such {noun}; {meant}choose from {', '.join(known)}"
+
+
+def _is_of_timm(name: str) -> bool:
+    if find_spec("timm") is None:
+        return False
+    import timm
+
+    return bool(timm.is_model(name))
 
 
 def _wrong_value(override: Override, config: DictConfig) -> str | None:
@@ -194,6 +207,8 @@ def _unknown_key(key: str, keys: Collection[str]) -> str | None:
     inner = {known.rpartition(".")[0] for known in keys}
     if key in keys or (path in keys and path not in inner):  # the latter: an element of a list
         return None
+    if key == "run":  # a key of evaluate and export alone
+        return "run: there is no such key; a run is named by the words that it is trained with"
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == path}
     nearest = [k for k in keys if path == "" and k.rpartition(".")[2] == last]
     if not nearest:

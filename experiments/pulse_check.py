@@ -206,7 +206,9 @@ def train_and_check(cfg: Config, after: Collection[int], batches: int) -> Rows:
         setup.loss,
     )
     title = f"{cfg.name} {cfg.method.name} seed {cfg.seed}"
-    with RunProgress(title, max(after), setup.images.batches, 0, quiet=False) as progress:
+    with RunProgress(
+        title, max(after), setup.images.batches, 0, curve=setup.curve, quiet=False
+    ) as progress:
         Loop(
             model=model,
             steps=steps,

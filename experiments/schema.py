@@ -68,7 +68,7 @@ class Fast(StrEnum):
 @dataclass
 class DataConfig:
     name: str = MISSING  # which data set
-    root: str = MISSING  # folder with the data files; not part of a run's identity
+    root: str = MISSING  # folder with the data files; where it lies is no part of a run's identity
     image_size: int = MISSING  # pixels; smaller than the images means area downsampling
     train_images: int | None = MISSING  # null: all that validation leaves
     validation_images: int = MISSING  # held out of the training images by a fixed seed
@@ -88,6 +88,8 @@ class ImageFolderConfig(DataConfig):
 class OwnFolderConfig(ImageFolderConfig):
     """Any folder with a folder of images per class, or with train/ and val/ of such folders."""
 
+    # Folder with the images: their names and sizes are part of a run's identity, where it lies is not.
+    root: str = MISSING
     test_share: float = MISSING  # of each class, held out by a fixed seed where there is no val/
 
 

@@ -20,7 +20,7 @@ from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.checks import plain_name
 from experiments.runs.done import refuse_damage
-from experiments.runs.folder import Record
+from experiments.runs.folder import Record, run_on_other_images
 from experiments.runs.summary import read_summary, summary_text
 from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetConfig
 from psap_core import InputError
@@ -48,6 +48,7 @@ def train(cfg: Config) -> Path:
     if alone and record.done:
         answer()
     else:
+        _say_other_images(cfg, record)
         # What only has to be answered imports no training.
         from experiments.training.run import train_here
 
@@ -92,6 +93,20 @@ def _refuse_other_data(cfg: Config, record: Record) -> None:
         raise InputError(
             f"{record.folder} is done, with the data of SHA-256 {trained}; data.root={cfg.data.root} holds others, "
             f"{present}: name the former, or another runs_dir"
+        )
+
+
+def _say_other_images(cfg: Config, record: Record) -> None:
+    """A picture more in a folder of one's own makes another run of the same words."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    if not is_first or any(path.exists() for path in record.checkpoints):
+        return
+    other = run_on_other_images(cfg, record)
+    if other is not None:
+        print(
+            f"a run of the same settings lies in {other.folder}, {other.state.value}: it was trained on other images, "
+            "and this one begins anew",
+            file=sys.stderr,
         )
 
 

@@ -16,7 +16,7 @@ say() {
 PSAP_CONTAINER=()
 # shellcheck source=slurm/site.example.sh
 source slurm/site.sh
-unfilled=$(sed -nE 's/^ *(export )?([A-Z_]+)=FILL_IN( .*)?$/\2/p' slurm/site.sh | head -n 1)
+unfilled=$(sed -nE 's/^ *(export )?([A-Z_]+)=FILL_IN( .*)?$/\2/p' slurm/site.sh | paste -s -d , | sed 's/,/, /g')
 [ -z "$unfilled" ] || refuse "slurm/site.sh: fill in $unfilled"
 set -uo pipefail
 

@@ -30,7 +30,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "from scratch": {"color": "#888888", "marker": "x", "markersize": 4},
     "start not said": {"color": "#888888", "marker": "o", "markersize": 3},
 }
-ONE_CUT = 0.2  # percentage points: marks of cuts that are closer stand side by side
+# Percentage points of the MACs.
+ONE_CUT = 0.5  # marks of cuts that are closer stand side by side
+NARROWEST = 4  # the horizontal axis covers at least as much
+# Points on paper from one mark at a cut to the next, where a panel has several cuts, and where it has one.
+APART = 3
+APART_AT_ONE_CUT = 6
 
 
 def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = None) -> Figure:
@@ -60,13 +65,13 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
             points = [cell for cell in pruned if cell.label == label]
             means = [fmean(cell.values("top1")) for cell in points]
             axes.plot([*map(_cut, points)], means, zorder=4, **{**points[0].style, "marker": ""})
-        for neighbours in _at_one_cut(pruned):
+        cuts = _at_one_cut(pruned)
+        apart = APART_AT_ONE_CUT if len(cuts) == 1 else APART
+        for neighbours in cuts:
             for number, cell in enumerate(neighbours):
-                x, top1, place = (
-                    _cut(cell),
-                    cell.values("top1"),
-                    beside(axes, number, len(neighbours), points=3),
-                )
+                x = _cut(cell)
+                top1 = cell.values("top1")
+                place = beside(axes, number, len(neighbours), apart)
                 axes.update_datalim([(x, value) for value in top1])
                 axes.plot([x], [fmean(top1)], transform=place, zorder=4, **cell.style)
                 axes.vlines(
@@ -77,14 +82,26 @@ def accuracy_against_macs(runs: Sequence[Run], published: pd.DataFrame | None = 
             axes.axhline(fmean(dense), color=color, linestyle=cell.style["linestyle"])
             axes.axhspan(min(dense), max(dense), color=color, alpha=0.1, linewidth=0)
         axes.margins(0.08)
+        _widen(axes)
         axes.set(xlabel="MACs cut [%]", ylabel="top-1 of the exported network [%]")
-    note = "ours: mean of n seeds, bar from the lowest to the highest; marks at one cut stand side by side"
-    add_legend(figure, cells, note)
+    spread = "bar"
+    if any(cell.target is None for cell in cells):
+        spread = "bar (of dense the grey band)"
+    note = f"ours: mean of n seeds, {spread} from the lowest to the highest;"
+    add_legend(figure, cells, f"{note}\nmarks at one cut stand side by side")
     return figure
 
 
 def _cut(cell: SeedGroup) -> float:
     return 100 * fmean(cell.values("macs_cut"))
+
+
+def _widen(axes: Axes) -> None:
+    """Equal cuts look equal: the horizontal axis does not magnify what lies between them."""
+    low, high = axes.get_xlim()
+    if high - low < NARROWEST:
+        middle = (low + high) / 2
+        axes.set_xlim(middle - NARROWEST / 2, middle + NARROWEST / 2)
 
 
 def _at_one_cut(of: Sequence[SeedGroup]) -> list[list[SeedGroup]]:

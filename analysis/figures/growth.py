@@ -19,19 +19,24 @@ WHATS = {
     "layers": "pruned layers of ResNet-56",
     "ranks": "processes on two cores",
 }
+IMAGES = "an epoch has 50,000 images of 32x32 pixels"
 PARTS = {"epoch": "epoch and its pruning step [s]", "step": "pruning step alone [s]"}
 
 
-def draw_growth(figures: Mapping[str, Any]) -> Figure:
+def draw_growth(figures: Mapping[str, Any], device: str) -> Figure:
     """Seconds of an epoch (above) and of its pruning step (below) against each kind of work.
 
     Args:
         figures: those of a report of `experiments.benchmark growth`.
+        device: that they were measured on.
 
     Raises:
         DataError: the report has no growth.
     """
     figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure.suptitle(
+        f"PSAP in ResNet-20 at batch size 32, unless the axis says otherwise; {IMAGES}; {device}"
+    )
     panels = figure.subplots(len(PARTS), len(WHATS))
     for row, (part, label) in zip(panels, PARTS.items(), strict=True):
         for axes, (what, title) in zip(row, WHATS.items(), strict=True):
@@ -59,27 +64,30 @@ def draw_growth(figures: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _read_figures(path: Path) -> dict[str, Any]:
+def _read_report(path: Path) -> tuple[dict[str, Any], str]:
+    """A report's figures, and the device that they were measured on."""
     try:
-        figures: dict[str, Any] = json.loads(path.read_text())["figures"]
+        report = json.loads(path.read_text())
+        figures: dict[str, Any] = report["figures"]
+        device: str = report["machine"]["device"]
         if not all(isinstance(figure["median"], int | float) for figure in figures.values()):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not a report of `experiments.benchmark`: measure again"
         ) from error
-    return figures
+    return figures, device
 
 
 def write_growth(results: Path, out: Path) -> list[Path]:
     """Write out/<report>_growth.png for every recorded report of results/benchmark that has growth."""
     written = []
     for path in sorted((results / "benchmark").glob("*.json")):
-        figures = _read_figures(path)
+        figures, device = _read_report(path)
         if any(name.startswith("growth_") for name in figures):
             out.mkdir(parents=True, exist_ok=True)
             written.append(out / f"{path.stem}_growth.png")
-            draw_growth(figures).savefig(written[-1], metadata={"Software": None})
+            draw_growth(figures, device).savefig(written[-1], metadata={"Software": None})
     return written
 
 
@@ -89,7 +97,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT.png")
     options = parser.parse_args(arguments)
     with plain_exits():
-        save_picture(draw_growth(_read_figures(options.report)), options.out)
+        figures, device = _read_report(options.report)
+        save_picture(draw_growth(figures, device), options.out)
+        print(options.out)
 
 
 if __name__ == "__main__":

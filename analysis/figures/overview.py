@@ -209,6 +209,7 @@ def main(arguments: Sequence[str]) -> None:
             save_picture(bought_and_paid(read_demo_report(options.report)), options.out)
         else:
             save_picture(what_happened([read_run(folder) for folder in options.runs]), options.out)
+        print(options.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from experiments.suites.method_styles import method_styles
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 NO_PROTECTION = "psap without protection"
-# Okabe and Ito's colours; line styles and markers tell the methods apart without them. The order is the legend's.
+# Okabe and Ito's colours, and two darker ones; line styles and markers tell the methods apart without them. The order
+# is the legend's.
 STYLES: dict[str, Mapping[str, Any]] = dict(method_styles())
 PSAP_STYLE = STYLES.pop("psap")
 STYLES[NO_PROTECTION] = {"color": "#CC79A7", "linestyle": (0, (10, 2, 1, 2)), "marker": "P"}

@@ -59,13 +59,22 @@ class Sharing:
         Raises:
             InputError: some rank would get fewer than two images of some batch, on which BatchNorm cannot train.
         """
-        smallest = min(self.batch_size, images % self.batch_size or self.batch_size)
-        if smallest // (self.ranks * self.accumulate) < SMALLEST_PART:
+        if not self._can_train(images):
+            whole_batches = images - images % self.batch_size
+            advice = "change optim.batch_size or data.train_images"
+            if self._can_train(whole_batches):
+                advice = f"add data.train_images={whole_batches}, or change optim.batch_size"
             raise InputError(
                 f"optim.batch_size={self.batch_size} leaves a part of fewer than two images, on which BatchNorm cannot "
-                f"train, of {images} training images: change optim.batch_size or data.train_images"
+                f"train, of {images} training images: {advice}"
             )
         return -(-images // self.batch_size)
+
+    def _can_train(self, images: int) -> bool:
+        """Does every rank get at least two images of every micro-batch?"""
+        last = images % self.batch_size or self.batch_size
+        smallest = min(images, last)
+        return smallest // (self.ranks * self.accumulate) >= SMALLEST_PART
 
     def parts(self, images: int) -> list[slice]:
         """Positions of this rank's micro-batches in a batch of `images` images, as equal as can be."""

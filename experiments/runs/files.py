@@ -94,6 +94,10 @@ def weights_digest(weights: str | None) -> str | None:
     path = Path(weights)
     if not weights:
         raise InputError("model.weights='' names no file: leave it out, or say null")
+    if not (path / "spec.json").exists() and (path / "export" / "spec.json").exists():
+        raise InputError(
+            f"model.weights={weights} is a run's folder: take its export/, {path / 'export'}"
+        )
     files = sorted(_exported_files(path)) if path.is_dir() else [path]
     digest = hashlib.sha256()
     try:

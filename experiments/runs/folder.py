@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,10 @@ from omegaconf import OmegaConf
 
 from experiments.runs.done import NAME, read_done, refuse_another_file, write_done
 from experiments.runs.files import DataError, parse_json, parse_yaml, read_sealed
-from experiments.runs.identity import config_hash, identity
+from experiments.runs.identity import config_hash, differ_in_images_only, identity
 from experiments.runs.provenance import code_version, versions
 from experiments.runs.summary import RunSummary, read_summary
-from experiments.schema import Config
+from experiments.schema import Config, OwnFolderConfig
 from psap_core import InputError
 from psap_core.files import (
     TEMPORARY,
@@ -320,11 +321,12 @@ class Record:
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal, with a checkpoint."""
         self.refuse_moved()
-        write_atomically(self.folder / "interrupted", f"{time.time_ns()}".encode())
+        moment = datetime.now(UTC).isoformat(timespec="microseconds")
+        write_atomically(self.folder / "interrupted", moment.replace("+00:00", "Z").encode())
 
     @property
     def interrupted_at(self) -> str:
-        """When it was, in ns: two interruptions of a run differ."""
+        """When it was, in UTC to the microsecond: two interruptions of a run differ."""
         return self._note("interrupted")
 
     def fail(self, reason: str) -> None:
@@ -432,6 +434,26 @@ class Record:
         for path in self.folder.rglob(TEMPORARY):
             if mirror not in path.parents:
                 path.unlink()
+
+
+def run_on_other_images(cfg: Config, record: Record) -> Record | None:
+    """The run of the same name, seed and settings that trained on other images of one's own; the latest of several."""
+    if not isinstance(cfg.data, OwnFolderConfig):
+        return None
+    own = identity(cfg)
+    begun: list[tuple[str, str]] = []
+    for path in record.folder.parents[1].glob(f"*/{record.folder.name}/manifest.json"):
+        try:
+            other = Record(cfg, path.parents[1].name)
+            manifest = other.manifest()
+            if differ_in_images_only(own, manifest["identity"]):
+                begun.append((manifest["sessions"][-1]["started"], other.config_hash))
+        except (InputError, OSError, LookupError, TypeError, AttributeError):
+            continue  # damaged, in another run's place, or of an earlier version
+    if not begun:
+        return None
+    _, latest = max(begun)
+    return Record(cfg, latest)
 
 
 def _refuse_link(path: Path) -> None:

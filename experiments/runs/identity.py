@@ -75,6 +75,18 @@ def identity(cfg: Config) -> dict[str, Any]:
     return content
 
 
+def differ_in_images_only(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Are two identities the same but for the images in the data's folder?"""
+    if one["data"].get("files") == other["data"].get("files"):
+        return False
+    return digest(_without_images(one)) == digest(_without_images(other))
+
+
+def _without_images(identity: Mapping[str, Any]) -> dict[str, Any]:
+    data = {key: value for key, value in identity["data"].items() if key != "files"}
+    return {**identity, "data": data}
+
+
 def digest(identity: Mapping[str, Any]) -> str:
     """Eight hex digits over an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -157,9 +157,13 @@ def read_finished(folder: Path) -> RunSummary:
 def summary_text(summary: RunSummary, folder: Path) -> str:
     """A few lines for a person: the result, what it cost, and what can be done next."""
     epochs = "1 epoch" if summary.epochs == 1 else f"{summary.epochs} epochs"
+    classes = read_json(folder / "export" / "spec.json", "network")["network"]["classes"]
+    top5 = ""
+    if classes > 5:
+        top5 = f", top-5 {summary.top5:.2f} %"
     lines = [
         f"{summary.model} on {summary.dataset}, {summary.method}, seed {summary.seed}: {folder}",
-        f"  top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % on {summary.test_images:,} test images",
+        f"  top-1 {summary.top1:.2f} %{top5} on {summary.test_images:,} test images",
         f"  {summary.macs / 1e6:,.2f} M MACs ({100 * summary.macs_cut:.1f} % cut), "
         f"{summary.params / 1e6:,.2f} M parameters",
         f"  trained for {epochs} in {_duration(summary.train_seconds)}",

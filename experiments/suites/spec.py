@@ -117,8 +117,13 @@ def _suite(name: str, content: Any) -> Suite:
 
 def _cell(entry: Any, reference: str | None) -> Cell:
     if not isinstance(entry, dict) or not CELL_KEYS <= {*entry} <= CELL_KEYS | MORE_CELL_KEYS:
+        wrong = f"{entry!r:.100}"
+        if isinstance(entry, dict):
+            odd = [str(key) for key in entry if key not in CELL_KEYS | MORE_CELL_KEYS]
+            if odd:
+                wrong = ", ".join(odd)
         raise ValueError(
-            f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {entry!r:.100}"
+            f"a cell has name, recipe, overrides and perhaps plan_of, against and goal, not {wrong}"
         )
     name = entry["name"]
     if not isinstance(entry["recipe"], str):

@@ -70,12 +70,26 @@ def _lines(path: Path) -> int:
 
 
 class RunProgress:
-    """Counts optimiser steps over all epochs of a run; a context manager; `quiet` shows nothing."""
+    """Counts optimiser steps over all epochs of a run; a context manager.
+
+    Args:
+        curve: validation or test, the images that an epoch's accuracy is of.
+        quiet: show nothing.
+    """
 
     def __init__(
-        self, label: str, epochs: int, steps_per_epoch: int, steps_done: int, *, quiet: bool
+        self,
+        label: str,
+        epochs: int,
+        steps_per_epoch: int,
+        steps_done: int,
+        *,
+        curve: str,
+        quiet: bool,
     ) -> None:
-        self.label, self.epochs = label, epochs
+        self.label = label
+        self.epochs = epochs
+        self.curve = curve
         self.live = sys.stderr.isatty() and not quiet
         self.bar = _bar(self.live)
         self.task = self.bar.add_task(label, total=epochs * steps_per_epoch, completed=steps_done)
@@ -99,7 +113,7 @@ class RunProgress:
         """An epoch is complete."""
         line = (
             f"{self.label}  epoch {int(metrics['epoch'])}/{self.epochs}  "
-            f"loss {metrics['train/loss']:.3f}  top1 {metrics['eval/top1']:.2f}"
+            f"loss {metrics['train/loss']:.3f}  {self.curve} top1 {metrics['eval/top1']:.2f}"
         )
         if "psap/macs_cut" in metrics:
             line += f"  macs cut {100 * metrics['psap/macs_cut']:.1f} %"

@@ -158,6 +158,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
         cfg.epochs,
         batches,
         steps_done=position.epoch * batches + position.batch,
+        curve=setup.curve,
         quiet=not world.is_first,
     ) as progress:
         loop = Loop(

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from analysis import figures
 from analysis.figures import FIGURES, accuracy, curves, layers, overview, pulses
@@ -293,6 +294,24 @@ def test_marks_stand_at_their_cuts_and_side_by_side_only_at_one_cut(make):
     assert found["fpgm"] > 56.69 + 1e-6
 
 
+def test_cuts_that_are_almost_equal_do_not_fill_the_axis(make):
+    cuts = {"dense": 0.0, "thin": 0.5401, "psap": 0.5399}
+    runs = [make(method, cell=method, macs_cut=cut, target=0.54) for method, cut in cuts.items()]
+    figure = accuracy.accuracy_against_macs(runs)
+    low, high = figure.axes[0].get_xlim()
+    assert high - low >= 4
+    assert (low + high) / 2 == pytest.approx(54.0)
+    assert "of dense the grey band" in figure.legends[0].get_title().get_text()
+
+
+def test_every_methods_colour_is_seen_on_white_and_the_two_thin_networks_differ():
+    for method, style in STYLES.items():
+        red, green, blue = (part**2.2 for part in to_rgb(style["color"]))
+        luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        assert (1 + 0.05) / (luminance + 0.05) > 2, method
+    assert STYLES["thin"]["color"] != STYLES["thin_plan"]["color"]
+
+
 def test_a_cell_far_below_the_others_is_named_and_squeezes_nothing(make):
     top1 = {"dense": 90.0, "psap": 88.0, "thin": 70.1, "sfp": 17.9}
     runs = [make(method, cell=method, macs_cut=0.54, top1=value) for method, value in top1.items()]
@@ -552,6 +571,7 @@ def test_the_command_writes_a_picture_or_says_in_one_line_what_is_wrong(tmp_path
     out = tmp_path / "out.png"
     overview.main([str(out), *folders])
     assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{out}\n"
     for wrong, sentence in (
         (folders[0], "the picture needs exactly one run of psap, not 0"),
         (str(tmp_path), f"{tmp_path} is not the folder of a finished run: it has no file `done`"),

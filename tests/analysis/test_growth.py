@@ -12,10 +12,14 @@ FIGURES = {
     for part in PARTS
     for amount in (10, 2)
 }
+DEVICE = "x86_64 CPU, 2 cores"
 
 
 def test_measured_times_stand_beside_what_would_be_in_proportion():
-    panels = draw_growth(FIGURES).axes
+    figure = draw_growth(FIGURES, DEVICE)
+    assert "ResNet-20" in figure.get_suptitle()
+    assert DEVICE in figure.get_suptitle()
+    panels = figure.axes
     assert len(panels) == len(WHATS) * len(PARTS)
     for axes in panels:
         proportion, measured = axes.lines
@@ -27,7 +31,7 @@ def test_recorded_reports_become_figures(tmp_path):
     (tmp_path / "results" / "benchmark").mkdir(parents=True)
     for name, figures in (("a_machine", FIGURES), ("without", {})):
         (tmp_path / "results" / "benchmark" / f"{name}.json").write_text(
-            json.dumps({"figures": figures})
+            json.dumps({"machine": {"device": DEVICE}, "figures": figures})
         )
     build.main(["figures", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")])
     assert [path.name for path in tmp_path.glob("out/*/*")] == ["a_machine_growth.png"]
@@ -35,9 +39,10 @@ def test_recorded_reports_become_figures(tmp_path):
 
 def test_a_report_without_growth_is_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="the report has no growth_depth"):
-        draw_growth({})
+        draw_growth({}, DEVICE)
     for content in (
         "{",
+        json.dumps({"figures": FIGURES}),
         '{"figures": [1]}',
         '{"figures": {"growth_depth_20_epoch_seconds": {"median": "1"}}}',
     ):
@@ -46,10 +51,14 @@ def test_a_report_without_growth_is_refused(tmp_path, capsys):
             main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
         assert refused.value.code == 2
         assert "report.json is not a report" in capsys.readouterr().err
-    (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES})
+    )
     with pytest.raises(SystemExit) as refused:
         main([str(tmp_path / "report.json"), str(tmp_path / "growth.no_format")])
     assert refused.value.code == 2
-    (tmp_path / "report.json").write_text(json.dumps({"figures": FIGURES}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"machine": {"device": DEVICE}, "figures": FIGURES})
+    )
     main([str(tmp_path / "report.json"), str(tmp_path / "growth.png")])
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

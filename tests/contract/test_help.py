@@ -38,6 +38,19 @@ def test_help_has_examples_and_no_schema(command, monkeypatch, capsys):
     assert "runtime.device=auto" in text
 
 
+def test_help_says_what_of_a_folder_of_images_is_part_of_a_runs_identity(monkeypatch, capsys):
+    own = said(train.main, ["experiment=image_folder"], monkeypatch, capsys)
+    assert re.search(r"data.root=\.\.\. .*names and sizes are part of a run's identity", own)
+    digits = said(train.main, ["experiment=digits_resnet20"], monkeypatch, capsys)
+    assert "where it lies is no part of a run's identity" in digits
+
+
+def test_help_of_status_says_how_a_run_is_named_and_who_lists_many(monkeypatch, capsys):
+    text = said(status.main, [], monkeypatch, capsys)
+    assert "there is no run=<folder> here" in text
+    assert "`python -m experiments.suite status <suite>`" in text
+
+
 def test_help_shows_the_values_of_what_is_chosen(monkeypatch, capsys):
     text = said(train.main, ["experiment=cifar10_resnet110", "method=sfp"], monkeypatch, capsys)
     assert re.search(r"optim.warmup_epochs=1 +epochs at warmup_lr\n", text)

@@ -3,6 +3,8 @@
 import pytest
 
 from experiments.configuration import compose, explanation, quoted_path
+from experiments.runs.files import weights_digest
+from experiments.suites.spec import read_suite
 from psap_core import InputError
 from psap_core.settings import make_settings
 
@@ -21,6 +23,9 @@ RECIPE = "experiment=digits_resnet20"
         ([RECIPE, "method=psap_schema"], "there is no such method; choose from dense, fpgm, l1"),
         (["experiment=digits_resnet2"], "there is no such recipe; did you mean digits_resnet20?"),
         ([RECIPE, "model=resnet65"], "there is no such model; did you mean resnet56?"),
+        ([RECIPE, "model=mobilenetv3_small_050"], "model=timm model.name=mobilenetv3_small_050"),
+        ([RECIPE, "model=resnet26"], "but timm has it: model=timm model.name=resnet26"),
+        ([RECIPE, "run=runs/x"], "a run is named by the words that it is trained with"),
         (["+experiment=digits_resnet20"], "Multiple values for experiment"),
         (["method=psap"], "no recipe is chosen: add experiment=<cifar10_resnet110|"),
         ([RECIPE, "method=sfp", "method.compact=true"], "there are method.name, method.figures, "),
@@ -89,6 +94,21 @@ def test_a_setting_of_psap_too(settings, sentence):
     with pytest.raises(InputError) as refused:
         make_settings(settings)
     assert sentence in str(refused.value)
+
+
+def test_a_misspelt_key_of_a_suites_cell_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    cell = "{name: dense, recipe: digits_small, override: [method=dense]}"
+    file.write_text(f"title: Mine\nseeds: [0]\ncells: [{cell}]\n")
+    with pytest.raises(InputError, match=r"against and goal, not override$"):
+        read_suite(str(file))
+
+
+def test_a_runs_folder_for_weights_is_answered_with_its_export(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "spec.json").touch()
+    with pytest.raises(InputError, match=f"is a run's folder: take its export/, {tmp_path}/export"):
+        weights_digest(str(tmp_path))
 
 
 @pytest.mark.parametrize("path", ["/x/a (b)", "/x/it's", "/x/a,b", "/x/x=1", "/x/plain-1.0", "a b"])

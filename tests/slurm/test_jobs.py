@@ -213,6 +213,20 @@ def test_an_imagenet_job_trains_exports_and_is_done(checkout):
     assert json.loads((folder / "summary.json").read_text())["suite"] == "mine"
 
 
+def test_a_job_trains_one_run_of_any_recipe(checkout):
+    words = ["experiment=digits_resnet20", "method=dense", "epochs=1", *DIGITS]
+    job = checkout.submit("slurm/train.sh", *words)
+    checkout.done(job)
+    assert (checkout.root / "slurm" / "logs" / f"psap_train-{job}.log").exists()
+    folder = checkout.run_folder("runs")
+    assert folder.parents[1].name == "digits_resnet20"
+    assert json.loads((folder / "summary.json").read_text())["method"] == "dense"
+
+    no_recipe = checkout.submit("slurm/train.sh", "seed=1")
+    assert checkout.finish(no_recipe) == "2"
+    assert "no recipe is chosen: add experiment=" in checkout.log(no_recipe)
+
+
 def test_a_job_starts_from_given_weights(checkout):
     sample_folder(checkout.root / "photographs", train=16, val=4, size=(48, 40))
     given = resnet18(num_classes=2).state_dict()

@@ -293,8 +293,10 @@ def test_every_image_of_a_batch_belongs_to_one_part_of_one_rank(
         (256, 2, 3, 1000, "choose a multiple of 6"),
         (0, 1, 1, 1000, "must be at least 1"),
         (4, 1, 0, 1000, "must be at least 1"),
-        (4, 4, 1, 1000, "leaves a part of fewer than two images"),
-        (256, 2, 1, 259, "leaves a part of fewer than two images"),
+        (4, 4, 1, 1000, "training images: change optim.batch_size or data.train_images$"),
+        (16, 1, 1, 1, "training images: change optim.batch_size or data.train_images$"),
+        (16, 1, 1, 161, "add data.train_images=160, or change optim.batch_size$"),
+        (256, 2, 2, 519, "leaves a part of fewer than two images.* add data.train_images=512, or"),
     ],
 )
 def test_batches_that_cannot_be_divided(batch_size, ranks, accumulate, images, sentence) -> None:
