@@ -242,6 +242,7 @@ def test_the_shared_spread_knows_neither_where_cells_stand_nor_what_seeds_share(
     assert shared_spread({"a": {0: 1.0}}, "a") == Spread(0.0, 0, {})
 
 
+@pytest.mark.long
 def test_of_cells_without_effect_one_in_twenty_lies_outside_and_one_suite_in_twenty_has_a_cell_apart():
     draw = np.random.default_rng(0)
     outside = apart = 0

@@ -243,6 +243,7 @@ print(small(images).double().flatten().tolist())
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_loads_the_same_network(tmp_path) -> None:
     model, plan = small_masked()
     small = export(model, plan).eval()

@@ -53,7 +53,7 @@ def test_the_record_is_of_all_networks_in_both_scopes() -> None:
     assert all(len(frozen["plans"]) == len(SHARES) * len(ALPHAS) for frozen in FROZEN.values())
 
 
-@pytest.mark.parametrize("scope", ["all", "inner"])
+@pytest.mark.parametrize("scope", ["all", pytest.param("inner", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", by_topology())
 def test_groups_macs_and_plans_are_the_frozen_ones(name: str, scope: Scope) -> None:
     make, side, *_ = NETWORKS[name]

@@ -765,6 +765,7 @@ def test_three_rounds_are_loaded_in_one_call(tmp_path, scope: str) -> None:
     assert macs(again, batch) == plans[-1].macs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -18,9 +18,7 @@ from experiments.benchmarks.zoo import (
 # its version.
 SOME = [
     "torchvision:mobilenet_v3_small",
-    "torchvision:shufflenet_v2_x0_5",
     "timm:convnext_atto",
-    "timm:cs3darknet_focus_s",
 ]
 # Networks of which more is left alone: normalised over channels, weights that are computed, constants that are learned.
 BELOW = {

@@ -444,6 +444,7 @@ def test_a_file_that_cannot_be_read_is_no_damaged_image(root):
     assert images.photographs.skipped == set()
 
 
+@pytest.mark.long
 def test_a_process_with_workers_ends_with_one_sentence(root):
     """Although it has a handler for SIGTERM, and the error keeps the loader alive."""
     overwrite(root / VICTIM)

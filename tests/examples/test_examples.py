@@ -132,6 +132,7 @@ def test_the_plain_loop_bears_a_real_kill(tmp_path):
 # ---------------------------------------------------------------------------- the others
 
 
+@pytest.mark.long
 def test_the_unet_loses_half_of_its_macs_and_finds_the_discs():
     module = example("unet_masks")
     model, small, pruner = module.main(epochs=8)

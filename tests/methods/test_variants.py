@@ -68,6 +68,7 @@ def test_permuted_gives_every_layer_another_ones_ratio():
         assert all(found[name] != plain[name] for name in plain)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scope", ["all", "coupled"])
 @pytest.mark.parametrize("rule", [Rule.return_exact, Rule.return_graded])
 def test_filters_of_earlier_steps_return_by_utility(rule, scope):

@@ -417,6 +417,7 @@ def test_torchvisions_networks_have_their_published_sizes(name, giga_macs, param
     assert params(model) == parameters
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.long)])
 def test_a_thinner_torchvision_network_has_every_width_scaled_and_its_initialisation(name):
     torch.manual_seed(0)

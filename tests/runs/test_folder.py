@@ -51,7 +51,7 @@ def test_status_says_when_a_run_was_interrupted_as_a_person_reads_it(tmp_path, m
 @pytest.fixture
 def said_before_training(monkeypatch, capsys):
     """What the training command says until training would begin."""
-    monkeypatch.setattr("experiments.training.run.train_here", lambda cfg, record: None)
+    monkeypatch.setattr("experiments.training.run.train_here", lambda *_: None)
 
     def said(cfg):
         train.train(cfg)

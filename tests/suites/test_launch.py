@@ -153,6 +153,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop():
     assert [process.wait(HANG_SECONDS) for process in processes] == [-signal.SIGKILL] * 2
 
 
+@pytest.mark.long
 def test_a_failed_run_does_not_hide_and_keeps_no_other_from_training(read, capfd):
     cells = CELLS.split("  - {name: psap")[0] + REFUSED.replace("too much", "psap")
     runs = read(cells, "epochs=1")

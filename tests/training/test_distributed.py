@@ -246,6 +246,7 @@ def digests() -> dict[str, list[list[str]]]:
     )
 
 
+@pytest.mark.long
 def test_one_and_two_ranks_make_the_same_plans(digests) -> None:
     """The same global batches, float64, BatchNorm in evaluation mode: five pruning steps.
 
@@ -258,6 +259,7 @@ def test_one_and_two_ranks_make_the_same_plans(digests) -> None:
     assert digests["two micro-batches, fixed statistics"] == [alone]
 
 
+@pytest.mark.long
 def test_ordinary_batchnorm_is_equal_over_the_ranks(digests) -> None:
     first, second = digests["two ranks, batch statistics"]
     assert len(first) == 5

@@ -145,6 +145,7 @@ def test_a_ctrl_c_after_the_last_step_ends_what_comes_next():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 def test_the_default_generators_continue_too(tmp_path, monkeypatch):
     """What draws from torch's default generator in every step draws the same numbers after a resume."""
     steps, stop_at = 0, 7

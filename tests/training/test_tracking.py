@@ -85,6 +85,7 @@ def kill(point: str, overrides: list[str]) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=own_service)
 
 
+@pytest.mark.long
 @needs_wandb
 @pytest.mark.parametrize(
     "method", ["psap", *(pytest.param(m, marks=pytest.mark.long) for m in ("dense", "sfp", "l1"))]
