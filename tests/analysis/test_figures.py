@@ -479,6 +479,7 @@ def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.long
 def test_figures_are_of_the_runs_that_stand_in_the_suites_table(make, tmp_path, capsys):
     of_suite = {
         "suite": "digits_demo",

@@ -607,7 +607,9 @@ def test_verify_answers_first_and_names_a_damaged_file(tmp_path, run):
     )
 
 
-@pytest.mark.parametrize("module", ["analysis.tables", "analysis.build"])
+@pytest.mark.parametrize(
+    "module", ["analysis.build", pytest.param("analysis.tables", marks=pytest.mark.long)]
+)
 def test_the_modules_are_commands(module):
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True

@@ -45,7 +45,6 @@ FROZEN_HASHES = {
 
 QUICK_RECIPES = (
     "cifar10_small",
-    "cifar10_resnet20_pretrained",
     "image_folder",
 )
 
@@ -537,6 +536,7 @@ def test_bad_checkpoints(damage, sentence, half_way, tmp_path, monkeypatch):
     assert path.read_bytes() == damaged  # nothing is overwritten
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [pytest.param("sfp", marks=pytest.mark.long), "psap"])
 def test_a_checkpoint_without_its_method(method, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -650,6 +650,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     train.run(small(tmp_path, "dense"))
 
 
+@pytest.mark.long
 def test_bad_exports(tmp_path, monkeypatch):
     folder = train.run(small(tmp_path, "psap"))
     assert "has no summary.json" in refusal(

@@ -240,11 +240,10 @@ def check_resumption(stop: int, **settings) -> None:
 
 
 def stops_and_scopes() -> list[ParameterSet]:
-    """Every stop in scope coupled; of the other scopes most only in the long tests."""
+    """Every stop in every scope; most only in the long tests."""
+    quick = {("coupled", 2), ("coupled", 4), ("coupled", 6), ("all", 2), ("inner", 6)}
     return [
-        pytest.param(
-            stop, scope, marks=() if scope == "coupled" or stop in (2, 6) else pytest.mark.long
-        )
+        pytest.param(stop, scope, marks=() if (scope, stop) in quick else pytest.mark.long)
         for scope in SCOPES
         for stop in range(1, EPOCHS)
     ]
@@ -271,22 +270,27 @@ def test_stop_and_resume_whatever_silences(network: str) -> None:
         {"alpha": 3.0},
         {"kappa": 1.0},
         {"sparsity_reference": "layer"},
-        {"fan": "out"},
         {"protection": False},
         {"margin": 1.0},
         {"pulse_batches": 7},
-        {"interval": 2},
-        {"scope": "inner"},
         {"scope": "coupled"},
-        {"round_to": 3},
-        {"exclude": ["expand"]},
-        {"min_filters": 4},
-        {"min_filter_share": 0.5},
-        {"ramp_end": 2},
         {"freeze": 7},
-        {"start": 2},
-        {"target_macs_cut": 0.4},
         {"target_macs_cut": None, "target_filters_cut": 0.5},
+        *(
+            pytest.param(switch, marks=pytest.mark.long)
+            for switch in (
+                {"fan": "out"},
+                {"interval": 2},
+                {"scope": "inner"},
+                {"round_to": 3},
+                {"exclude": ["expand"]},
+                {"min_filters": 4},
+                {"min_filter_share": 0.5},
+                {"ramp_end": 2},
+                {"start": 2},
+                {"target_macs_cut": 0.4},
+            )
+        ),
     ],
     ids=lambda switch: "-".join(f"{k}={v}" for k, v in switch.items()),
 )

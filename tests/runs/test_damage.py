@@ -285,18 +285,14 @@ def test_files_that_the_run_did_not_write_are_not_read(finished, tmp_path):
 
 
 PLANTED = [
-    *(".lock", "checkpoint/last.pt", "export"),
+    ".lock",
     *(
         pytest.param(name, marks=pytest.mark.long)
         for name in (
             *("config.yaml", "manifest.json", "summary.json", "done", "failed", "interrupted"),
-            *(
-                "metrics.jsonl",
-                "checkpoint/previous.pt",
-                "plans/epoch_0001.json",
-                "export/spec.json",
-            ),
-            *("export/weights.safetensors", "checkpoint", "plans", "pulses"),
+            *("metrics.jsonl", "checkpoint/last.pt", "checkpoint/previous.pt", "checkpoint"),
+            *("plans/epoch_0001.json", "plans", "pulses", "export", "export/spec.json"),
+            "export/weights.safetensors",
         )
     ),
 ]

@@ -201,6 +201,7 @@ def test_online_runs_are_logged_live_under_an_id_that_resumes(tmp_path, monkeypa
     assert run.finished
 
 
+@pytest.mark.long
 @needs_wandb
 def test_a_run_tells_whose_it_is_what_it_is_about_and_gives_its_network(tmp_path):
     asked = ["tracking.entity=lab", "tracking.tags=[paper,digits]", "tracking.notes='a try'"]
