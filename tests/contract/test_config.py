@@ -141,6 +141,7 @@ def test_the_run_folder_is_complete(method, tmp_path):
             evaluate.evaluate_run([f"run={folder}", override])
 
 
+@pytest.mark.long
 def test_an_exported_network_can_be_trained_on_and_exported_again(tmp_path):
     first = train.run(small(tmp_path, "psap"))
     weights = shutil.copytree(first / "export", tmp_path / "kept")

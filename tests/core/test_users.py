@@ -562,6 +562,7 @@ def test_an_operation_of_ones_own_that_maps_0_to_0() -> None:
         report(Net(), images(), zero_preserving=[softened])
 
 
+@pytest.mark.long
 def test_what_is_frozen_is_left_alone_and_said_together() -> None:
     model = torchvision.models.resnet50(num_classes=4)
     for part in (model.conv1, model.bn1, model.layer1, model.layer2):
