@@ -21,7 +21,8 @@ from experiments.configuration import compose
 from experiments.data.base import Normalisation
 from experiments.entry import entry_point
 from experiments.exits import one_sentence
-from experiments.runs.files import parse_yaml, read_plain, read_sealed
+from experiments.runs.done import refuse_other_data
+from experiments.runs.files import parse_yaml, read_plain
 from experiments.runs.summary import read_finished
 from experiments.schema import DataConfig, EvaluateConfig, ImageFolderConfig, OwnFolderConfig
 from experiments.training.devices import configure, reading_workers
@@ -51,7 +52,8 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         cfg.data if cfg.run is None else recorded_data(Path(cfg.run), cfg.data.root), device
     )
     if cfg.run is not None:
-        _refuse_other_data(Path(cfg.run), dataset.digest)
+        advice = "bring the former, or name their folder with data.root"
+        refuse_other_data(Path(cfg.run), dataset.digest, advice)
     if cfg.run is None:
         model, normalisation = models.start(
             cfg.model, dataset.image_shape[0], dataset.classes, dataset.image_shape[-1]
@@ -63,15 +65,6 @@ def accuracy(cfg: EvaluateConfig) -> Accuracy:
         "test", 0, 1, normalisation, device, reading_workers(cfg.runtime, world)
     )
     return evaluate(model.to(device).to(memory_format=torch.channels_last), batches, world)
-
-
-def _refuse_other_data(run: Path, present: str) -> None:
-    trained = read_sealed(run / "manifest.json", "data_sha256")["data_sha256"]
-    if present != trained:
-        raise InputError(
-            f"{run} belongs to the data of SHA-256 {trained}, and {present} is what lies there: bring the former, or "
-            "name their folder with data.root"
-        )
 
 
 def _refuse_what_a_run_decides(cfg: EvaluateConfig, overrides: Sequence[str]) -> None:

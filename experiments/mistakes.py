@@ -55,8 +55,9 @@ def mistake_in(words: Sequence[str], error: Exception, conf: Path, compose: Comp
         if sentence is not None:
             return sentence
     config = compose([str(choice.input_line) for choice in choices])
+    keys = _keys(config)
     for override in values:
-        sentence = _wrong_value(override, config)
+        sentence = _wrong_value(override, config, keys)
         if sentence is not None:
             return sentence
     if isinstance(error, MissingMandatoryValue):
@@ -121,14 +122,12 @@ def _is_of_timm(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def _wrong_value(override: Override, config: DictConfig) -> str | None:
+def _wrong_value(override: Override, config: DictConfig, keys: Collection[str]) -> str | None:
     key = override.key_or_group
     if not key:
         return _unreadable(str(override.input_line))
     return (
-        _unknown_key(key, _keys(config))
-        or _wrong_member(override, config)
-        or _wrong_kind(override, config)
+        _unknown_key(key, keys) or _wrong_member(override, config) or _wrong_kind(override, config)
     )
 
 

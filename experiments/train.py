@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.configuration import compose
 from experiments.entry import entry_point
 from experiments.runs.checks import plain_name
-from experiments.runs.done import refuse_damage
+from experiments.runs.done import refuse_damage, refuse_other_data
 from experiments.runs.folder import Record, run_on_other_images
 from experiments.runs.summary import read_summary, summary_text
 from experiments.schema import ONNX_PACKAGES, Config, OwnFolderConfig, TargetConfig
@@ -42,7 +42,7 @@ def train(cfg: Config) -> Path:
 
     def answer() -> None:
         refuse_damage(record.folder)
-        _refuse_other_data(cfg, record)
+        _compare_data(cfg, record)
         record.adopt(cfg.suite, cfg.cell)
 
     if alone and record.done:
@@ -76,7 +76,7 @@ def _refuse_impossible(cfg: Config) -> None:
         require_packages("onnx=true", *ONNX_PACKAGES)
 
 
-def _refuse_other_data(cfg: Config, record: Record) -> None:
+def _compare_data(cfg: Config, record: Record) -> None:
     """A finished run answers for the data that it was trained on; where there are none, for those."""
     import torch
 
@@ -84,16 +84,12 @@ def _refuse_other_data(cfg: Config, record: Record) -> None:
 
     if not is_there(cfg.data):
         return
-    trained = record.manifest()["data_sha256"]
     try:
         present = load_dataset(cfg.data, torch.device("cpu")).digest
     except InputError:  # an empty folder, say
         return
-    if present != trained:
-        raise InputError(
-            f"{record.folder} is done, with the data of SHA-256 {trained}; data.root={cfg.data.root} holds others, "
-            f"{present}: name the former, or another runs_dir"
-        )
+    advice = f"name the former, not data.root={cfg.data.root}, or another runs_dir"
+    refuse_other_data(record.folder, present, advice)
 
 
 def _say_other_images(cfg: Config, record: Record) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.runs.files import DataError, read_sealed
+from psap_core import InputError
 from psap_core.files import read_plain, sealed, sha256, write_atomically
 
 NAME = "done"
@@ -34,6 +35,15 @@ def refuse_damage(folder: Path) -> None:
     """Raise DataError where a file of a finished run is missing, or is not what the run wrote."""
     for name, digest in read_done(folder).items():
         refuse_another_file(folder, name, digest)
+
+
+def refuse_other_data(folder: Path, present: str, advice: str) -> None:
+    """Raise InputError where the data of SHA-256 `present` are not those that the run was trained on."""
+    trained = read_sealed(folder / "manifest.json", "data_sha256")["data_sha256"]
+    if present != trained:
+        raise InputError(
+            f"{folder} belongs to the data of SHA-256 {trained}, and {present} is what lies there: {advice}"
+        )
 
 
 def refuse_another_file(folder: Path, name: str, digest: str) -> None:

@@ -14,6 +14,7 @@ from psap_core.files import read_plain as read_plain  # for analysis, too, which
 from psap_core.files import unsealed
 from psap_core.files import write_atomically as write_atomically
 
+EXPORTED_FILES = ("spec.json", "weights.safetensors")  # of an exported network
 DEEPEST = 50  # nesting of YAML files
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -110,7 +111,7 @@ def weights_digest(weights: str | None) -> str | None:
 
 def _exported_files(folder: Path) -> list[Path]:
     """Of an exported network, and of the one that it was built from, if it was; nothing that lies beside them."""
-    files = [folder / "spec.json", folder / "weights.safetensors"]
+    files = [folder / name for name in EXPORTED_FILES]
     if (folder / "start").is_dir():
         files += _exported_files(folder / "start")
     return files

@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from experiments.runs.done import NAME, read_done, refuse_another_file, write_done
-from experiments.runs.files import DataError, parse_json, parse_yaml, read_sealed
+from experiments.runs.files import (
+    EXPORTED_FILES,
+    DataError,
+    parse_json,
+    parse_yaml,
+    read_sealed,
+)
 from experiments.runs.identity import config_hash, differ_in_images_only, identity
 from experiments.runs.provenance import code_version, versions
 from experiments.runs.summary import RunSummary, read_summary
@@ -40,7 +46,6 @@ FIXED_FACTS = {
     "autocast": "the autocast type",
     "compile": "torch.compile",
 }
-EXPORTED_FILES = ("spec.json", "weights.safetensors")
 SESSIONS_OWN = ("config.yaml", "manifest.json")  # written anew by every session
 LONGEST_NOTE = 10_000  # bytes of an error's sentence
 LOCK_SECONDS = 10  # patience with whoever holds the folder

@@ -17,7 +17,7 @@ from experiments.exits import Interrupted, one_sentence
 from experiments.methods.base import Callback, Method, Metrics
 from experiments.methods.registry import make_method
 from experiments.methods.thin import network_macs
-from experiments.runs.files import DataError
+from experiments.runs.files import EXPORTED_FILES, DataError
 from experiments.runs.folder import Record, Written
 from experiments.runs.summary import RunSummary
 from experiments.schema import Config, ModelConfig, compacts
@@ -424,7 +424,7 @@ def _save_exported(
 def _copy_exported(source: Path, target: Path) -> None:
     """The two files of an exported network, and those of the one that it was built from, if it was."""
     make_folder(target)
-    for name in ("spec.json", "weights.safetensors"):
+    for name in EXPORTED_FILES:
         write_atomically(target / name, read_plain(source / name))
     if (source / "start").is_dir():
         _copy_exported(source / "start", target / "start")

@@ -284,6 +284,6 @@ def test_a_finished_run_is_not_answered_for_other_data(tmp_path, monkeypatch):
     assert train.run(overrides) == folder
     monkeypatch.setattr(TensorImages, "digest", "another")
     with pytest.raises(
-        InputError, match=r"is done, with the data of SHA-256 .* holds others, another"
+        InputError, match=r"belongs to the data of SHA-256 .*, and another is what lies there"
     ):
         train.run(overrides)
