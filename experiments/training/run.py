@@ -22,7 +22,8 @@ from experiments.runs.folder import Record, Written
 from experiments.runs.summary import RunSummary
 from experiments.schema import Config, ModelConfig, compacts
 from experiments.training import checkpoint, distributed
-from experiments.training.compaction import Compaction, dense_epoch_seconds
+from experiments.training.compaction import Compaction
+from experiments.training.dense_time import dense_epoch_seconds
 from experiments.training.devices import configure, require_gpu
 from experiments.training.distributed import World, lost_processes
 from experiments.training.latency import latencies_ms
@@ -72,6 +73,7 @@ class _Training:
         compaction: makes the network small when the plan is final; None: it stays as large as it is.
         macs: of the network as it begins to train.
         dense_macs: of the run's model without any pruning.
+        dense_epoch_seconds: what an epoch of that takes here; None: not measured.
     """
 
     setup: Setup
@@ -81,6 +83,7 @@ class _Training:
     compaction: Compaction | None
     macs: int
     dense_macs: int
+    dense_epoch_seconds: float | None
 
     @property
     def callback(self) -> Callback:
@@ -111,10 +114,17 @@ def _train(
     )
     compaction = None
     if compacts(cfg.method):
-        compaction = Compaction(method, setup, steps, dense_epoch_seconds(setup))
+        compaction = Compaction(method, setup, steps)
     own_macs = macs(setup.model, setup.example)
     training = _Training(
-        setup, record, method, steps, compaction, own_macs, _dense_macs(setup, own_macs)
+        setup,
+        record,
+        method,
+        steps,
+        compaction,
+        own_macs,
+        _dense_macs(setup, own_macs),
+        dense_epoch_seconds(setup),
     )
     world.settle(setup.net, setup.example)
     facts = manifest_facts(setup)
@@ -182,10 +192,14 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
 def _log(
     training: _Training, tracker: Tracker | None, progress: RunProgress, metrics: Metrics
 ) -> None:
-    """Record an epoch's metrics, with the images that no rank could read."""
+    """Record an epoch's metrics, with the images that no rank could read and what the dense network's would take."""
     skipped: set[str] = set().union(*training.setup.world.gather(training.setup.dataset.skipped))
     if tracker is not None:
-        row = {**metrics, "data/skipped_images": len(skipped)} if skipped else metrics
+        row = {**metrics}
+        if training.dense_epoch_seconds is not None:
+            row["train/dense_seconds"] = training.dense_epoch_seconds
+        if skipped:
+            row["data/skipped_images"] = len(skipped)
         training.record.log(row)
         tracker.log(row)
         progress.epoch(row)

@@ -11,13 +11,13 @@ from analysis.results import read_run
 from experiments import train
 from experiments.configuration import compose
 from experiments.runs.identity import config_hash
-from experiments.training import compaction
+from experiments.training import dense_time
 from experiments.training.checkpoint import load_checkpoint
-from experiments.training.compaction import Compaction, dense_epoch_seconds
+from experiments.training.compaction import Compaction
 from experiments.training.distributed import World
 from experiments.training.setup import set_up
-from psap_core import load_exported, macs
-from tests.helpers import bits, small
+from psap_core import load_exported
+from tests.helpers import small
 
 FINAL_AT = {"psap": 3, "l1": 2, "taylor": 2, "fpgm": 2}  # of four epochs
 IMAGES = 320
@@ -35,7 +35,7 @@ def run_of(tmp_path, method, *overrides):
     "method", ["psap", *(pytest.param(m, marks=pytest.mark.long) for m in ("l1", "taylor", "fpgm"))]
 )
 def test_what_is_trained_is_what_is_exported(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(compaction, "LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(dense_time, "LARGEST_SHARE", math.inf)
     folder, rows, summary, state = run_of(tmp_path, method)
     assert read_run(folder).summary.macs == summary["macs"]  # analysis takes it
     assert sum(tensor.numel() for tensor in state["model"].values()) >= summary["params"]
@@ -49,12 +49,6 @@ def test_what_is_trained_is_what_is_exported(method, tmp_path, monkeypatch):
     assert summary["train_macs"] == IMAGES * sum(expected)
     dense_seconds = sum(row["train/dense_seconds"] for row in rows)
     assert summary["train_seconds_dense_ratio"] == summary["train_seconds"] / dense_seconds
-
-
-def test_a_short_run_spends_nothing_on_timing_the_dense_network(tmp_path):
-    _, rows, summary, _ = run_of(tmp_path, "l1", "epochs=2")
-    assert summary["train_seconds_dense_ratio"] is None
-    assert all("train/dense_seconds" not in row for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -129,19 +123,6 @@ def test_the_wrapper_is_made_anew_and_the_steps_take_it(tmp_path, monkeypatch):
     method.compact_ = lambda: setattr(method, "is_compact", True)
     monkeypatch.setattr("experiments.training.setup.wrapped", wrapped)
     monkeypatch.setattr("experiments.training.compaction.export_error", lambda *_: 0.0)
-    Compaction(method, setup, steps, 1.0).before_train()
+    Compaction(method, setup, steps).before_train()
     assert made == [setup.net]
     assert steps.net is setup.net
-
-
-def test_timing_dense_steps_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(compaction, "LARGEST_SHARE", 1.0)
-    setup = set_up(compose("train", small(tmp_path, "psap")), torch.device("cpu"), World())
-    before = bits(setup.model.state_dict())
-    generator = torch.get_rng_state()
-    seconds = dense_epoch_seconds(setup)
-    assert 0 < seconds < math.inf
-    assert bits(setup.model.state_dict()) == before
-    assert setup.optimizer.state_dict()["state"] == {}
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert macs(setup.model, setup.example) > 0

@@ -207,7 +207,7 @@ with join() as world:
     setup = set_up(compose("train", json.loads(sys.argv[1])), torch.device("cpu"), world)
     method = make_method(setup.method_context(lambda *_: None))
     steps = Steps(setup.net, setup.optimizer, setup.images, world, setup.device, None, lambda: None)
-    compaction = Compaction(method, setup, steps, 1.0)
+    compaction = Compaction(method, setup, steps)
     for epoch in range(4):
         assert method.is_compact == (epoch == 3)
         setup.model.train()
