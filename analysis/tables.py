@@ -70,6 +70,8 @@ COLUMNS = [
     "params_cut",
     "train_macs",
     "train_macs_share",
+    "train_seconds",
+    "train_seconds_share",
     "start_stated",
     "commits",
     "devices",
@@ -81,7 +83,8 @@ LEGEND = [
     "Masked: top-1 before the plan is applied for good; SFP's and FPGM's masks leave BatchNorm's beta alone. "
     "Base: the network that a pretrained run starts from, else our dense run of the same seed. "
     "Drop (base - top-1), to psap, to thin, to dense: paired over common seeds. "
-    "Training MACs: forward MACs of the network in training; the batches of PSAP's pulses are not in them.",
+    "Training MACs: forward MACs of the network in training; the batches of PSAP's pulses are not in them. "
+    "Training time: of the whole training, pruning steps in it, beside steps of the dense network that the run timed.",
 ]
 PUBLISHED_LEGEND = [
     f"Published rows: same data set, network and start, and a FLOPs cut within {TOLERANCE:g} points of our target. "
@@ -270,6 +273,7 @@ def _ours(
     drop = paired_difference(base, top1)
     train_macs = fmean(_values(runs, "train_macs").values())
     dense_train_macs = _mean(_values(dense, "train_macs").values())
+    time_shares = [*_values(runs, "train_seconds_dense_ratio").values()]
     row |= _flat("top1", estimate([top1[seed] for seed in sorted(top1)]))
     for method, others in beside.items():
         if runs is not others:
@@ -283,6 +287,8 @@ def _ours(
         "params": fmean(_values(runs, "params").values()),
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
+        "train_seconds": fmean(_values(runs, "train_seconds").values()),
+        "train_seconds_share": None if None in time_shares else fmean(time_shares),
         "commits": named(run.provenance.commit for run in runs.values()),
         "devices": named(run.provenance.device for run in runs.values()),
     }
@@ -357,12 +363,13 @@ def _head(suite: PlannedSuite, of_cells: Mapping[str, Mapping[int, Run]]) -> str
 
 
 def display(table: Table) -> dict[str, pd.DataFrame]:
-    """What a person reads: for each section its rows, all values as text."""
+    """What a person reads: for each section its rows, all values as text; columns without any are left out."""
     numbers = {url: i for i, url in enumerate(table.rows["source_url"].dropna().unique(), start=1)}
-    return {
-        str(section): pd.DataFrame([_texts(row, numbers) for row in rows.to_dict("records")])
-        for section, rows in table.rows.groupby("section", sort=False)
-    }
+    sections = {}
+    for section, rows in table.rows.groupby("section", sort=False):
+        texts = pd.DataFrame([_texts(row, numbers) for row in rows.to_dict("records")])
+        sections[str(section)] = texts.loc[:, (texts != "").any()]
+    return sections
 
 
 def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]:
@@ -395,6 +402,9 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
         or (f"-{100 * row['params_cut']:.1f} %" if "params_cut" in known else ""),
         "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}"
         if "train_macs_share" in known
+        else "",
+        "training time [% of dense]": f"{100 * row['train_seconds_share']:.0f}"
+        if "train_seconds_share" in known
         else "",
     } | {
         f"to {name}": _spread(row, f"to_{name}", "+.2f") if f"to_{name}" in known else ""

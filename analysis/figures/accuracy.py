@@ -139,11 +139,34 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
         )
 
 
+def accuracy_against_training_time(runs: Sequence[Run]) -> Figure:
+    """Test accuracy of the exported networks against how long their training took, beside the dense network's."""
+    shares: dict[str, float] = {}
+    cells = []
+    for cell in seed_groups(runs):
+        measured = [
+            share for share in cell.values("train_seconds_dense_ratio") if share is not None
+        ]
+        if len(measured) == len(cell.runs):
+            shares[str(cell.runs[0].cell)] = 100 * fmean(measured)
+            cells.append(cell)
+    if not cells:
+        raise NothingToDrawError("no cell's runs timed the dense network beside themselves")
+    return _against(cells, shares, "training time [% of the dense network's there]")
+
+
 def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
     """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
     cells = [cell for cell in seed_groups(runs) if cell.runs[0].cell in latencies["latency_ms"]]
     if not cells:
         raise NothingToDrawError("no run was measured")
+    means = {cell: fmean(by_seed.values()) for cell, by_seed in latencies["latency_ms"].items()}
+    where = f"{latencies['device']}, {latencies['threads']} threads"
+    return _against(cells, means, f"latency of one image [ms], {where}")
+
+
+def _against(cells: Sequence[SeedGroup], costs: Mapping[str, float], xlabel: str) -> Figure:
+    """Accuracy against what each cell costs, by its name; a panel for each network."""
     networks = {name: [*group] for name, group in groupby(cells, key=lambda cell: cell.network)}
     figure, panels = grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
@@ -152,14 +175,11 @@ def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) 
             points = sorted(
                 (cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0
             )
-            x = [fmean(latencies["latency_ms"][str(cell.runs[0].cell)].values()) for cell in points]
+            x = [costs[str(cell.runs[0].cell)] for cell in points]
             top1 = [cell.values("top1") for cell in points]
             axes.plot(x, [*map(fmean, top1)], zorder=4, **points[0].style)
             axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=points[0].style["color"])
         axes.margins(0.08)
-        where = f"{latencies['device']}, {latencies['threads']} threads"
-        axes.set(
-            xlabel=f"latency of one image [ms], {where}", ylabel="top-1 of the exported network [%]"
-        )
+        axes.set(xlabel=xlabel, ylabel="top-1 of the exported network [%]")
     add_legend(figure, cells, "mean of n seeds, bar from the lowest to the highest")
     return figure

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis.figures.accuracy import accuracy_against_latency, accuracy_against_macs
+from analysis.figures.accuracy import (
+    accuracy_against_latency,
+    accuracy_against_macs,
+    accuracy_against_training_time,
+)
 from analysis.figures.curves import mask_churn, training_curves, training_loss
 from analysis.figures.layers import draw_prune_ratios, draw_sparsity_ratios, kept_filters
 from analysis.figures.pulses import pulses
@@ -18,6 +22,7 @@ from analysis.suites import runs_of_suite
 
 FIGURES: dict[str, Callable[[Sequence[Run]], Figure]] = {
     "accuracy_against_macs": accuracy_against_macs,
+    "accuracy_against_training_time": accuracy_against_training_time,
     "training_curves": training_curves,
     "training_loss": training_loss,
     "mask_churn": mask_churn,

@@ -43,6 +43,7 @@ def write_run(
     lr: float | None = None,
     width: float = 1.0,
     validation_images: int | None = None,
+    time_share: float | None = None,
     method_changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished run; all paths in it are below /data/somebody.
@@ -142,6 +143,7 @@ def write_run(
         "export_max_relative_error": 1e-15,
         "train_macs": round(DENSE_MACS * (1 - cut / 2)) * 1000 * epochs,
         "train_seconds": 60.0,
+        "train_seconds_dense_ratio": time_share,
         "prune_seconds": 1.0 if method == "psap" else 0.0,
         "config_hash": config_hash,
     }

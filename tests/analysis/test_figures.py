@@ -9,7 +9,13 @@ from matplotlib.colors import to_rgb
 from analysis import figures
 from analysis.figures import FIGURES, accuracy, curves, layers, overview, pulses
 from analysis.figures.overview import what_happened
-from analysis.figures.style import NO_PROTECTION, SPARE_STYLES, STYLES, seed_groups
+from analysis.figures.style import (
+    NO_PROTECTION,
+    SPARE_STYLES,
+    STYLES,
+    NothingToDrawError,
+    seed_groups,
+)
 from analysis.published import read_published
 from analysis.results import NotFinishedError, read_run
 from analysis.suites import find_suite, runs_of_suite
@@ -461,9 +467,25 @@ def test_latency_figure_draws_the_means_of_measured_cells(make):
     assert "a CPU, 1 threads" in axes.get_xlabel()
 
 
+def test_training_times_are_drawn_where_all_of_a_cells_runs_have_one(make):
+    runs = [
+        make("psap", suite="table", cell="ours", seed=seed, top1=90.0 + seed, time_share=share)
+        for seed, share in ((0, 0.7), (1, 0.8))
+    ]
+    runs += [
+        make("thin", suite="table", cell="timed in part", seed=seed, time_share=share)
+        for seed, share in ((0, 0.4), (1, None))
+    ]
+    (axes,) = accuracy.accuracy_against_training_time(runs).axes
+    ((x, top1),) = [tuple(line.get_xydata()[0]) for line in axes.lines]
+    assert (x, top1) == (pytest.approx(75), 90.5)
+    with pytest.raises(NothingToDrawError, match="timed the dense network"):
+        accuracy.accuracy_against_training_time(runs[2:])
+
+
 @pytest.mark.long
 def test_write_figures_writes_the_same_bytes_again(make, tmp_path):
-    runs = suite(make)[-1:]
+    runs = suite(make, time_share=0.8)[-1:]
     (tmp_path / "results" / "table").mkdir(parents=True)
     (tmp_path / "results" / "table" / "latency.json").write_text(
         json.dumps(latencies(psap={"0": 1.0}))

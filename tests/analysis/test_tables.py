@@ -28,8 +28,12 @@ SUITE = GOLDEN / "golden_table.yaml"
 COMMON = {"dataset": "cifar10", "image_size": 32, "suite": "golden_table"}
 TOP1 = {
     "resnet20 dense": ("dense", {0: 92.1, 1: 92.4, 2: 92.2}, {}),
-    "resnet20 thin 54": ("thin", {0: 90.1, 1: 90.7, 2: 90.3}, {"macs_cut": 0.54}),
-    "resnet20 psap 54": ("psap", {0: 91.3, 2: 91.1}, {"macs_cut": 0.54}),
+    "resnet20 thin 54": (
+        "thin",
+        {0: 90.1, 1: 90.7, 2: 90.3},
+        {"macs_cut": 0.54, "time_share": 0.5},
+    ),
+    "resnet20 psap 54": ("psap", {0: 91.3, 2: 91.1}, {"macs_cut": 0.54, "time_share": 0.75}),
     "resnet20 thin_plan 54": ("thin_plan", {1: 90.9}, {"macs_cut": 0.54}),
     "pretrained psap 42": (
         "psap",
@@ -102,6 +106,24 @@ def test_recorded_runs_make_the_same_tables(root, tmp_path):
     shutil.rmtree(root)
     for path in write_tables([golden_table(tmp_path / "results")], tmp_path / "out"):
         assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
+
+
+def test_times_stand_in_a_row_whose_runs_all_timed_the_dense_network(tmp_path, mine):
+    cells = ("a", "psap", 8), ("b", "thin", 8)
+    for seed, share in ((0, 0.7), (1, 0.9)):
+        write_run(tmp_path / f"a{seed}", "psap", cell="a", seed=seed, time_share=share, **MINE)
+    for seed, share in ((0, 0.7), (1, None)):
+        write_run(
+            tmp_path / f"b{seed}",
+            "thin",
+            cell="b",
+            target=0.54,
+            seed=seed,
+            time_share=share,
+            **MINE,
+        )
+    (texts,) = display(mine(*cells)).values()
+    assert list(texts["training time [% of dense]"][:2]) == ["80", ""]
 
 
 def test_a_changed_summary_changes_the_table(root, table):
