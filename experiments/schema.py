@@ -193,6 +193,8 @@ class Rule(StrEnum):
     permuted = "permuted"
     return_exact = "return_exact"
     return_graded = "return_graded"
+    lowest_utility = "lowest_utility"
+    streams_only = "streams_only"
 
 
 @dataclass

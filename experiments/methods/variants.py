@@ -5,10 +5,14 @@ permuted        Every layer gets the s_l of the next one in a ring, whose order 
 return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: those of earlier steps,
                 after an epoch of recovery, and those proposed anew compete for the same places, where a count grows.
 return_graded   The same, but a filter of an earlier step returns with GRADE times its silencers and their momentum.
+lowest_utility  Eq. 6 the wrong way round: of the filters proposed anew, those of the lowest utility are restored. If
+                this costs nothing, it does not matter which of them go.
+streams_only    Eq. 6 protects groups of several writers (residual streams) only; elsewhere the norm decides.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -27,6 +31,7 @@ from psap_core.suspension import FilterTensors
 
 GRADE = 0.1
 RETURNS = (Rule.return_exact, Rule.return_graded)
+BY_PULSE = (*RETURNS, Rule.lowest_utility, Rule.streams_only)
 
 
 class PSAPVariant(PSAP):
@@ -34,7 +39,7 @@ class PSAPVariant(PSAP):
 
     def __init__(self, *args: Any, rule: Rule, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if rule in RETURNS and not self.settings.protection:
+        if rule in BY_PULSE and not self.settings.protection:
             raise InputError(
                 f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true"
             )
@@ -64,13 +69,26 @@ class PSAPVariant(PSAP):
         kept: Sequence[int],
     ) -> Filters:
         if self.rule not in RETURNS:
-            return super()._protect(supervision, norms, proposals, kept)
+            return super()._protect(self._seen(supervision), norms, proposals, kept)
         restored = {}
         for part, k in zip(self.plan.layers, kept, strict=True):
             utility = supervision.utility.get(part.name, {})
             means = {f: mean for f, (mean, _) in utility.items()}
             restored[part.name] = choose_restored(means, (), tuple(means), part.filters - k)
         return restored
+
+    def _seen(self, supervision: Supervision) -> Supervision:
+        """What eq. 6 takes for the utilities."""
+        utility = supervision.utility
+        if self.rule is Rule.lowest_utility:
+            utility = {
+                name: {f: (-mean, error) for f, (mean, error) in of_filters.items()}
+                for name, of_filters in utility.items()
+            }
+        if self.rule is Rule.streams_only:
+            streams = {group.name for group in self.groups if len(group.writers) > 1}
+            utility = {name: of_filters for name, of_filters in utility.items() if name in streams}
+        return replace(supervision, utility=utility)
 
     def _step(
         self,

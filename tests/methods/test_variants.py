@@ -97,6 +97,48 @@ def test_filters_of_earlier_steps_return_by_utility(rule, scope):
     assert returned > 0
 
 
+def test_lowest_utility_restores_the_other_end_of_what_was_proposed():
+    training = variant(Rule.lowest_utility)
+    first, second = training.epoch(), training.epoch()
+    checked = 0
+    for earlier, step in (({}, first), (first.plan.pruned, second)):
+        for name, back in step.restored.items():
+            utility = {f: mean for f, (mean, _) in step.utility[name].items()}
+            anew = [f for f in step.proposed[name] if f not in earlier.get(name, ())]
+            left = [utility[f] for f in anew if f not in back]
+            if back and left and anew:
+                assert max(utility[f] for f in back) <= min(left)
+                checked += 1
+    assert checked > 0
+
+
+def test_streams_only_chooses_by_utility_where_several_layers_write_and_by_norm_elsewhere():
+    plain = Training(scope="coupled").epoch()
+    training = variant(Rule.streams_only, scope="coupled")
+    measure, measured = training.pruner._measure, []
+
+    def measure_and_tell(tensors):
+        measured.append(measure(tensors))
+        return measured[-1]
+
+    training.pruner._measure = measure_and_tell
+    ours = training.epoch()
+    ((_, norms),) = measured
+    assert ours.utility == plain.utility
+    differing = set()
+    for group in training.pruner.groups:
+        name, back = group.name, ours.restored[group.name]
+        if len(group.writers) > 1:
+            assert back == plain.restored[name]
+            continue
+        left = {*ours.proposed[name]}.difference(back)
+        if back and left:
+            sizes = norms[name].tolist()
+            assert min(sizes[f] for f in back) >= max(sizes[f] for f in left)
+        differing.add(back != plain.restored[name])
+    assert True in differing
+
+
 def test_plain_psap_gives_back_no_filter_of_an_earlier_step_while_counts_grow():
     training = Training()
     for _ in range(3):
