@@ -2,7 +2,7 @@
 
 Writes `{"machine": {...}, "figures": {NAME: {"median": x, "spread": [low, high], "n": k}}}` and prints a table; what
 each figure means stands in its section's module, experiments/benchmarks/<section>.py. Without sections: all but
-mobilenet, memory, scopes, compaction and zoo, and gpu only where there is one; about 6 minutes on two cores.
+mobilenet, memory, scopes, the two compactions and zoo, and gpu only where there is one; about 6 minutes on two cores.
 
 pruning   what a pruning step, its pulse and the hook between steps cost
 training  a training step on CIFAR-10, and its augmentation beside PIL's
@@ -16,6 +16,7 @@ gpu       epochs on a GPU, captured and eager, and several runs side by side
 memory    peak memory of PSAP training against dense training of ResNet-50 (6 minutes on two cores)
 scopes    ResNet-50 with 52 % of its MACs cut in scopes coupled and all, beside an evenly thinner one
 compaction  whole trainings of ResNet-50 that get small at the freeze, beside dense ones (10 minutes on two cores)
+compaction_small  the same of the ResNet-20 that docs/results.md is about (half an hour on two cores)
 zoo       whether torchvision's and timm's convolutional networks can be pruned (an hour on two cores)
 """
 
@@ -41,9 +42,21 @@ SECTIONS = (
     "memory",
     "scopes",
     "compaction",
+    "compaction_small",
     "zoo",
 )
-LEFT_OUT = {"mobilenet", "memory", "scopes", "compaction", "zoo"}  # unless they are named
+MODULES = {
+    "mobilenet": "latency",
+    "compaction_small": "compaction",
+}  # others have their section's name
+LEFT_OUT = {
+    "mobilenet",
+    "memory",
+    "scopes",
+    "compaction",
+    "compaction_small",
+    "zoo",
+}  # unless they are named
 
 
 def main() -> None:
@@ -87,7 +100,7 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     for section in sections:
         began = time.perf_counter()
-        module = "latency" if section == "mobilenet" else section
+        module = MODULES.get(section, section)
         section_figures = pkgutil.resolve_name(f"experiments.benchmarks.{module}:{section}")()
         print(f"{section}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         for name, values in section_figures.items():
