@@ -153,10 +153,23 @@ def defaults_table(sources: Sources) -> str:
     return f"{_of_study(study)}\n\n{effects.to_markdown(index=False, disable_numparse=True)}"
 
 
-def _of_study(study: Study) -> str:
+def coupled_table(sources: Sources) -> str:
+    """Scope coupled beside its rivals, and its parts: the cells and effects that have runs."""
+    study = sources.study("cifar16_scopes")
+    effects = effect_rows(study)
+    effects = effects[effects["n"] != "0"]
+    tables = [_of_study(study, "test [%]")]
+    if len(effects):
+        tables.append(effects.to_markdown(index=False, disable_numparse=True))
+    return "\n\n".join(tables)
+
+
+def _of_study(study: Study, *more: str) -> str:
+    """The cells that have run, with `more` of their columns."""
     rows, _ = findings(study)
-    columns = ["cell", "n", "against", "difference", "95 %", "verdict", "plan"]
-    table: str = rows[columns].to_markdown(index=False, disable_numparse=True)
+    run = rows[~rows["n"].str.startswith("0 ")]
+    columns = ["cell", "n", *more, "against", "difference", "95 %", "verdict", "plan"]
+    table: str = run[columns].to_markdown(index=False, disable_numparse=True)
     return table
 
 
@@ -325,6 +338,7 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "short": short_table,
     "study": study_table,
     "defaults": defaults_table,
+    "coupled": coupled_table,
     "aims": aims_table,
     "suites-run": suites_run_table,
     "scopes": scopes_table,
