@@ -105,6 +105,7 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
         places[name] = (method, network_title(run), None if run.method == "dense" else target)
     counts = Counter(places.values())
     spare = cycle(SPARE_STYLES)
+    styles: dict[str, Mapping[str, Any]] = {**STYLES}
     cells = []
     for name, (method, network, target) in places.items():
         label = (
@@ -112,8 +113,9 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
             if counts[places[name]] == 1 or target is None
             else name.removesuffix(f" {100 * target:g}")
         )
-        style = STYLES[label] if label in STYLES else next(spare)
-        cells.append(SeedGroup(label, style, network, target, tuple(groups[name])))
+        if label not in styles:
+            styles[label] = next(spare)
+        cells.append(SeedGroup(label, styles[label], network, target, tuple(groups[name])))
     order = {label: place for place, label in enumerate(STYLES)}
     return sorted(cells, key=lambda cell: (cell.network, order.get(cell.label, len(order))))
 

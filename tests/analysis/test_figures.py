@@ -453,6 +453,19 @@ def latencies(**cells: dict[str, float]) -> dict:
     return {"device": "a CPU", "threads": 1, "latency_ms": cells}
 
 
+def test_a_cells_style_is_the_same_at_every_cut(make):
+    runs = [
+        make("psap", suite="table", cell=f"{name} {cut}", macs_cut=cut / 100, target=cut / 100)
+        for name in ("coupled", "all")
+        for cut in (54, 85)
+    ]
+    styles = {}
+    for cell in seed_groups(runs):
+        styles.setdefault(cell.label, []).append(cell.style)
+    assert {*styles} == {"coupled", "all"}
+    assert styles["coupled"][0] == styles["coupled"][1] != styles["all"][0] == styles["all"][1]
+
+
 def test_latency_figure_draws_the_means_of_measured_cells(make):
     runs = [
         make("dense", suite="table", cell="dense", seed=seed, top1=90.0 + seed) for seed in (0, 1)
