@@ -138,11 +138,14 @@ def _refuse_two_configurations(place: Path, runs: Iterable[Run]) -> None:
 
 
 def _same(one: Run, other: Run) -> bool:
-    """Would both be recorded alike, whether or not their pulses are kept, and in whatever order their metrics?"""
+    """Would both be recorded alike, whether or not their pulses are kept, and in whatever order their metrics?
+
+    Beside runs without a metric, whole numbers are recorded as others.
+    """
     comparable = []
     for run in (one, other):
         kept = [name for name in run.metrics if not name.startswith(DERIVED)]
-        metrics = run.metrics[sorted(kept)]
+        metrics = run.metrics[sorted(kept)].astype(float)
         comparable.append(replace(run, metrics=metrics, pulses=run.pulses.iloc[:0]))
     ours, theirs = (suite_files([run]) for run in comparable)
     return ours == theirs

@@ -113,7 +113,8 @@ def _epochs(runs: Sequence[Run]) -> pd.DataFrame:
     frames = []
     for run in runs:
         kept = [name for name in run.metrics if not name.startswith(DERIVED)]
-        frames.append(run.metrics[kept].reset_index().assign(cell=run.cell, seed=run.seed))
+        metrics = run.metrics[kept].copy()  # in one piece: columns are added to it
+        frames.append(metrics.reset_index().assign(cell=run.cell, seed=run.seed))
     return _keys_first(pd.concat(frames), "epoch")
 
 

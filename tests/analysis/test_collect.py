@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -119,6 +120,17 @@ def test_recording_again_and_in_parts_makes_the_same_bytes(runs_dir, table, tmp_
     for name in ("b", "a1", "a"):
         record(runs_dir / name, tmp_path / "parts")
     assert contents(tmp_path / "parts" / "table") == before
+
+
+def test_a_run_with_a_metric_that_others_lack_is_recorded_again_as_itself(runs_dir, tmp_path):
+    path = runs_dir / "a" / "metrics.jsonl"
+    rows = [json.loads(line) | {"train/macs": 101_382_400_000} for line in path.open()]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    seal(runs_dir / "a")
+    record(runs_dir, tmp_path / "results")
+    before = contents(tmp_path / "results")
+    record(runs_dir, tmp_path / "results")
+    assert contents(tmp_path / "results") == before
 
 
 def test_another_run_in_a_recorded_place_is_refused_and_nothing_is_written(runs_dir, table):
