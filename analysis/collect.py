@@ -140,7 +140,7 @@ def _refuse_two_configurations(place: Path, runs: Iterable[Run]) -> None:
 def _same(one: Run, other: Run) -> bool:
     """Would both be recorded alike, whether or not their pulses are kept, and in whatever order their metrics?
 
-    Beside runs without a metric, whole numbers are recorded as others.
+    A column that some runs lack is read back as floats, so whole numbers are compared as floats.
     """
     comparable = []
     for run in (one, other):

@@ -72,6 +72,8 @@ COLUMNS = [
     "train_macs_share",
     "train_seconds",
     "train_seconds_share",
+    "train_seconds_share_low",
+    "train_seconds_share_high",
     "start_stated",
     "commits",
     "devices",
@@ -84,7 +86,7 @@ LEGEND = [
     "Base: the network that a pretrained run starts from, else our dense run of the same seed. "
     "Drop (base - top-1), to psap, to thin, to dense: paired over common seeds. "
     "Training MACs: forward MACs of the network in training; the batches of PSAP's pulses are not in them. "
-    "Training time: of the whole training, pruning steps in it, beside steps of the dense network that the run timed.",
+    "Training time: of all steps, pruning too, over as many of the dense network, some of which the run timed (range).",
 ]
 PUBLISHED_LEGEND = [
     f"Published rows: same data set, network and start, and a FLOPs cut within {TOLERANCE:g} points of our target. "
@@ -288,9 +290,21 @@ def _ours(
         "train_macs": train_macs,
         "train_macs_share": None if dense_train_macs is None else train_macs / dense_train_macs,
         "train_seconds": fmean(_values(runs, "train_seconds").values()),
-        "train_seconds_share": None if None in time_shares else fmean(time_shares),
+        **_times(time_shares),
         "commits": named(run.provenance.commit for run in runs.values()),
         "devices": named(run.provenance.device for run in runs.values()),
+    }
+
+
+def _times(shares: Sequence[float | None]) -> dict[str, float]:
+    """Mean, lowest and highest share of the dense network's time; nothing unless all runs have one."""
+    measured = [share for share in shares if share is not None]
+    if len(measured) < len(shares):
+        return {}
+    return {
+        "train_seconds_share": fmean(measured),
+        "train_seconds_share_low": min(measured),
+        "train_seconds_share_high": max(measured),
     }
 
 
@@ -403,13 +417,17 @@ def _texts(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, str]
         "training MACs [% of dense]": f"{100 * row['train_macs_share']:.1f}"
         if "train_macs_share" in known
         else "",
-        "training time [% of dense]": f"{100 * row['train_seconds_share']:.0f}"
-        if "train_seconds_share" in known
-        else "",
+        "training time [% of dense]": _time_text(row) if "train_seconds_share" in known else "",
     } | {
         f"to {name}": _spread(row, f"to_{name}", "+.2f") if f"to_{name}" in known else ""
         for name in BESIDE
     }
+
+
+def _time_text(row: Mapping[str, Any]) -> str:
+    """Mean and range, in percent."""
+    mean, low, high = (100 * row[f"train_seconds_share{part}"] for part in ("", "_low", "_high"))
+    return f"{mean:.0f}" if low == high else f"{mean:.0f} ({low:.0f} to {high:.0f})"
 
 
 def _spread(row: Mapping[str, Any], name: str, form: str) -> str:

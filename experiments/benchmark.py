@@ -45,10 +45,11 @@ SECTIONS = (
     "compaction_small",
     "zoo",
 )
+# Sections without a module of their name.
 MODULES = {
     "mobilenet": "latency",
     "compaction_small": "compaction",
-}  # others have their section's name
+}
 LEFT_OUT = {
     "mobilenet",
     "memory",

@@ -141,45 +141,53 @@ def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
 
 def accuracy_against_training_time(runs: Sequence[Run]) -> Figure:
     """Test accuracy of the exported networks against how long their training took, beside the dense network's."""
-    shares: dict[str, float] = {}
-    cells = []
+    measured = []
     for cell in seed_groups(runs):
-        measured = [
-            share for share in cell.values("train_seconds_dense_ratio") if share is not None
-        ]
-        if len(measured) == len(cell.runs):
-            shares[str(cell.runs[0].cell)] = 100 * fmean(measured)
-            cells.append(cell)
-    if not cells:
+        shares = cell.values("train_seconds_dense_ratio")
+        if None not in shares:
+            measured.append((cell, [100 * share for share in shares]))
+    if not measured:
         raise NothingToDrawError("no cell's runs timed the dense network beside themselves")
-    return _against(cells, shares, "training time [% of the dense network's there]")
+    return _against(measured, "training time [% of the dense network's there]")
 
 
 def accuracy_against_latency(runs: Sequence[Run], latencies: Mapping[str, Any]) -> Figure:
     """Test accuracy of the exported networks against what `experiments.suite latency` measured of them."""
-    cells = [cell for cell in seed_groups(runs) if cell.runs[0].cell in latencies["latency_ms"]]
-    if not cells:
+    latency_ms = latencies["latency_ms"]
+    measured = [
+        (cell, [*latency_ms[cell.runs[0].cell].values()])
+        for cell in seed_groups(runs)
+        if cell.runs[0].cell in latency_ms
+    ]
+    if not measured:
         raise NothingToDrawError("no run was measured")
-    means = {cell: fmean(by_seed.values()) for cell, by_seed in latencies["latency_ms"].items()}
     where = f"{latencies['device']}, {latencies['threads']} threads"
-    return _against(cells, means, f"latency of one image [ms], {where}")
+    return _against(measured, f"latency of one image [ms], {where}")
 
 
-def _against(cells: Sequence[SeedGroup], costs: Mapping[str, float], xlabel: str) -> Figure:
-    """Accuracy against what each cell costs, by its name; a panel for each network."""
-    networks = {name: [*group] for name, group in groupby(cells, key=lambda cell: cell.network)}
+def _against(measured: Sequence[tuple[SeedGroup, Sequence[float]]], xlabel: str) -> Figure:
+    """Accuracy against what each cell costs, a value a run; a panel for each network."""
+    networks = {
+        name: [*group] for name, group in groupby(measured, key=lambda each: each[0].network)
+    }
     figure, panels = grid(networks, width=5.8, height=4.6)
     for axes, group in zip(panels, networks.values(), strict=True):
-        group = within_reach(axes, group, [fmean(cell.values("top1")) for cell in group])
-        for label in dict.fromkeys(cell.label for cell in group):
-            points = sorted(
-                (cell for cell in group if cell.label == label), key=lambda cell: cell.target or 0
-            )
-            x = [costs[str(cell.runs[0].cell)] for cell in points]
-            top1 = [cell.values("top1") for cell in points]
-            axes.plot(x, [*map(fmean, top1)], zorder=4, **points[0].style)
-            axes.vlines(x, [*map(min, top1)], [*map(max, top1)], color=points[0].style["color"])
+        top1 = [fmean(cell.values("top1")) for cell, _ in group]
+        near = {id(cell) for cell in within_reach(axes, [cell for cell, _ in group], top1)}
+        shown = [(cell, costs) for cell, costs in group if id(cell) in near]
+        shown.sort(key=lambda each: each[0].target or 0)
+        for label in dict.fromkeys(cell.label for cell, _ in shown):
+            points = [(cell, costs) for cell, costs in shown if cell.label == label]
+            style = points[0][0].style
+            x = [fmean(costs) for _, costs in points]
+            y = [fmean(cell.values("top1")) for cell, _ in points]
+            axes.plot(x, y, zorder=4, **style)
+            accuracies = [cell.values("top1") for cell, _ in points]
+            axes.vlines(x, [*map(min, accuracies)], [*map(max, accuracies)], color=style["color"])
+            lowest = [min(costs) for _, costs in points]
+            axes.hlines(y, lowest, [max(costs) for _, costs in points], color=style["color"])
         axes.margins(0.08)
         axes.set(xlabel=xlabel, ylabel="top-1 of the exported network [%]")
-    add_legend(figure, cells, "mean of n seeds, bar from the lowest to the highest")
+    cells = [cell for cell, _ in measured]
+    add_legend(figure, cells, "mean of n seeds, bars from the lowest to the highest")
     return figure

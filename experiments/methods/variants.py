@@ -5,8 +5,8 @@ permuted        Every layer gets the s_l of the next one in a ring, whose order 
 return_exact    Eq. 6 restores the filters of highest utility whenever they were suspended: those of earlier steps,
                 after an epoch of recovery, and those proposed anew compete for the same places, where a count grows.
 return_graded   The same, but a filter of an earlier step returns with GRADE times its silencers and their momentum.
-lowest_utility  Eq. 6 the wrong way round: of the filters proposed anew, those of the lowest utility are restored. If
-                this costs nothing, it does not matter which of them go.
+lowest_utility  Eq. 6 the wrong way round: the filters of the lowest utility are restored. What this costs bounds what a
+                better choice can gain.
 streams_only    Eq. 6 protects groups of several writers (residual streams) only; elsewhere the norm decides.
 """
 
@@ -42,6 +42,11 @@ class PSAPVariant(PSAP):
         if rule in BY_PULSE and not self.settings.protection:
             raise InputError(
                 f"method.rule={rule.value} chooses by the pulse: it needs method.protection=true"
+            )
+        streams = [group for group in self.groups if len(group.writers) > 1]
+        if rule is Rule.streams_only and not streams:
+            raise InputError(
+                "method.rule=streams_only needs groups of several writers: take method.scope=coupled"
             )
         self.rule = rule
         self.order = torch.randperm(

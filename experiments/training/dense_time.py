@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from experiments import models
+from experiments.schema import Fast
 from experiments.training.cuda_graph import WARM_UP_CALLS
 from experiments.training.optim import make_optimizer
 from experiments.training.setup import Setup
@@ -27,14 +28,25 @@ LARGEST_SHARE = 0.1  # of a run's steps, which may be done beforehand to time th
 def dense_epoch_seconds(setup: Setup) -> float | None:
     """Seconds that an epoch of the unpruned network takes here, by some of its steps. Nothing of the run changes.
 
-    None: the run is so short that they would be a large part of it.
+    None: the run is so short that they would be a large part of it, the dense network would have to be compiled for
+    them, or it does not fit into the device's memory.
     """
+    if setup.fast is Fast.compiled:
+        return None
     warm_up, timed = _steps_to_time(setup)
     if warm_up + timed > LARGEST_SHARE * setup.cfg.epochs * setup.images.batches:
         return None
     setup.world.say("timing some steps of the dense network")
-    seconds_per_image = _dense_seconds_per_image(setup, warm_up, timed)
-    gc.collect()  # captured steps hold themselves
+    try:
+        seconds_per_image = _dense_seconds_per_image(setup, warm_up, timed)
+    except torch.OutOfMemoryError:
+        if setup.world.size > 1:  # the others wait in this one's step
+            raise
+        return None
+    finally:
+        gc.collect()  # captured steps hold themselves
+        if setup.device.type == "cuda":
+            torch.cuda.empty_cache()
     return seconds_per_image * len(setup.images) / setup.world.size
 
 

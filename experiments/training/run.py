@@ -192,7 +192,7 @@ def _all_epochs(training: _Training, tracker: Tracker | None, signals: StopSigna
 def _log(
     training: _Training, tracker: Tracker | None, progress: RunProgress, metrics: Metrics
 ) -> None:
-    """Record an epoch's metrics, with the images that no rank could read and what the dense network's would take."""
+    """Record an epoch's metrics, with the images that no rank could read and the dense network's seconds."""
     skipped: set[str] = set().union(*training.setup.world.gather(training.setup.dataset.skipped))
     if tracker is not None:
         row = {**metrics}

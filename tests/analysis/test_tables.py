@@ -123,7 +123,7 @@ def test_times_stand_in_a_row_whose_runs_all_timed_the_dense_network(tmp_path, m
             **MINE,
         )
     (texts,) = display(mine(*cells)).values()
-    assert list(texts["training time [% of dense]"][:2]) == ["80", ""]
+    assert list(texts["training time [% of dense]"][:2]) == ["80 (70 to 90)", ""]
 
 
 def test_a_changed_summary_changes_the_table(root, table):

@@ -154,6 +154,11 @@ def test_a_return_by_utility_needs_the_pulse():
         Training(PSAPVariant, rule=Rule.return_exact, seed=0, protection=False)
 
 
+def test_streams_only_needs_streams():
+    with pytest.raises(InputError, match=r"streams_only needs groups .* method\.scope=coupled"):
+        variant(Rule.streams_only, scope="all")
+
+
 def test_a_state_of_another_rule_is_refused():
     state = variant(Rule.return_exact).pruner.state_dict()
     with pytest.raises(InputError, match="saved with rule"):

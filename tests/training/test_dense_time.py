@@ -46,6 +46,20 @@ def test_a_thin_network_is_timed_beside_the_whole_one(tmp_path):
     assert macs(beside, thin.example) > macs(thin.model, thin.example)
 
 
+def test_an_epoch_takes_its_images_times_what_one_took(tmp_path, timed, monkeypatch):
+    monkeypatch.setattr(dense_time, "_dense_seconds_per_image", lambda *_: 0.5)
+    setup = set_up_for(tmp_path, "dense")
+    assert dense_epoch_seconds(setup) == 0.5 * len(setup.images)
+
+
+def test_a_dense_network_that_does_not_fit_is_not_timed(tmp_path, timed, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(dense_time, "_dense_seconds_per_image", full)
+    assert dense_epoch_seconds(set_up_for(tmp_path, "thin")) is None
+
+
 @pytest.mark.parametrize("method", ["dense", "thin", "psap"])
 def test_every_run_says_its_share_of_the_dense_networks_time(method, tmp_path, timed):
     folder = train.run(small(tmp_path, method))
