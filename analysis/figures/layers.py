@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import (
     NothingToDrawError,
+    SeedGroup,
     add_legend,
     beside,
     draw_band,
@@ -34,21 +35,29 @@ def kept_filters(runs: Sequence[Run]) -> Figure:
     panels = panels_of(planned)
     figure, axes = grid(panels, columns=1, width=11, height=3.4)
     for panel, group in zip(axes, panels.values(), strict=True):
+        filters = _filters_of_layers(group)
+        places = {name: place for place, name in enumerate(filters)}
         for number, cell in enumerate(group):
             kept = pd.DataFrame(
                 [
-                    [100 - 100 * len(l["pruned"]) / l["filters"] for l in plan]
+                    {l["name"]: 100 - 100 * len(l["pruned"]) / l["filters"] for l in plan}
                     for plan in cell.plans()
                 ]
-            )
+            ).rename(columns=places)
             place = beside(panel, number, len(group), points=1.5)
             panel.plot(kept.mean(), transform=place, **cell.style)
             draw_band(panel, kept.columns, kept, cell)
-        layers = [f"{layer['name']} ({layer['filters']})" for layer in group[0].plans()[0]]
-        panel.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
-        panel.set(ylabel="filters kept [%]", ylim=(0, 104), xlim=(-0.5, len(layers) - 0.5))
+        labels = [f"{name} ({count})" for name, count in filters.items()]
+        panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+        panel.set(ylabel="filters kept [%]", ylim=(0, 104), xlim=(-0.5, len(labels) - 0.5))
     add_legend(figure, planned)
     return figure
+
+
+def _filters_of_layers(group: Sequence[SeedGroup]) -> dict[str, int]:
+    """Layer to filters, in the order of the plan that has most; scopes differ in which layers their plans name."""
+    plans = sorted((cell.plans()[0] for cell in group), key=len, reverse=True)
+    return {layer["name"]: layer["filters"] for plan in plans for layer in plan}
 
 
 def draw_prune_ratios(runs: Sequence[Run]) -> Figure:

@@ -417,6 +417,16 @@ def test_kept_filters_are_those_of_the_final_plan(make):
     ]
 
 
+def test_kept_filters_stand_above_their_layers_where_scopes_name_others(make):
+    coupled, every = (make("psap", suite="table", cell=name) for name in ("coupled", "all"))
+    del coupled.plan["layers"][2]  # it goes with the stem
+    (axes,) = layers.kept_filters([coupled, every]).axes
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == [f"{name} ({n})" for name, n in LAYERS.items()]
+    drawn = {len(line.get_xdata()): list(line.get_xdata()) for line in axes.lines}
+    assert drawn == {3: [0, 1, 3], 4: [0, 1, 2, 3]}
+
+
 @pytest.mark.parametrize("quantity", ["prune_ratio", "weight_sparsity_ratio"])
 def test_every_psap_cell_has_a_map_of_its_layers_on_one_scale(make, quantity):
     runs = suite(make)
