@@ -285,7 +285,7 @@ def test_a_study_compares_cells_with_its_reference_or_with_what_they_name_and_ha
 def test_a_suite_or_run_that_does_not_exist(file, monkeypatch):
     said = refusal(suite.main, ["show", str(file), "4"], monkeypatch)
     assert "run 4 does not exist: the suite has runs 0 to 3" in said
-    assert "must be one of ablation_table, cifar10_short_comparison" in refusal(
+    assert "must be one of ablation_table, cifar10_20_epochs, cifar10_schedules" in refusal(
         suite.main, ["status", "nothing"], monkeypatch
     )
 
