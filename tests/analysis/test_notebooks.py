@@ -62,7 +62,7 @@ def test_notebooks_show_what_was_recorded(workplace, tmp_path):
     runs = tmp_path / "runs"
     how = {"recipe": "cifar10_small", "dataset": "cifar10", "image_size": 16}
     how |= {"train_images": 10000, "epochs": 30}
-    of_suite = how | {"suite": SUITE, "macs_cut": 0.54}
+    of_suite = how | {"suite": SUITE, "macs_cut": 0.54, "time_share": 0.8}
     for cell in ("dense", "psap 54", "psap without protection 54"):
         protection = "without" not in cell
         method = cell.split()[0]
