@@ -154,14 +154,8 @@ def defaults_table(sources: Sources) -> str:
 
 
 def coupled_table(sources: Sources) -> str:
-    """Scope coupled beside its rivals, and its parts: the cells and effects that have runs."""
-    study = sources.study("cifar16_scopes")
-    effects = effect_rows(study)
-    effects = effects[effects["n"] != "0"]
-    tables = [_of_study(study, "test [%]")]
-    if len(effects):
-        tables.append(effects.to_markdown(index=False, disable_numparse=True))
-    return "\n\n".join(tables)
+    """Scope coupled beside its rivals, and its parts."""
+    return _of_study(sources.study("cifar16_scopes"), "test [%]")
 
 
 def _of_study(study: Study, *more: str) -> str:

@@ -18,9 +18,8 @@ from experiments.training.setup import Setup
 from experiments.training.steps import Steps, make_steps, wrapped
 from psap_core.inputs import copy_network
 
-WARM_UP_STEPS = (
-    WARM_UP_CALLS + 2
-)  # kernels are chosen, momentum gets its memory, a step is captured
+# In these kernels are chosen, momentum gets its memory, a step is captured.
+WARM_UP_STEPS = WARM_UP_CALLS + 2
 TIMED_STEPS = 20
 LARGEST_SHARE = 0.1  # of a run's steps, which may be done beforehand to time the dense network
 

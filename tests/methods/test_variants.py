@@ -106,7 +106,7 @@ def test_lowest_utility_restores_the_other_end_of_what_was_proposed():
             utility = {f: mean for f, (mean, _) in step.utility[name].items()}
             anew = [f for f in step.proposed[name] if f not in earlier.get(name, ())]
             left = [utility[f] for f in anew if f not in back]
-            if back and left and anew:
+            if back and left:
                 assert max(utility[f] for f in back) <= min(left)
                 checked += 1
     assert checked > 0
@@ -125,7 +125,7 @@ def test_streams_only_chooses_by_utility_where_several_layers_write_and_by_norm_
     ours = training.epoch()
     ((_, norms),) = measured
     assert ours.utility == plain.utility
-    differing = set()
+    chosen_otherwise = []
     for group in training.pruner.groups:
         name, back = group.name, ours.restored[group.name]
         if len(group.writers) > 1:
@@ -135,8 +135,9 @@ def test_streams_only_chooses_by_utility_where_several_layers_write_and_by_norm_
         if back and left:
             sizes = norms[name].tolist()
             assert min(sizes[f] for f in back) >= max(sizes[f] for f in left)
-        differing.add(back != plain.restored[name])
-    assert True in differing
+        if back != plain.restored[name]:
+            chosen_otherwise.append(name)
+    assert chosen_otherwise  # the norm and the utility do not agree in every layer
 
 
 def test_plain_psap_gives_back_no_filter_of_an_earlier_step_while_counts_grow():

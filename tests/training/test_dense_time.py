@@ -8,6 +8,7 @@ import torch
 
 from experiments import train
 from experiments.configuration import compose
+from experiments.schema import Fast
 from experiments.training import dense_time
 from experiments.training.dense_time import dense_epoch_seconds
 from experiments.training.distributed import World
@@ -58,6 +59,12 @@ def test_a_dense_network_that_does_not_fit_is_not_timed(tmp_path, timed, monkeyp
 
     monkeypatch.setattr(dense_time, "_dense_seconds_per_image", full)
     assert dense_epoch_seconds(set_up_for(tmp_path, "thin")) is None
+
+
+def test_no_dense_network_is_compiled_to_be_timed(tmp_path, timed):
+    setup = set_up_for(tmp_path, "dense")
+    setup.fast = Fast.compiled
+    assert dense_epoch_seconds(setup) is None
 
 
 @pytest.mark.parametrize("method", ["dense", "thin", "psap"])
