@@ -117,7 +117,14 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= epochs])
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
-        handles[::-1], labels[::-1], loc="lower right", title="exported, last epoch", handlelength=3
+        handles[::-1],
+        labels[::-1],
+        loc="lower right",
+        title="exported, last epoch",
+        handlelength=3,
+        frameon=True,
+        framealpha=0.9,
+        edgecolor="none",
     )
 
 

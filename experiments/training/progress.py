@@ -58,13 +58,13 @@ class SuiteProgress:
             self.bar.update(self.task, completed=self._done())
 
     def _done(self) -> int:
-        return sum(map(_lines, self.files))
+        return sum(map(epochs_written, self.files))
 
 
-def _lines(path: Path) -> int:
-    """Of a file; none where it is not there, or something else lies in its place."""
+def epochs_written(metrics: Path) -> int:
+    """Those of a metrics.jsonl; none where it is not there, or something else lies in its place."""
     try:
-        return read_plain(path).count(b"\n")
+        return read_plain(metrics).count(b"\n")
     except OSError:
         return 0
 

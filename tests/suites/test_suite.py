@@ -112,6 +112,18 @@ def test_where_a_run_stands(tmp_path):
     assert record.state is State.done
 
 
+def test_status_says_how_far_a_run_is(file, tmp_path, monkeypatch, capsys):
+    extra = [f"runs_dir={tmp_path}", "epochs=7"]
+    run = runs_of(str(file), extra)[2]
+    run.record.begin(run.config, {"device": "a GPU"})
+    run.record.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
+    assert listed[2].endswith("running: 2 of 7 epochs")
+    run.record.close()
+    listed = said(suite.main, ["status", file, *extra], monkeypatch, capsys).splitlines()
+    assert listed[2].endswith("incomplete: 2 of 7 epochs")
+
+
 def test_an_interrupted_run_that_is_refused_when_continued_has_failed(tmp_path, monkeypatch):
     """A job that only asks whether it was interrupted would be requeued for ever."""
     record = Record(compose("train", [*SMALL, f"runs_dir={tmp_path}"]))
