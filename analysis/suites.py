@@ -218,10 +218,10 @@ def _own_target(run: Run) -> float | None:
 
 
 def _has_default_switches(cell: Cell) -> bool:
-    """Does the cell train its method as it is without overrides, whatever the target?"""
+    """Does the cell train its method as it is without overrides, whatever the target and the scope?"""
     for override in cell.overrides:
         key = override.partition("=")[0]
-        if key.startswith("method.") and key != "method.target_macs_cut":
+        if key.startswith("method.") and key not in ("method.target_macs_cut", "method.scope"):
             return False
     return True
 

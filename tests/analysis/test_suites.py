@@ -66,6 +66,14 @@ def test_a_recipe_may_set_its_method(tmp_path, monkeypatch):
     assert compose("train", ["experiment=mine"]).method.name == "sfp"
 
 
+def test_a_cell_has_default_switches_whatever_its_target_and_scope(planned):
+    (suite,) = (suite for suite in planned if suite.name == "cifar16_scope_defaults")
+    without = {cell.name for cell in suite.cells if not cell.has_default_switches}
+    assert without == {
+        f"coupled {part} {cut}" for part in ("without protection", "one ratio") for cut in (54, 85)
+    }
+
+
 def test_a_thin_network_of_a_plan_has_that_plans_target(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
