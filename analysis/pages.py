@@ -15,13 +15,14 @@ import pandas as pd
 
 from analysis.findings import Study, compare, effect_rows, findings
 from analysis.results import Run, named, training_hours
+from analysis.stats import verdict
 from analysis.suites import PlannedSuite, runs_of_suite
 from analysis.tables import Table
 from analysis.verdicts import goals
 from experiments.runs.files import DataError
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/cost.md")
+PAGES = ("README.md", "docs/results.md", "docs/cost.md", "psap_core/METHOD.md")
 TABLE = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
 TITLES = {
     "dense": "dense network",
@@ -88,16 +89,40 @@ def _markdown(rows: Iterable[Mapping[str, str]]) -> str:
 # ---------------------------------------------------------------------------- results
 
 
+HEADLINE = {
+    "dense": "dense network",
+    "coupled": "PSAP",
+    "thin": "width-scaled network from scratch",
+    "coupled from fresh weights": "PSAP's architecture from fresh weights",
+    "l2 coupled": "L2 norm, one shot",
+    "taylor coupled": "Taylor importance, step by step",
+    "coupled without protection": "PSAP without protection",
+    "coupled one ratio": "PSAP with one ratio for all layers",
+    "all": "PSAP in scope `all`",
+}
+
+
 def headline_table(sources: Sources) -> str:
-    """Top-1 of the comparison's methods at both cuts."""
-    table = sources.tables["cifar16_comparison"]
+    """Top-1 of PSAP and what it is compared with in scope coupled, and the paired differences."""
     rows: dict[str, dict[str, str]] = {}
-    for row in _ours(table):
-        title = TITLES.get(row["method"], row["method"])
-        cut = f"{100 * row['target']:g} % of the MACs cut"
-        rows.setdefault(title, {"top-1 on 10,000 test images, %": title})
-        rows[title][cut] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
-    return _markdown(rows.values())
+    cuts = []
+    for row in _ours(sources.tables["cifar16_scopes"]):
+        if row["method"] not in HEADLINE:
+            continue
+        title, cut = HEADLINE[row["method"]], f"{100 * row['target']:g} %"
+        cuts.append(cut)
+        rows.setdefault(title, {})
+        rows[title][f"{cut} cut"] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
+        if not pd.isna(row["to_psap"]):
+            interval = f"[{row['to_psap_low']:+.1f}, {row['to_psap_high']:+.1f}]"
+            rows[title][f"{cut}, to PSAP"] = f"{row['to_psap']:+.1f} {interval}"
+    columns = [column for cut in sorted(set(cuts)) for column in (f"{cut} cut", f"{cut}, to PSAP")]
+    return _markdown(
+        {"top-1 on 10,000 test images, %": title}
+        | {column: rows[title].get(column, "") for column in columns}
+        for title in HEADLINE.values()
+        if title in rows
+    )
 
 
 def comparison_table(sources: Sources) -> str:
@@ -158,6 +183,11 @@ def coupled_table(sources: Sources) -> str:
     return _of_study(sources.study("cifar16_scopes"), "test [%]")
 
 
+def scope_defaults_table(sources: Sources) -> str:
+    """Fresh seeds for the default scope."""
+    return _of_study(sources.study("cifar16_scope_defaults"), "test [%]")
+
+
 def _of_study(study: Study, *more: str) -> str:
     """The cells that have run, with `more` of their columns."""
     rows, _ = findings(study)
@@ -165,6 +195,61 @@ def _of_study(study: Study, *more: str) -> str:
     columns = ["cell", "n", *more, "against", "difference", "95 %", "verdict", "plan"]
     table: str = run[columns].to_markdown(index=False, disable_numparse=True)
     return table
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of the method card: what PSAP does, another way, and the cell that takes it instead of PSAP."""
+
+    ours: str
+    other: str
+    cut: str
+    suite: str
+    cell: str
+
+
+CHOICES = (
+    Choice("scope `coupled`", "scope `all`", "85 %", "cifar16_scope_defaults", "all 85"),
+    Choice("scope `coupled`", "scope `all`", "54 %", "cifar16_scope_defaults", "all 54"),
+    Choice("pruned from a dense network", "width-scaled from scratch", "95 %", "cifar16_scopes", "thin 95"),
+    Choice("pruned from a dense network", "width-scaled from scratch", "85 %", "cifar16_scopes", "thin 85"),
+    Choice("pruned from a dense network", "width-scaled from scratch", "54 %", "cifar16_scopes", "thin 54"),
+    Choice("protection", "none", "85 %", "cifar16_scopes", "coupled without protection 85"),
+    Choice("protection", "none", "54 %", "cifar16_scopes", "coupled without protection 54"),
+    Choice("adaptive layer ratios", "one ratio", "85 %", "cifar16_scopes", "coupled one ratio 85"),
+    Choice("small after the freeze", "masked to the end", "54 %", "cifar16_scopes", "coupled masked to the end 54"),
+    Choice("protection, `all`", "none", "85 %", "cifar16_defaults", "without protection"),
+    Choice("adaptive layer ratios, `all`", "one ratio", "85 %", "cifar16_defaults", "one ratio for all layers"),
+    Choice("ramp to 40 %, `all`", "ramp to 20 %", "85 %", "cifar16_study", "ramp to 20 %"),
+    Choice("margin 0.3, `all`", "margin 0.1", "85 %", "cifar16_defaults", "margin 0.1"),
+    Choice("earlier filters stay out, `all`", "they return exactly", "85 %", "cifar16_study", "later exact return"),
+)  # fmt: skip
+
+
+def choices_table(sources: Sources) -> str:
+    """What PSAP's choices bring: PSAP less the other way, in points on validation images."""
+    rows = []
+    for choice in CHOICES:
+        other_less_ours = sources.study(choice.suite).differences[choice.cell]
+        row = {
+            "PSAP": choice.ours,
+            "instead of": choice.other,
+            "cut": choice.cut,
+            "n": "0",
+            "points [95 %]": "not run",
+            "verdict": "",
+        }
+        if other_less_ours is not None:
+            row["n"] = str(len(other_less_ours.by_seed))
+            points = -other_less_ours.mean
+            row["points [95 %]"] = f"{points:+.2f}"
+            if other_less_ours.half is not None:
+                low = points - other_less_ours.half
+                high = points + other_less_ours.half
+                row["points [95 %]"] += f" [{low:+.2f}, {high:+.2f}]"
+            row["verdict"] = verdict(points, other_less_ours.together)
+        rows.append(row)
+    return _markdown(rows)
 
 
 def aims_table(sources: Sources) -> str:
@@ -333,6 +418,8 @@ TABLES: dict[str, Callable[[Sources], str]] = {
     "study": study_table,
     "defaults": defaults_table,
     "coupled": coupled_table,
+    "scope-defaults": scope_defaults_table,
+    "choices": choices_table,
     "aims": aims_table,
     "suites-run": suites_run_table,
     "scopes": scopes_table,

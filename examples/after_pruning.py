@@ -56,7 +56,6 @@ def train(epochs: int, train_set: TensorDataset) -> tuple[nn.Module, PSAP]:
         target_macs_cut=0.5,
         total_epochs=epochs,
         freeze=freeze,
-        scope="coupled",
     )
     for _ in range(epochs):
         model.train()

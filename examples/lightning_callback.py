@@ -96,7 +96,6 @@ def main(folder: Path, processes: int = 1, epochs: int = 20) -> tuple[nn.Module,
         F.cross_entropy,
         target_macs_cut=0.5,
         total_epochs=epochs,
-        scope="coupled",
     )
     trainer = L.Trainer(
         accelerator="cpu",

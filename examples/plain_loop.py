@@ -78,7 +78,6 @@ def main(folder: Path, epochs: int = 20) -> tuple[nn.Module, nn.Module, PSAP]:
         train.tensors[0][:1],
         target_macs_cut=0.5,
         total_epochs=epochs,
-        scope="coupled",
     )
 
     # The pruner comes last: when it is loaded, it checks that the weights fit.

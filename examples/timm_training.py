@@ -60,7 +60,6 @@ def main(epochs: int = 20, train_images: int = 384) -> tuple[nn.Module, nn.Modul
         target_macs_cut=0.5,
         total_epochs=epochs,
         freeze=freeze,
-        scope="coupled",
         pulse_batches=4,
         fan="out",  # as timm initialises its ResNets
     )

@@ -74,7 +74,7 @@ def main(epochs: int = 20) -> tuple[nn.Module, nn.Module, PSAP]:
     model = UNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     example = train.tensors[0][:1]
-    print(report(model, example, scope="coupled"))
+    print(report(model, example))
 
     def loss_of_batch(batch: list[Tensor]) -> Tensor:
         images, masks = batch
@@ -86,7 +86,6 @@ def main(epochs: int = 20) -> tuple[nn.Module, nn.Module, PSAP]:
         example,
         target_macs_cut=0.5,
         total_epochs=epochs,
-        scope="coupled",
     )
     for epoch in range(epochs):
         model.train()

@@ -226,7 +226,7 @@ def run_demo(overrides: list[str]) -> Path:
     )
     print(
         "trained, s: one method after the other; what else the machine did meanwhile is in these times. This network "
-        "is too small for pruning to save training time, and scope `all` keeps it full-sized while it trains."
+        "is too small for pruning to save training time."
     )
     for reason in reasons:
         print(reason)

@@ -556,7 +556,7 @@ def report(
     model: nn.Module,
     example_input: Example,
     *,
-    scope: Scope = "all",
+    scope: Scope = "coupled",
     exclude: Collection[str] = (),
     zero_preserving: Collection[Any] = (),
 ) -> Report:

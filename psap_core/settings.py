@@ -54,7 +54,7 @@ class Settings:
     target_macs_cut: float | None = None
     target_filters_cut: float | None = None
     total_epochs: int
-    scope: Scope = "all"
+    scope: Scope = "coupled"
     exclude: Sequence[str] = ()
     kappa: float = 0.5
     sparsity_reference: Reference = "network"

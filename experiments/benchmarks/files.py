@@ -31,6 +31,7 @@ def files() -> Figures:
         model,
         optimizer,
         torch.zeros(1, 3, 224, 224),
+        scope="all",
         target_macs_cut=0.5,
         total_epochs=4,
         fan="out",

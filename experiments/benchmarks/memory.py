@@ -55,6 +55,7 @@ def main() -> None:
             model,
             optimizer,
             images[:1],
+            scope="all",
             target_macs_cut=0.5,
             total_epochs=EPOCHS,
             fan="out",

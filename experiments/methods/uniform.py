@@ -4,8 +4,9 @@ Their papers take int(O * rate) filters of every layer, which meets a budget onl
 removes 54 % of ResNet-20's MACs removes 56.6 %. Here eq. 2 of psap_core sets the counts, with alpha 0, so that all
 methods are given the same budget, to the filter.
 
-Their scope is `all`. In scope `coupled` several layers may write the channels of a group: each one's filters are
-scored, and the scores joined as PSAP joins its norms (`psap_core.scoring.joint_scores`).
+SFP and FPGM prune in scope `all`, as published, the others in `coupled`. There several layers may write the channels
+of a group: each one's filters are scored, and the scores joined as PSAP joins its norms
+(`psap_core.scoring.joint_scores`).
 """
 
 import time

@@ -15,7 +15,7 @@ class Unpruned(Method):
     """Prunes nothing: dense and thin networks."""
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
-        self.groups = find_groups(model, example_input)
+        self.groups = find_groups(model, example_input, scope="all")
         cost = macs_cost_model(model, self.groups, example_input)
         self.plan = make_plan(self.groups, {}, cost, describe(example_input), "all")
 

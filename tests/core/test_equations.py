@@ -601,7 +601,7 @@ def test_a_long_schedule_takes_no_memory() -> None:
 
 
 STARTING_VALUES = {
-    "scope": "all",
+    "scope": "coupled",
     "exclude": (),
     "kappa": 0.5,
     "sparsity_reference": "network",

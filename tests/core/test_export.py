@@ -135,7 +135,7 @@ def small_masked(
 
 def another_plan(model: nn.Module, pruned: dict[str, list[int]]) -> PrunePlan:
     """Of the network that is given, in scope `all`."""
-    groups = find_groups(model, small_example())
+    groups = find_groups(model, small_example(), scope="all")
     cost = macs_cost_model(model, groups, small_example())
     return make_plan(groups, pruned, cost, describe(small_example()), "all")
 

@@ -82,7 +82,7 @@ def check_exports(model: nn.Module, scope: Scope) -> None:
 def test_every_network_has_its_prunable_layers(name: str) -> None:
     make, side, layers, inner = NETWORKS[name]
     model, example = make(), torch.zeros(1, 3, side, side)
-    found = find_groups(model, example)
+    found = find_groups(model, example, scope="all")
     assert len(found) == layers
     plain = [group for group in found if group.scattered is None]
     assert len(plain) == inner

@@ -44,7 +44,7 @@ DEFAULTS = {"target_macs_cut": 0.5, "min_filters": 1, "pulse_batches": 3, **SCHE
 
 
 class Word(enum.StrEnum):
-    all = "all"
+    coupled = "coupled"
 
 
 class Run:
@@ -273,7 +273,7 @@ def test_stop_and_resume_whatever_silences(network: str) -> None:
         {"protection": False},
         {"margin": 1.0},
         {"pulse_batches": 7},
-        {"scope": "coupled"},
+        {"scope": "all"},
         {"freeze": 7},
         {"target_macs_cut": None, "target_filters_cut": 0.5},
         *(
@@ -482,12 +482,12 @@ def test_numbers_of_other_types_are_taken_as_they_are_meant() -> None:
     settings = Settings(target_macs_cut=np.float32(0.5), round_to=np.int64(2), **shared)
     assert settings == Settings(target_macs_cut=0.5, round_to=2, **SCHEDULE | {"start": 1})
     assert {type(settings.start), type(settings.round_to)} == {int}
-    texts = {"scope": Word.all, "fan": np.str_("in"), "exclude": np.array(["stem"])}
+    texts = {"scope": Word.coupled, "fan": np.str_("in"), "exclude": np.array(["stem"])}
     plain = {
         type(value) for value in vars(Settings(target_macs_cut=0.5, **texts, **SCHEDULE)).values()
     }
     assert plain == {str, int, float, bool, tuple, type(None)}
-    saved = Run(target_macs_cut=np.float64(0.5), alpha=np.float32(1), scope=Word.all)
+    saved = Run(target_macs_cut=np.float64(0.5), alpha=np.float32(1), scope=Word.coupled)
     saved.epoch()
     buffer = io.BytesIO()
     torch.save(saved.pruner.state_dict(), buffer)
@@ -673,8 +673,8 @@ def test_state_of_another_network_or_configuration() -> None:
         Run(exclude=["stem"]).pruner.load_state_dict(state)
     with pytest.raises(InputError, match=r"saved with target_macs_cut 0\.5, this run has 0\.4"):
         Run(target_macs_cut=0.4).pruner.load_state_dict(state)
-    with pytest.raises(InputError, match="saved with scope all, this run has coupled"):
-        Run(scope="coupled").pruner.load_state_dict(state)
+    with pytest.raises(InputError, match="saved with scope coupled, this run has all"):
+        Run(scope="all").pruner.load_state_dict(state)
     with pytest.raises(InputError, match="saved with schedule"):
         Run(freeze=7).pruner.load_state_dict(state)
     with pytest.raises(InputError, match=r"saved with .* None, this run has"):

@@ -40,7 +40,7 @@ def test_reasons_name_the_operation_and_its_module() -> None:
 
 
 def test_a_report_prints_as_a_table() -> None:
-    found = report(Small(), small_example())
+    found = report(Small(), small_example(), scope="all")
     text = str(found)
     assert text.startswith("Small: up to 78.8% of the MACs can be cut\n")
     assert "expand   10       8.2%   expand, expand_bn, depthwise, depthwise_bn" in text

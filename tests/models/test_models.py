@@ -47,7 +47,7 @@ def test_every_width_runs_and_can_be_analysed(shortcut, width, size):
     model = models.build(replace(RESNET20, width=width, shortcut=shortcut), 3, 10)
     image = torch.zeros(2, 3, size, size)
     assert model(image).shape == (2, 10)
-    assert len(find_groups(model, image)) == 19
+    assert len(find_groups(model, image, scope="all")) == 19
 
 
 def test_vgg_runs_at_both_sizes():
