@@ -12,6 +12,7 @@ from analysis.recorded import read_suite_runs
 from analysis.results import RESULTS, Run
 from experiments.runs.files import DataError
 from experiments.runs.identity import digest, settings
+from experiments.schema import Scope
 from experiments.suites.method_styles import method_styles
 from experiments.suites.runs import cell_config
 from experiments.suites.spec import Cell, Suite, read_suite, suite_names
@@ -178,7 +179,10 @@ def _made_of_runs(name: str, runs: Sequence[Run]) -> tuple[PlannedSuite, list[Ru
     for run in runs:
         by_hash.setdefault(run.summary.config_hash, []).append(run)
     labels = Counter(_label(members[0]) for members in by_hash.values())
-    kinds = Counter((members[0].method, _own_target(members[0])) for members in by_hash.values())
+    switches: dict[tuple[str, float | None], set[str]] = {}
+    for members in by_hash.values():
+        kind = members[0].method, _own_target(members[0])
+        switches.setdefault(kind, set()).add(_without_scope(members[0]))
     cells, renamed = [], []
     for config_hash, members in by_hash.items():
         run, label = members[0], _label(members[0])
@@ -190,7 +194,7 @@ def _made_of_runs(name: str, runs: Sequence[Run]) -> tuple[PlannedSuite, list[Ru
                 setting_of(run.identity),
                 _own_target(run),
                 run.identity,
-                has_default_switches=kinds[run.method, _own_target(run)] == 1,
+                has_default_switches=len(switches[run.method, _own_target(run)]) == 1,
             )
         )
         for member in members:
@@ -198,9 +202,24 @@ def _made_of_runs(name: str, runs: Sequence[Run]) -> tuple[PlannedSuite, list[Ru
             renamed.append(replace(member, summary=summary))
     seeds = tuple(sorted({run.seed for run in runs}))
     places = {method: place for place, method in enumerate(method_styles())}
-    cells.sort(key=lambda cell: (places.get(cell.setting.method, len(places)), cell.name))
+    scopes = list(Scope)  # in a table, a later one is compared with an earlier one
+
+    def order(cell: PlannedCell) -> tuple[int, int, str]:
+        place = places.get(cell.setting.method, len(places))
+        scope = cell.settings["method"].get("scope", Scope.all)
+        return place, scopes.index(scope), cell.name
+
+    cells.sort(key=order)
     title = "runs of no suite of the project, a row a configuration"
     return PlannedSuite(name, title, seeds, tuple(cells)), renamed
+
+
+def _without_scope(run: Run) -> str:
+    """A digest over what the run trained, whatever its scope, and whether that made it small in training."""
+    method = dict(run.identity["method"])
+    method.pop("scope", None)
+    method.pop("compact", None)
+    return digest({**run.identity, "method": method})
 
 
 def _label(run: Run) -> str:

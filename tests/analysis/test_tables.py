@@ -16,7 +16,7 @@ from analysis import build, tables
 from analysis.collect import read_runs, record
 from analysis.published import PUBLISHED, read_published, usable
 from analysis.results import read_run
-from analysis.suites import plan_suite
+from analysis.suites import plan_suite, suites_of
 from analysis.tables import display, make_table, table_markdown, to_csv, write_tables
 from analysis.verdicts import goals, goals_answer, verdicts
 from experiments.runs.files import DataError
@@ -588,6 +588,19 @@ def test_runs_of_no_suite_stand_in_a_table_by_recipe(tmp_path, run):
     assert re.search(r"\nsfp +2 of 2 +20\.50 ± 0\.71 ", alike)
     assert len(re.findall(r"\npsap [0-9a-f]{8} ", alike)) == 2
     assert re.search(r"\npsap +1 of 1 ", other)
+
+
+def test_of_psap_in_two_scopes_the_default_one_is_the_yardstick(tmp_path):
+    for seed in (0, 1):
+        for scope, top1 in (("all", 80.0), ("coupled", 83.0)):
+            place = tmp_path / f"{scope}{seed}"
+            changes = {"scope": scope, "compact": scope == "coupled"}
+            write_run(place, "psap", seed=seed, top1=top1 + seed, method_changes=changes)
+        write_run(tmp_path / f"sfp{seed}", "sfp", seed=seed, top1=20.0)
+    ((suite, runs),) = suites_of(read_runs(tmp_path))
+    rows = make_table(suite, runs, read_published()).rows.set_index("method_name")
+    assert rows.loc["psap", "to_psap"].dropna().tolist() == [-3.0]
+    assert rows.loc["sfp", "to_psap"] == -63.5
 
 
 def test_only_record_builds_the_repositorys_files(root, tmp_path, run, monkeypatch):

@@ -26,7 +26,7 @@ from tests.helpers import small, state_of
 
 KILLS = [("psap coupled", "mid-epoch, compact")]
 MORE_KILLS = [
-    ("psap", "half a checkpoint written"),
+    ("psap all", "half a checkpoint written"),
     ("dense", "export done, summary not"),
     ("sfp", "weights zeroed, plan not saved"),
     ("psap coupled", "logged, no checkpoint yet"),
@@ -34,14 +34,14 @@ MORE_KILLS = [
     ("fpgm coupled", "mid-epoch, compact"),
     ("l1 coupled", "mid-epoch, compact"),
     ("psap coupled", "in a pulse"),
-    ("psap", "logged, no checkpoint yet"),
-    ("taylor", "mid-epoch"),
+    ("psap all", "logged, no checkpoint yet"),
+    ("taylor all", "mid-epoch"),
     ("dense", "half a checkpoint written"),
     ("dense", "mid-epoch"),
     ("sfp", "mid-epoch"),
     ("sfp", "half a checkpoint written"),
-    ("psap", "in a pulse"),
-    ("psap", "mid-epoch"),
+    ("psap all", "in a pulse"),
+    ("psap all", "mid-epoch"),
     ("psap coupled", "mid-epoch"),
     ("sfp coupled", "mid-epoch"),
 ]
@@ -220,7 +220,7 @@ def killed_after(seconds, runs_dir, method):
     return process.wait() == -signal.SIGKILL
 
 
-RANDOMLY_KILLED = ("dense", "sfp", "psap", "psap coupled")
+RANDOMLY_KILLED = ("dense", "sfp", "psap all", "psap coupled")
 
 
 @pytest.fixture(scope="module")
