@@ -104,26 +104,34 @@ HEADLINE = {
 
 def headline_table(sources: Sources) -> str:
     """Top-1 of PSAP in scope coupled and its rivals, where all seeds have run, and the paired differences."""
-    rows: dict[str, dict[str, str]] = {}
-    cuts = []
     seeds = len(sources.suites["cifar16_scopes"].seeds)
-    for row in _ours(sources.tables["cifar16_scopes"]):
-        if row["method"] not in HEADLINE or row["top1_n"] < seeds:
-            continue
-        title, cut = HEADLINE[row["method"]], f"{100 * row['target']:g} %"
-        cuts.append(cut)
-        rows.setdefault(title, {})
-        rows[title][f"{cut} cut"] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
-        if not pd.isna(row["to_psap"]):
-            interval = f"[{row['to_psap_low']:+.1f}, {row['to_psap_high']:+.1f}]"
-            rows[title][f"{cut}, to PSAP"] = f"{row['to_psap']:+.1f} {interval}"
-    columns = [column for cut in sorted(set(cuts)) for column in (f"{cut} cut", f"{cut}, to PSAP")]
-    return _markdown(
-        {"top-1 on 10,000 test images, %": title}
-        | {column: rows[title].get(column, "") for column in columns}
-        for title in HEADLINE.values()
-        if title in rows
-    )
+    cells = {
+        (row["method"], row["target"]): row
+        for row in _ours(sources.tables["cifar16_scopes"])
+        if row["method"] in HEADLINE and row["top1_n"] == seeds
+    }
+    methods = {method for method, _ in cells}
+    rows = []
+    for method in [method for method in HEADLINE if method in methods]:
+        row = {"top-1 on 10,000 test images, %": HEADLINE[method]}
+        for target in sorted({target for _, target in cells}):
+            cell = cells.get((method, target))
+            cut = f"{100 * target:g} %"
+            row[f"{cut} cut"] = "not run" if cell is None else _mean_and_spread(cell)
+            row[f"{cut}, to PSAP"] = "" if cell is None else _to_psap(cell)
+        rows.append(row)
+    return _markdown(rows)
+
+
+def _mean_and_spread(row: Mapping[str, Any]) -> str:
+    return f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
+
+
+def _to_psap(row: Mapping[str, Any]) -> str:
+    """A row's difference to PSAP with its interval; nothing for PSAP itself."""
+    if pd.isna(row["to_psap"]):
+        return ""
+    return f"{row['to_psap']:+.1f} [{row['to_psap_low']:+.1f}, {row['to_psap_high']:+.1f}]"
 
 
 def comparison_table(sources: Sources) -> str:
@@ -134,11 +142,8 @@ def comparison_table(sources: Sources) -> str:
         title = TITLES.get(row["method"], row["method"])
         cut = f"{100 * row['target']:g} %"
         rows.setdefault(title, {"method": title})
-        rows[title][f"top-1 at {cut}"] = f"{row['top1']:.1f} ± {row['top1_sd']:.1f}"
-        rows[title][f"to PSAP at {cut}"] = ""
-        if not pd.isna(row["to_psap"]):
-            interval = f"[{row['to_psap_low']:+.1f}, {row['to_psap_high']:+.1f}]"
-            rows[title][f"to PSAP at {cut}"] = f"{row['to_psap']:+.1f} {interval}"
+        rows[title][f"top-1 at {cut}"] = _mean_and_spread(row)
+        rows[title][f"to PSAP at {cut}"] = _to_psap(row)
         rows[title][f"masked at {cut}"] = f"{row['masked_top1']:.1f}"
     return _markdown(rows.values())
 
