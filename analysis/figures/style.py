@@ -90,8 +90,8 @@ class SeedGroup:
 def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
     """The cells of runs, in the legend's order.
 
-    A cell goes by its method; where its method has several cells with one target (an ablation), by its name without
-    the target. Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
+    A cell goes by its method; where its method has several cells with one target (an ablation), all cells of the method
+    go by their names without the target. Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -103,16 +103,14 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
         if target is None and run.method != "dense":
             target = round(run.summary.macs_cut, 3)
         places[name] = (method, network_title(run), None if run.method == "dense" else target)
-    counts = Counter(places.values())
+    ablated = {place[:2] for place, cells in Counter(places.values()).items() if cells > 1}
     spare = cycle(SPARE_STYLES)
     styles: dict[str, Mapping[str, Any]] = {**STYLES}
     cells = []
     for name, (method, network, target) in places.items():
-        label = (
-            method
-            if counts[places[name]] == 1 or target is None
-            else name.removesuffix(f" {100 * target:g}")
-        )
+        label = method
+        if (method, network) in ablated and target is not None:
+            label = name.removesuffix(f" {100 * target:g}")
         if label not in styles:
             styles[label] = next(spare)
         cells.append(SeedGroup(label, styles[label], network, target, tuple(groups[name])))

@@ -161,6 +161,14 @@ def test_cells_of_one_method_and_target_go_by_their_names_in_styles_of_their_own
     assert len({cell.style["marker"] for cell in found}) == 3
 
 
+def test_a_cell_has_one_name_at_all_targets_where_its_method_has_several_at_one(make):
+    cuts = {"coupled 54": 0.54, "all 54": 0.54, "coupled 95": 0.95}
+    runs = [make("psap", cell=name, macs_cut=cut) for name, cut in cuts.items()]
+    found = {(cell.label, cell.target): cell.style for cell in seed_groups(runs)}
+    assert [*found] == [("coupled", 0.54), ("all", 0.54), ("coupled", 0.95)]
+    assert found["coupled", 0.54] == found["coupled", 0.95]
+
+
 def test_one_method_at_several_targets_keeps_its_name_and_a_network_of_a_plan_has_its_suites_target(
     make,
 ):
