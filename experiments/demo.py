@@ -225,8 +225,7 @@ def run_demo(overrides: list[str]) -> Path:
         f"threads: {torch.get_num_threads()}"
     )
     print(
-        "trained, s: one method after the other; what else the machine did meanwhile is in these times. This network "
-        "is too small for pruning to save training time."
+        "trained, s: one method after the other; what else the machine did meanwhile is in these times."
     )
     for reason in reasons:
         print(reason)

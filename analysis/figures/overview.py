@@ -119,12 +119,9 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
     axes.legend(
         handles[::-1],
         labels[::-1],
-        loc="lower right",
+        loc="best",
         title="exported, last epoch",
         handlelength=3,
-        frameon=True,
-        framealpha=0.9,
-        edgecolor="none",
     )
 
 

@@ -91,7 +91,8 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
     """The cells of runs, in the legend's order.
 
     A cell goes by its method; where its method has several cells with one target (an ablation), all cells of the method
-    go by their names without the target. Dense networks have no target; one of a plan that no suite's file names (thin_plan) has its own cut.
+    go by their names without the target. Dense networks have no target; one of a plan that no suite's file names
+    (thin_plan) has its own cut.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
