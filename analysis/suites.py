@@ -12,7 +12,6 @@ from analysis.recorded import read_suite_runs
 from analysis.results import RESULTS, Run
 from experiments.runs.files import DataError
 from experiments.runs.identity import digest, settings
-from experiments.schema import Scope
 from experiments.suites.method_styles import method_styles
 from experiments.suites.runs import cell_config
 from experiments.suites.spec import Cell, Suite, read_suite, suite_names
@@ -25,6 +24,7 @@ DATASETS = {
 }
 MODELS = {"vgg16_bn": "VGG-16", "mobilenet_v2": "MobileNetV2"}  # and resnet<depth>
 PUBLISHED_PIXELS = {"cifar10": 32, "imagenet": 224}  # what published figures are about
+SCOPES = ("coupled", "all", "inner")  # in a table, a later one is compared with an earlier one
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,11 @@ def _made_of_runs(name: str, runs: Sequence[Run]) -> tuple[PlannedSuite, list[Ru
             renamed.append(replace(member, summary=summary))
     seeds = tuple(sorted({run.seed for run in runs}))
     places = {method: place for place, method in enumerate(method_styles())}
-    scopes = list(Scope)  # in a table, a later one is compared with an earlier one
 
     def order(cell: PlannedCell) -> tuple[int, int, str]:
         place = places.get(cell.setting.method, len(places))
-        scope = cell.settings["method"].get("scope", Scope.all)
-        return place, scopes.index(scope), cell.name
+        scope = cell.settings["method"].get("scope", "all")
+        return place, SCOPES.index(scope), cell.name
 
     cells.sort(key=order)
     title = "runs of no suite of the project, a row a configuration"
