@@ -38,6 +38,7 @@ def write_run(
     recipe: str | None = None,
     weights: str | None = None,
     protection: bool = True,
+    scope: str | None = None,
     train_images: int | None = None,
     target: float | None = None,
     lr: float | None = None,
@@ -87,6 +88,7 @@ def write_run(
     optional = {
         "optim.lr": lr,
         "model.weights": weights and f"/data/somebody/weights/{weights}",
+        "method.scope": scope,
         "method.run": METHOD_RUN if method == "thin_plan" else None,
         "method.protection": False if method == "psap" and not protection else None,
     }

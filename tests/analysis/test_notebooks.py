@@ -62,18 +62,19 @@ def test_notebooks_show_what_was_recorded(workplace, tmp_path):
     runs = tmp_path / "runs"
     how = {"recipe": "cifar10_small", "dataset": "cifar10", "image_size": 16}
     how |= {"train_images": 10000, "epochs": 30}
-    of_suite = how | {"suite": SUITE, "macs_cut": 0.54, "time_share": 0.8}
-    for cell in ("dense", "psap 54", "psap without protection 54"):
-        protection = "without" not in cell
-        method = cell.split()[0]
-        write_run(runs / cell, method, cell=cell, top1=61.23, protection=protection, **of_suite)
+    of_suite = how | {"suite": SUITE, "macs_cut": 0.54, "time_share": 0.8, "top1": 61.23}
+    write_run(runs / "dense", "dense", cell="dense", **of_suite)
+    of_suite |= {"scope": "all"}
+    write_run(runs / "psap", "psap", cell="psap 54", **of_suite)
+    cell = "psap without protection 54"
+    write_run(runs / "without", "psap", cell=cell, protection=False, **of_suite)
     write_run(runs / "foreign", "psap", cell=cell, protection=False, seed=99, **of_suite)
     of_study = how | {"recipe": "cifar10_small_study", "macs_cut": 0.85}
     of_study |= {"validation_images": 10000}
     for suite, seed in ((STUDY, 0), (FRESH, 3)):
-        for method, top1 in (("psap", 61.0), ("thin", 59.5)):
-            where = runs / suite / method
-            write_run(where, method, cell=method, seed=seed, top1=top1, suite=suite, **of_study)
+        of_study |= {"suite": suite, "seed": seed}
+        write_run(runs / suite / "psap", "psap", cell="psap", top1=61.0, scope="all", **of_study)
+        write_run(runs / suite / "thin", "thin", cell="thin", top1=59.5, **of_study)
     record(runs, workplace / "recorded")
     texts, images = execute(workplace / "notebooks")
     assert images == len(FIGURES) + 1  # the differences of two studies

@@ -594,8 +594,7 @@ def test_of_psap_in_two_scopes_the_default_one_is_the_yardstick(tmp_path):
     for seed in (0, 1):
         for scope, top1 in (("all", 80.0), ("coupled", 83.0)):
             place = tmp_path / f"{scope}{seed}"
-            changes = {"scope": scope, "compact": scope == "coupled"}
-            write_run(place, "psap", seed=seed, top1=top1 + seed, method_changes=changes)
+            write_run(place, "psap", seed=seed, top1=top1 + seed, scope=scope)
         write_run(tmp_path / f"sfp{seed}", "sfp", seed=seed, top1=20.0)
     ((suite, runs),) = suites_of(read_runs(tmp_path))
     rows = make_table(suite, runs, read_published()).rows.set_index("method_name")
