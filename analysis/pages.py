@@ -235,9 +235,10 @@ CHOICES = (
 
 def choices_table(sources: Sources) -> str:
     """What PSAP's choices bring: PSAP less the other way, in points on validation images."""
+    studies = {name: sources.study(name) for name in {choice.suite for choice in CHOICES}}
     rows = []
     for choice in CHOICES:
-        other_less_ours = sources.study(choice.suite).differences[choice.cell]
+        other_less_ours = studies[choice.suite].differences[choice.cell]
         row = {
             "PSAP": choice.ours,
             "instead of": choice.other,
