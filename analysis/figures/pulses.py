@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.layers import draw_map
 from analysis.figures.style import NothingToDrawError, grid, of_psap, panel_title
 from analysis.results import Run
+from analysis.suites import find_suite
 
 RESTORED = "who was restored (white: nothing was suspended)"
 
@@ -18,12 +19,14 @@ RESTORED = "who was restored (white: nothing was suspended)"
 def pulses(runs: Sequence[Run]) -> Figure:
     """Left, the utility (eq. 5) of every suspended filter at every pulse of one seed; right, who was restored.
 
-    Of an ablation, only the cell psap, if there is one.
+    Of a study, only its reference; of another ablation, only the cells psap, if there are any.
     """
     pulsed = [cell for cell in of_psap(runs) if not cell.runs[0].pulses.empty]
     if not pulsed:
         raise NothingToDrawError("no run has pulses")
-    cells = [cell for cell in pulsed if cell.label == "psap"] or pulsed
+    suite = find_suite(runs[0].suite or "")
+    cells = [cell for cell in pulsed if suite and cell.runs[0].cell == suite.reference]
+    cells = cells or [cell for cell in pulsed if cell.label == "psap"] or pulsed
     titles = [
         title
         for cell in cells

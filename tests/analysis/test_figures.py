@@ -449,6 +449,16 @@ def test_every_psap_cell_has_a_map_of_its_layers_on_one_scale(make, quantity):
     assert meshes[0].get_clim() == meshes[1].get_clim()
 
 
+def test_of_a_study_the_pulses_of_its_reference_are_shown(make):
+    cells = {"coupled 54": 0.54, "coupled 85": 0.85, "all 85": 0.85}
+    runs = [
+        make("psap", suite="cifar16_scopes", cell=name, macs_cut=cut) for name, cut in cells.items()
+    ]
+    title = pulses.pulses(runs).axes[0].get_title(loc="left")
+    assert "coupled, 85 % of the MACs cut" in title
+    assert len([axes for axes in pulses.pulses(runs).axes if "seed" in axes.get_title("left")]) == 1
+
+
 def test_pulses_show_every_utility_and_who_was_restored(make):
     figure = pulses.pulses(suite(make))
     left, right = figure.axes[:2]
